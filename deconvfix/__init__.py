@@ -1,0 +1,91 @@
+"""Model surgery for transposed convolutions: replaced, exported, and proven to be the same.
+
+The functions are imported when they are first used: `import deconvfix` imports neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deconvfix.checkpoint import load as load
+    from deconvfix.conversion import Conversion as Conversion
+    from deconvfix.conversion import convert as convert
+    from deconvfix.conversion import inspect as inspect
+    from deconvfix.conversion import verify as verify
+    from deconvfix.errors import CheckpointError as CheckpointError
+    from deconvfix.errors import DeconvfixError as DeconvfixError
+    from deconvfix.errors import ExportError as ExportError
+    from deconvfix.errors import ModelError as ModelError
+    from deconvfix.errors import OptionError as OptionError
+    from deconvfix.errors import ParityError as ParityError
+    from deconvfix.errors import RefusedError as RefusedError
+    from deconvfix.errors import SpecError as SpecError
+    from deconvfix.inspection import Inspection as Inspection
+    from deconvfix.onnx_export import ExportReport as ExportReport
+    from deconvfix.onnx_export import export_onnx as export_onnx
+    from deconvfix.parity import ParityReport as ParityReport
+    from deconvfix.plan import Plan as Plan
+    from deconvfix.report import ConversionReport as ConversionReport
+    from deconvfix.spec import ConvTransposeSpec as ConvTransposeSpec
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CheckpointError": "errors",
+    "Conversion": "conversion",
+    "ConversionReport": "report",
+    "ConvTransposeSpec": "spec",
+    "DeconvfixError": "errors",
+    "ExportError": "errors",
+    "ExportReport": "onnx_export",
+    "Inspection": "inspection",
+    "ModelError": "errors",
+    "OptionError": "errors",
+    "ParityError": "errors",
+    "ParityReport": "parity",
+    "Plan": "plan",
+    "RefusedError": "errors",
+    "SpecError": "errors",
+    "convert": "conversion",
+    "export_onnx": "onnx_export",
+    "inspect": "conversion",
+    "load": "checkpoint",
+    "verify": "conversion",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConvTransposeSpec",
+    "Conversion",
+    "ConversionReport",
+    "DeconvfixError",
+    "ExportError",
+    "ExportReport",
+    "Inspection",
+    "ModelError",
+    "OptionError",
+    "ParityError",
+    "ParityReport",
+    "Plan",
+    "RefusedError",
+    "SpecError",
+    "convert",
+    "export_onnx",
+    "inspect",
+    "load",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deconvfix' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"deconvfix.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

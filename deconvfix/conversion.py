@@ -1,0 +1,239 @@
+"""find -> plan -> apply -> verify: the few lines that everyone calls."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from deconvfix.artifacts import LOWEST_DB, ripple_db
+from deconvfix.errors import ModelError, ParityError, RefusedError
+from deconvfix.forms import form
+from deconvfix.forms.base import Init
+from deconvfix.frontends.base import Frontend
+from deconvfix.inspection import Inspection, describe
+from deconvfix.parity import ParityReport
+from deconvfix.plan import Match, Options, Plan, make_plan
+from deconvfix.report import ConversionReport, Fidelity, layer_reports
+from deconvfix.steps import Interpolation, PadMode
+
+__all__ = ["Conversion", "convert", "inspect", "verify"]
+
+# Class that a model must have among its ancestors -> module with a FRONTEND. Nothing is imported
+# before a model asks for it. The first match counts.
+FRONTENDS: tuple[tuple[str, str], ...] = (
+    ("torch.fx.graph_module.GraphModule", "deconvfix.frontends.fx_graph"),
+    ("torch.nn.modules.module.Module", "deconvfix.frontends.torch_module"),
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted model with the plan that was carried out and the report about it.
+
+    Attributes:
+        model: The converted model, of the kind that was given.
+        plan: The decisions; `plan.to_json()` is the recipe.
+        report: What was done and proven.
+    """
+
+    model: Any
+    plan: Plan
+    report: ConversionReport
+
+
+def inspect(model: Any, example_inputs: Any | None = None) -> Inspection:
+    """Lists the transposed convolutions of a model.
+
+    Args:
+        model: A torch.nn.Module or torch.fx.GraphModule. It is not changed.
+        example_inputs: A tuple of positional inputs, or a pair (args tuple, kwargs dict). With it
+            a copy of the model is run, and calls of torch.nn.functional.conv_transpose* are seen.
+
+    Raises:
+        ModelError: If the model is of another kind, or does not accept the inputs.
+    """
+    frontend = frontend_of(model)
+    prepared = frontend.prepare(model, example_inputs, inplace=False)
+    findings = frontend.find(prepared, example_inputs)
+    return describe(findings.matches, findings.notes)
+
+
+def convert(
+    model: Any,
+    *,
+    to: str = "subpixel",
+    example_inputs: Any | None = None,
+    interpolation: Interpolation = "nearest",
+    padding_mode: PadMode | None = None,
+    init: Init | None = None,
+    seed: int = 0,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] | Callable[[str], bool] = (),
+    strict: bool = False,
+    inplace: bool = False,
+    plan: Plan | None = None,
+    verify: bool = True,
+) -> Conversion:
+    """Replaces the transposed convolutions of a model and proves the result.
+
+    Args:
+        model: A torch.nn.Module or torch.fx.GraphModule; it is not changed unless `inplace`.
+        to: "subpixel" (the same function), "resize" (upsampling and convolution, free of
+            checkerboard artifacts) or "equalized" (the same layer with corrected weights).
+        example_inputs: A tuple of positional inputs, or a pair (args tuple, kwargs dict). With it
+            functional calls are found by running a copy, and the model is compared end to end.
+        interpolation: For "resize": "nearest" or "linear".
+        padding_mode: For "resize": "reflect", "replicate" or "zeros". None: "zeros" for layers
+            whose kernel divides (they stay the same function), "reflect" for the others.
+        init: "exact" (refuse layers whose function would change), "fit" (least squares on the
+            weights) or "random". None: exact where possible, a fit elsewhere.
+        seed: For init "random".
+        include: Glob patterns on layer names; only matching layers are converted.
+        exclude: Glob patterns on layer names to keep, or a predicate.
+        strict: Raise if a layer is refused.
+        inplace: Change the model itself.
+        plan: Carry out this plan instead of making one (the other options are ignored).
+        verify: Compare the converted layers, and the model, with the original.
+
+    Returns:
+        The converted model, the plan and the report. `report.parity.ok` is True: otherwise an
+        error is raised.
+
+    Raises:
+        OptionError: An option has an unknown value, or a pattern matches nothing.
+        ModelError: The model or its inputs cannot be used.
+        RefusedError: A layer was refused and `strict` is set.
+        ParityError: The converted model departs from the original.
+    """
+    frontend = frontend_of(model)
+    options = Options(
+        to=to,
+        interpolation=interpolation,
+        padding_mode=padding_mode,
+        init=init,
+        seed=seed,
+        include=_patterns(include),
+        exclude=() if callable(exclude) else _patterns(exclude),
+    )
+    working = frontend.prepare(model, example_inputs, inplace=inplace)
+    findings = frontend.find(working, example_inputs)
+    if plan is None:
+        selects = (lambda name: not exclude(name)) if callable(exclude) else None
+        plan = make_plan(findings.matches, options, selects)
+    if strict and plan.refused:
+        first, *others = plan.refused
+        raise RefusedError(
+            first.name or "(model)",
+            first.reason.removeprefix(f"{first.name}: ").rstrip("."),
+            f"`strict` allows no refusal ({len(others)} more)" if others else "`strict` allows none",
+            "Exclude the layer, or leave out `strict`",
+        )
+    reference = frontend.prepare(working, None, inplace=False) if verify else None
+    fidelity = _ripples(findings.matches, plan)
+    converted = frontend.apply(working, plan)
+    still_running = None
+    if example_inputs is not None:
+        still_running = tuple(frontend.left(converted, plan, example_inputs))
+    parity: ParityReport | None = None
+    if reference is not None:
+        inputs = [] if example_inputs is None else [example_inputs]
+        parity = frontend.verify(reference, converted, inputs, plan)
+        if fidelity is not None and example_inputs is not None:
+            psnr = frontend.psnr_db(reference, converted, example_inputs)
+            fidelity = Fidelity(psnr, fidelity.ripple_db_before, fidelity.ripple_db_after)
+    report = ConversionReport(
+        input=type(model).__name__,
+        output=None,
+        to=plan.to,
+        layers=layer_reports(plan),
+        parity=parity,
+        fidelity=fidelity,
+        still_running=still_running,
+        notes=findings.notes,
+        versions=versions(),
+    )
+    if parity is not None and not parity.ok:
+        raise ParityError(
+            parity.first_departure or type(model).__name__,
+            " ".join(parity.problems).rstrip("."),
+            "the converted model must agree with the original up to rounding",
+            "Exclude the layer that is named, and report this as a bug with the layer's geometry",
+        )
+    if still_running:
+        raise ParityError(
+            still_running[0] or type(model).__name__,
+            f"a transposed convolution still runs there after the conversion ({len(still_running)} "
+            "in all)",
+            "every layer that is replaced must be gone",
+            "Exclude it to keep it, and report this as a bug with the code that calls it",
+        )
+    return Conversion(converted, plan, report)
+
+
+def verify(before: Any, after: Any, inputs: Any) -> ParityReport:
+    """Holds a converted model against the original.
+
+    Args:
+        before: The original model.
+        after: The converted model, of the same kind.
+        inputs: Example inputs as for `convert`, or a list of them.
+
+    Returns:
+        The report; `ok` says whether the two agree up to rounding.
+    """
+    examples: Sequence[Any] = inputs if isinstance(inputs, list) else [inputs]
+    return frontend_of(before).verify(before, after, examples, None)
+
+
+def frontend_of(model: Any) -> Frontend:
+    """The front end for a model's kind.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    ancestors = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
+    for name, module in FRONTENDS:
+        if name in ancestors:
+            frontend: Frontend = importlib.import_module(module).FRONTEND
+            return frontend
+    raise ModelError(
+        "model",
+        f"it is a {type(model).__module__}.{type(model).__qualname__}",
+        "a torch.nn.Module or a torch.fx.GraphModule is needed",
+        "Load the model first, for example with deconvfix.load for a checkpoint",
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that take part, as far as they are installed."""
+    found = {}
+    for name in ("deconvfix", "torch", "onnx", "onnxruntime", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _ripples(matches: Sequence[Match], plan: Plan) -> Fidelity | None:
+    """Ripple of the layers that change, from their weights; None if no function changes."""
+    before, after = LOWEST_DB, LOWEST_DB
+    found = {match.name: match for match in matches}
+    changed = [each for each in plan.replaced if not each.exact]
+    for decision in changed:
+        match = found.get(decision.name)
+        if match is None or match.read_weight is None or decision.spec is None:
+            continue
+        weight = match.read_weight()
+        before = max(before, ripple_db(decision.spec, weight))
+        assert decision.form and decision.settings
+        new = form(decision.form).equivalent(decision.spec, decision.settings, weight)
+        after = max(after, ripple_db(*new))
+    return Fidelity(None, before, after) if changed else None

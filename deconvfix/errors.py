@@ -1,0 +1,80 @@
+"""Everything that deconvfix raises on purpose.
+
+    DeconvfixError
+    ├── SpecError        the description of a layer contradicts itself
+    ├── OptionError      an option has a value that does not exist, or two options exclude each other
+    ├── ModelError       the model (or its inputs) cannot be used as it was given
+    ├── CheckpointError  a checkpoint file cannot be read, written or loaded
+    ├── RefusedError     a layer was refused and `strict` was asked for
+    ├── ParityError      the converted model does not compute what the original computes
+    └── ExportError      the model could not be written as ONNX
+
+Every message has the same four parts: where it happened, what was found, what is needed, what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "DeconvfixError",
+    "ExportError",
+    "ModelError",
+    "OptionError",
+    "ParityError",
+    "RefusedError",
+    "SpecError",
+]
+
+
+class DeconvfixError(Exception):
+    """Base of all errors of deconvfix.
+
+    Args:
+        where: The layer, option or file that is concerned.
+        found: What was found there.
+        needed: What is needed instead.
+        todo: What the user can do about it.
+    """
+
+    def __init__(self, where: str, found: str, needed: str, todo: str) -> None:
+        super().__init__(where, found, needed, todo)
+        self.where = where
+        self.found = found
+        self.needed = needed
+        self.todo = todo
+
+    def __str__(self) -> str:
+        return sentence(self.where, self.found, self.needed, self.todo)
+
+
+class SpecError(DeconvfixError):
+    """The description of a transposed convolution contradicts itself."""
+
+
+class OptionError(DeconvfixError):
+    """An option has an unknown value, or excludes another one."""
+
+
+class ModelError(DeconvfixError):
+    """The model, or an input given for it, cannot be used."""
+
+
+class CheckpointError(DeconvfixError):
+    """A checkpoint file cannot be read, written or loaded."""
+
+
+class RefusedError(DeconvfixError):
+    """A layer was refused although `strict` was asked for."""
+
+
+class ParityError(DeconvfixError):
+    """The converted model departs from the original by more than rounding."""
+
+
+class ExportError(DeconvfixError):
+    """The model could not be exported to ONNX."""
+
+
+def sentence(where: str, found: str, needed: str, todo: str) -> str:
+    """The one wording of errors and refusals: 'where: found; needed. todo.'"""
+    return f"{where}: {found}; {needed}. {todo}."

@@ -1,0 +1,1 @@
+"""How the weights of a form that is not exact are found from the trained ones."""

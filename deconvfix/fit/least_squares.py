@@ -1,0 +1,108 @@
+"""Closed-form fits on the weights alone: no data, no iterations.
+
+Both are separable or tiny problems, solved in float64 for all channel pairs at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "apply_operators",
+    "equal_phase_sums",
+    "factor_out",
+    "phase_of_taps",
+    "phase_sums",
+    "relative_distance",
+]
+
+Array = NDArray[np.float64]
+
+
+def factor_out(weight: Array, operators: Sequence[Array]) -> Array:
+    """The kernel w that comes closest to `weight` when the operators are applied to it.
+
+    Minimises |(A_1 x .. x A_n) w - W| under sum(A w) = sum(W): the answer to a constant input, which
+    is what the eye sees first, stays as it was. With P = pinv(A) and the gain c = A^T 1,
+
+        w = P W + u * (sum(W) - c^T P W),   u = (A^T A)^-1 c / (c^T (A^T A)^-1 c)
+
+    and everything is a product over the axes.
+
+    Args:
+        weight: Target kernels, (C_in, C_out / groups, *K).
+        operators: Per axis the matrix A, (K, taps), of full column rank.
+
+    Returns:
+        The kernels w, (C_in, C_out / groups, *taps).
+    """
+    fitted = weight
+    direction = np.ones(())
+    gain = np.ones(())
+    for axis, matrix in enumerate(operators, start=2):
+        fitted = np.moveaxis(np.tensordot(np.linalg.pinv(matrix), fitted, (1, axis)), 0, axis)
+        column_sums = matrix.sum(0)
+        direction = np.multiply.outer(direction, np.linalg.solve(matrix.T @ matrix, column_sums))
+        gain = np.multiply.outer(gain, column_sums)
+    axes = tuple(range(2, weight.ndim))
+    missing = weight.sum(axes) - (fitted * gain).sum(axes)
+    correction: Array = direction / (gain * direction).sum()
+    return fitted + np.multiply.outer(missing, correction)
+
+
+def apply_operators(kernel: Array, operators: Sequence[Array]) -> Array:
+    """(A_1 x .. x A_n) w for kernels of shape (C_in, C_out / groups, *taps)."""
+    for axis, matrix in enumerate(operators, start=2):
+        kernel = np.moveaxis(np.tensordot(matrix, kernel, (1, axis)), 0, axis)
+    return kernel
+
+
+def phase_of_taps(
+    kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[NDArray[np.int64], ...]:
+    """Per axis the phase (d*j mod s) of each tap j."""
+    return tuple(
+        np.arange(k) * d % s for k, s, d in zip(kernel_size, stride, dilation, strict=True)
+    )
+
+
+def phase_sums(weight: Array, phases: Sequence[NDArray[np.int64]], stride: Sequence[int]) -> Array:
+    """Sums of the taps of each phase: (C_in, C_out / groups, *k) -> (C_in, C_out / groups, *s)."""
+    for axis, (phase, s) in enumerate(zip(phases, stride, strict=True), start=2):
+        member = (phase == np.arange(s)[:, None]).astype(np.float64)
+        weight = np.moveaxis(np.tensordot(member, weight, (1, axis)), 0, axis)
+    return weight
+
+
+def equal_phase_sums(
+    weight: Array, phases: Sequence[NDArray[np.int64]], stride: Sequence[int]
+) -> Array:
+    """The smallest change of `weight` that makes the sums of all phases equal.
+
+    With g_f the sum and n_f the number of the taps of phase f, each of them gets (c - g_f) / n_f,
+    c = sum(g_f / n_f) / sum(1 / n_f): the minimum of |change|^2 over the common value c.
+
+    Args:
+        weight: Kernels, (C_in, C_out / groups, *k).
+        phases: Per axis the phase of each tap, see `phase_of_taps`; every phase must have a tap.
+        stride: Phases per axis.
+    """
+    sums = phase_sums(weight, phases, stride)
+    counts = phase_sums(np.ones((1, 1, *weight.shape[2:])), phases, stride)
+    axes = tuple(range(2, weight.ndim))
+    common = (sums / counts).sum(axes, keepdims=True) / (1 / counts).sum(axes, keepdims=True)
+    change = (common - sums) / counts
+    for axis, phase in enumerate(phases, start=2):
+        change = np.take(change, phase, axis)
+    return weight + change
+
+
+def relative_distance(new: Array, old: Array) -> float:
+    """|new - old| / |old|, Frobenius norms; 0 when both are zero."""
+    scale = float(np.linalg.norm(old))
+    distance = float(np.linalg.norm(new - old))
+    return distance / scale if scale else (0.0 if distance == 0 else math.inf)

@@ -1,0 +1,15 @@
+"""The forms that a transposed convolution can be written in. A new form is a file and a line here."""
+
+from deconvfix.forms.base import Form
+from deconvfix.forms.equalized import EQUALIZED
+from deconvfix.forms.resize import RESIZE
+from deconvfix.forms.subpixel import SUBPIXEL
+
+__all__ = ["FORMS", "form"]
+
+FORMS: tuple[Form, ...] = (SUBPIXEL, RESIZE, EQUALIZED)
+
+
+def form(name: str) -> Form:
+    """The form called `name`; KeyError if there is none."""
+    return {each.name: each for each in FORMS}[name]

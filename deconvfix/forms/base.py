@@ -1,0 +1,166 @@
+"""What every form has: a name, and four pure functions of a `ConvTransposeSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvfix.errors import sentence
+from deconvfix.rearrange import Flip, Merge, Permute, Verb
+from deconvfix.spec import ConvTransposeSpec
+from deconvfix.steps import Conv, Crop, Interpolation, Pad, PadMode, Pairs, Step
+
+__all__ = [
+    "Compiled",
+    "Form",
+    "Init",
+    "ReadWeight",
+    "Refusal",
+    "Settings",
+    "Settled",
+        "plain_layout",
+    "too_large",
+    "zero_border",
+]
+
+Init = Literal["exact", "fit", "random"]
+ReadWeight = Callable[[], NDArray[np.float64]]
+
+# A converted weight may grow by the factor below without a word. Past it, it is refused from this
+# many elements on (512 MiB in float32): only strange geometries get there, such as a dilation of 1e5.
+_MOST_GROWTH = 8
+_MOST_ELEMENTS = 2**27
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a layer is not converted; `sentence(name)` is the text that the report shows."""
+
+    found: str
+    needed: str
+    todo: str
+
+    def sentence(self, name: str) -> str:
+        """The refusal of the layer `name`, in the wording of all errors."""
+        return sentence(name or "(model)", self.found, self.needed, self.todo)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices that a form leaves open. None means: choose for this layer."""
+
+    interpolation: Interpolation = "nearest"
+    padding_mode: PadMode | None = None
+    init: Init | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Settings without a None, and what they mean for one layer.
+
+    Attributes:
+        settings: The choices made.
+        exact: Whether the converted layer computes the same function, border included.
+        relative_residual: |new kernel - old kernel| / |old kernel| of a fit, None for exact forms.
+        note: One clause for the report.
+    """
+
+    settings: Settings
+    exact: bool
+    relative_residual: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A layer in a new form.
+
+    Attributes:
+        steps: What the layer does.
+        weight: Verbs from the form's kernel (`Form.fit`, laid out as the transposed convolution's
+            weight, (C_in, C_out / groups, *taps)) to the weight of the steps' convolution.
+        bias: Verbs from the layer's bias to the bias that the steps take.
+        macs_per_position: Multiply-accumulates for each input pixel of the transposed convolution.
+    """
+
+    steps: tuple[Step, ...]
+    weight: tuple[Verb, ...]
+    bias: tuple[Verb, ...]
+    macs_per_position: int
+
+
+class Form(Protocol):
+    """A way to write a transposed convolution. Nothing here keeps state."""
+
+    name: str
+
+    def settle(
+        self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
+    ) -> Settled | Refusal:
+        """Decides what is open, looking at the weight where that matters and where there is one."""
+        ...
+
+    def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
+        """Steps and rearrangements; `settings` come from `settle`."""
+        ...
+
+    def fit(
+        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The form's kernel for a weight of shape (C_in, C_out / groups, *kernel_size)."""
+        ...
+
+    def equivalent(
+        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
+    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
+        """The transposed convolution that the new layer is, away from the border."""
+        ...
+
+
+def zero_border(conv: Conv, amounts: Pairs) -> tuple[Step, ...]:
+    """A convolution behind a border of zeros; negative amounts crop.
+
+    Zeros that both ends share become the convolution's own padding. Padding comes before cropping,
+    so that an input shorter than the crop still gets the right output: bias alone, by definition.
+
+    Args:
+        conv: The convolution, with padding 0.
+        amounts: `(begin, end)` pixels per axis.
+    """
+    own = tuple(max(0, min(pair)) for pair in amounts)
+    rest = [(b - o, e - o) for (b, e), o in zip(amounts, own, strict=True)]
+    pads = tuple((max(b, 0), max(e, 0)) for b, e in rest)
+    crops = tuple((max(-b, 0), max(-e, 0)) for b, e in rest)
+    steps: list[Step] = []
+    if any(map(any, pads)):
+        steps.append(Pad(pads, "zeros"))
+    if any(map(any, crops)):
+        steps.append(Crop(crops))
+    return (*steps, replace(conv, padding=own))
+
+
+def plain_layout(ndim: int) -> tuple[Verb, ...]:
+    """Kernel of a stride-1 transposed convolution -> weight of the convolution that equals it.
+
+    (g, C_in/g, C_out/g, *taps) -> (C_out, C_in/g, *taps), each axis of taps reversed.
+    """
+    taps = tuple(range(3, 3 + ndim))
+    return (Flip(taps), Permute((0, 2, 1, *taps)), Merge(0, 1))
+
+
+def too_large(old: int, new: int) -> Refusal | None:
+    """Refuses a weight that would explode; `old` and `new` count elements."""
+    if new <= max(_MOST_ELEMENTS, _MOST_GROWTH * old):
+        return None
+    return Refusal(
+        f"the converted weight would have {new:,} elements instead of {old:,}",
+        f"at most {_MOST_ELEMENTS:,} elements or {_MOST_GROWTH} times the original are written",
+        "Keep this layer (exclude it)",
+    )
+
+

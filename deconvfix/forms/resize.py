@@ -1,0 +1,248 @@
+"""Transposed convolution -> upsampling, explicit padding, convolution. Free of checkerboard artifacts.
+
+Upsampling by s is itself a transposed convolution with the fixed kernel h:
+
+    nearest   h = 1 on 0 .. s-1
+    linear    h[v] = 1 - |(v + 0.5)/s - 0.5| where that is positive; half-pixel centres
+
+so that upsampling and then a convolution with w is the transposed convolution with the kernel h * w.
+Its phase sums are all equal, whatever w is. With w of r = max(1, K - s + 1) taps, h * w covers the
+K taps of the trained kernel; what it has more (linear, or s > K) is spread over both ends. `fit` finds
+the w whose h * w comes closest to the trained kernel. When none is left over, the kernel *divides*,
+and the layer is converted exactly: bilinear-initialised layers, separable box factors.
+
+Feature maps are extended at the border before the convolution (Odena et al. 2016), by `padding_mode`:
+    reflect, replicate   no dark rim; the border differs from the trained layer on purpose
+    zeros                the trained layer's own border. For linear upsampling the small map is
+                         padded by one zero pixel first, so that it fades out as the kernel does
+    None                 zeros where the kernel divides (exact everywhere), reflect elsewhere
+
+An axis of stride 1 has no phases: it keeps its taps, its dilation and its zero border exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvfix.fit.least_squares import apply_operators, factor_out, relative_distance
+from deconvfix.forms.base import (
+    Compiled,
+    ReadWeight,
+    Refusal,
+    Settings,
+    Settled,
+    plain_layout,
+    too_large,
+    zero_border,
+)
+from deconvfix.spec import ConvTransposeSpec
+from deconvfix.steps import Conv, Interpolation, Pad, Resize, Step
+
+__all__ = ["RESIZE"]
+
+# A kernel divides when h * w meets it to a few roundings of the trained dtype's worst case, float32.
+_DIVIDES = 1e-6
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of the derivation above, with its letters."""
+
+    s: int
+    taps: int  # of the new convolution: r, or k for an axis of stride 1
+    dilation: int
+    grown: int  # taps that h * w has before the trained kernel begins
+    pad: tuple[int, int]  # border of the upsampled map; negative amounts crop
+
+
+def _upsampling_kernel(s: int, interpolation: Interpolation) -> tuple[NDArray[np.float64], int]:
+    """The kernel h, and the offset of its first tap."""
+    if interpolation == "nearest":
+        return np.ones(s), 0
+    first = -(s // 2)
+    v = np.arange(first, first + (2 * s if s % 2 == 0 else 2 * s - 1))
+    return 1 - np.abs((v + 0.5) / s - 0.5), first
+
+
+def _axis(
+    k: int, s: int, d: int, p_b: int, p_e: int, op: int, interpolation: Interpolation
+) -> _Axis:
+    big_k = d * (k - 1) + 1
+    if s == 1:
+        return _Axis(s, k, d, 0, (big_k - 1 - p_b, big_k - 1 - p_e + op))
+    h, first = _upsampling_kernel(s, interpolation)
+    r = max(1, big_k - s + 1)
+    grown = (len(h) + r - 1 - big_k) // 2
+    # h * w begins at output offset begin - (r - 1) + first, and must begin at -p_b - grown
+    begin = r - 1 - first - p_b - grown
+    end = (big_k - s - p_b - p_e + op) - begin + r - 1
+    return _Axis(s, r, 1, grown, (begin, end))
+
+
+def _axes(spec: ConvTransposeSpec, interpolation: Interpolation) -> tuple[_Axis, ...]:
+    return tuple(
+        _axis(k, s, d, *padding, op, interpolation)
+        for k, s, d, padding, op in zip(
+            spec.kernel_size,
+            spec.stride,
+            spec.dilation,
+            spec.padding,
+            spec.output_padding,
+            strict=True,
+        )
+    )
+
+
+def _operator(axis: _Axis, interpolation: Interpolation) -> NDArray[np.float64]:
+    """The matrix of w -> h * w, (K + growth, taps)."""
+    if axis.s == 1:
+        return np.eye(axis.taps)
+    h, _ = _upsampling_kernel(axis.s, interpolation)
+    matrix = np.zeros((len(h) + axis.taps - 1, axis.taps))
+    for tap in range(axis.taps):
+        matrix[tap : tap + len(h), tap] = h
+    return matrix
+
+
+@dataclass(frozen=True)
+class ResizeForm:
+    """Resize-convolution; see the module's text for its algebra."""
+
+    name: str = "resize"
+
+    def settle(
+        self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
+    ) -> Settled | Refusal:
+        """Looks whether the kernel divides, and chooses the border by it."""
+        axes = _axes(spec, settings.interpolation)
+        old = math.prod(spec.weight_shape)
+        taps = math.prod(a.taps for a in axes)
+        refusal = too_large(old, old // math.prod(spec.kernel_size) * taps)
+        if refusal:
+            return refusal
+        if read_weight is None:
+            return Refusal(
+                "its weight is computed while the model runs",
+                "a resize-convolution is fitted to a stored weight",
+                "Convert this layer to 'subpixel', or exclude it",
+            )
+        residual = self._residual(spec, replace(settings, init="fit"), read_weight())
+        divides = residual <= _DIVIDES
+        init = settings.init or ("exact" if divides else "fit")
+        if init == "exact" and not divides:
+            return Refusal(
+                f"the kernel does not divide by the {settings.interpolation} upsampling kernel "
+                f"(relative residual {residual:.3g})",
+                "init 'exact' needs a kernel that divides",
+                "Use init 'fit', or the form 'subpixel'",
+            )
+        mode = settings.padding_mode or ("zeros" if divides else "reflect")
+        strided = max(spec.stride) > 1
+        exact = init != "random" and divides and (mode == "zeros" or not strided)
+        if init == "random":
+            residual = self._residual(spec, replace(settings, init="random"), read_weight())
+            note = f"random weights (seed {settings.seed})"
+        elif exact:
+            note = f"{'the kernel divides' if strided else 'stride 1'}: the same function"
+        elif divides:
+            note = f"the kernel divides: the same function but for the {mode} border"
+        else:
+            note = f"least squares on the weights, relative residual {residual:.3g}"
+        return Settled(
+            replace(settings, padding_mode=mode, init=init), exact, residual, f"{note}, {mode} border"
+        )
+
+    def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
+        """Steps: Resize, Pad, Conv; a zero Pad first for linear upsampling with a zero border."""
+        axes = _axes(spec, settings.interpolation)
+        mode = settings.padding_mode or "reflect"
+        conv = Conv(
+            in_channels=spec.in_channels,
+            out_channels=spec.out_channels,
+            kernel_size=tuple(a.taps for a in axes),
+            padding=(0,) * spec.ndim,
+            dilation=tuple(a.dilation for a in axes),
+            groups=spec.groups,
+            bias=spec.bias,
+        )
+        steps: list[Step] = []
+        border = [a.pad for a in axes]
+        if max(spec.stride) > 1:
+            if settings.interpolation == "linear" and mode == "zeros":
+                steps.append(Pad(tuple((int(a.s > 1),) * 2 for a in axes), "zeros"))
+                border = [
+                    (b - a.s, e - a.s) if a.s > 1 else (b, e)
+                    for a, (b, e) in zip(axes, border, strict=True)
+                ]
+            steps.append(Resize(spec.stride, settings.interpolation))
+        if mode != "zeros":
+            extended = tuple(
+                (max(b, 0), max(e, 0)) if a.s > 1 else (0, 0)
+                for a, (b, e) in zip(axes, border, strict=True)
+            )
+            if any(map(any, extended)):
+                steps.append(Pad(extended, mode))
+            border = [
+                (b - pad[0], e - pad[1]) for (b, e), pad in zip(border, extended, strict=True)
+            ]
+        steps += zero_border(conv, tuple(border))
+        per_pixel = spec.in_channels * (spec.out_channels // spec.groups)
+        return Compiled(
+            steps=tuple(steps),
+            weight=plain_layout(spec.ndim),
+            bias=(),
+            macs_per_position=per_pixel * math.prod(a.taps * a.s for a in axes),
+        )
+
+    def fit(
+        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The kernel w, (C_in, C_out / groups, *taps): fitted, or seeded at torch's default scale."""
+        axes = _axes(spec, settings.interpolation)
+        if settings.init == "random":
+            shape = (*weight.shape[:2], *(a.taps for a in axes))
+            bound = 1 / math.sqrt(spec.in_channels // spec.groups * math.prod(shape[2:]))
+            return np.random.default_rng(settings.seed).uniform(-bound, bound, shape)
+        operators = [_operator(a, settings.interpolation) for a in axes]
+        return factor_out(_target(spec, weight, axes, operators), operators)
+
+    def equivalent(
+        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
+    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
+        """The transposed convolution with the kernel h * w."""
+        axes = _axes(spec, settings.interpolation)
+        operators = [_operator(a, settings.interpolation) for a in axes]
+        kernel = apply_operators(self.fit(spec, settings, weight), operators)
+        dilation = tuple(a.dilation for a in axes)
+        return replace(spec, kernel_size=kernel.shape[2:], dilation=dilation), kernel
+
+    def _residual(
+        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
+    ) -> float:
+        axes = _axes(spec, settings.interpolation)
+        operators = [_operator(a, settings.interpolation) for a in axes]
+        _, reached = self.equivalent(spec, settings, weight)
+        return relative_distance(reached, _target(spec, weight, axes, operators))
+
+
+RESIZE = ResizeForm()
+
+
+def _target(
+    spec: ConvTransposeSpec,
+    weight: NDArray[np.float64],
+    axes: tuple[_Axis, ...],
+    operators: list[NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """The trained kernel on the taps of h * w: dilation spread out, zeros where h * w is longer."""
+    target = np.zeros((*weight.shape[:2], *(len(matrix) for matrix in operators)))
+    taps = tuple(
+        slice(0, k) if a.s == 1 else slice(a.grown, a.grown + d * (k - 1) + 1, d)
+        for k, d, a in zip(spec.kernel_size, spec.dilation, axes, strict=True)
+    )
+    target[(..., *taps)] = weight
+    return target

@@ -1,0 +1,198 @@
+"""Transposed convolution -> convolution of stride 1, pixel shuffle, crop. The same function.
+
+Per axis, with the letters of `ConvTransposeSpec`. Output positions o + p_b = s*t + f are told apart
+by their phase f. Let g = gcd(s, d), s' = s/g, d' = d/g. A tap j reaches the positions s*i + d*j only,
+so
+
+    phases reached    f = g*f', with f' < s'; the others hold the bias alone
+    s' = 1            one phase, and its taps are those of a convolution with dilation d'
+    otherwise         the kernel is spread to its K' = d'*(k - 1) + 1 dense taps and cut into
+                      r = min(s', K') phases of q = ceil(K' / r) taps each:
+
+    conv weight[(co, f'), ci, m] = W[ci, co, r*(q - 1 - m) + f']      (zero past the last tap)
+
+The convolution reaches back over c = q - 1 pixels (d'*(q - 1) when s' = 1). With c pixels of zero
+padding on both sides it has L + c outputs, and the shuffle gives the uncropped result, from which
+p_b pixels go at the begin and s*(c + 1) - K + p_e - op at the end. Whole multiples of s are never
+computed: they are taken from the padding instead, which may so become a crop of the input (padding
+past the kernel) or grow beyond c (output_padding past the kernel: zeros in, bias out).
+Neither depends on L, so dynamic shapes work, and neither changes the weight.
+
+Exact for every geometry. Refused only when the dense taps of a huge dilation would explode the weight.
+
+Source: Shi et al. 2016, arXiv:1609.05158 and 1609.07009 (the case k divisible by s, d = 1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvfix.forms.base import (
+    Compiled,
+    ReadWeight,
+    Refusal,
+    Settings,
+    Settled,
+    too_large,
+    zero_border,
+)
+from deconvfix.rearrange import Flip, Merge, Permute, Repeat, Split, Verb, ZeroExtend
+from deconvfix.spec import ConvTransposeSpec
+from deconvfix.steps import AddBias, Conv, Crop, PixelShuffle, Step, ZeroStuff
+
+__all__ = ["SUBPIXEL"]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of the derivation above, with its letters."""
+
+    k: int
+    s: int
+    r: int  # phases that the convolution computes
+    q: int  # taps of each phase
+    gap: int  # g: distance of the computed phases
+    spread: int  # distance of the taps in the dense kernel (d'), 1 where nothing is spread
+    dilation: int  # of the new convolution
+    pad: tuple[int, int]
+    crop: tuple[int, int]
+
+
+def _axis(k: int, s: int, d: int, p_b: int, p_e: int, op: int) -> _Axis:
+    big_k = d * (k - 1) + 1
+    g = math.gcd(s, d) if k > 1 else 1  # a single tap has no dilation
+    s_, d_ = s // g, (d // g if k > 1 else 1)
+    if s_ == 1:
+        r, q, spread, dilation = 1, k, 1, d_
+    else:
+        dense = d_ * (k - 1) + 1
+        r = min(s_, dense)
+        q, spread, dilation = math.ceil(dense / r), d_, 1
+    c = dilation * (q - 1)
+    end = s * (c + 1) - big_k + p_e - op
+    return _Axis(
+        k=k,
+        s=s,
+        r=r,
+        q=q,
+        gap=g,
+        spread=spread,
+        dilation=dilation,
+        pad=(c - p_b // s, c - end // s),
+        crop=(p_b % s, end % s),
+    )
+
+
+def _axes(spec: ConvTransposeSpec) -> tuple[_Axis, ...]:
+    return tuple(
+        _axis(k, s, d, *padding, op)
+        for k, s, d, padding, op in zip(
+            spec.kernel_size,
+            spec.stride,
+            spec.dilation,
+            spec.padding,
+            spec.output_padding,
+            strict=True,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Subpixel:
+    """The exact form; see the module's text for its algebra."""
+
+    name: str = "subpixel"
+
+    def settle(
+        self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
+    ) -> Settled | Refusal:
+        """Always exact: the weight is not looked at."""
+        if settings.init not in (None, "exact"):
+            return Refusal(
+                f"init is {settings.init!r} and the form is 'subpixel'",
+                "the sub-pixel form takes the trained weight as it is",
+                "Leave init out, or choose the form 'resize'",
+            )
+        axes = _axes(spec)
+        old = math.prod(spec.weight_shape)
+        refusal = too_large(old, old // math.prod(spec.kernel_size) * _taps(axes))
+        if refusal:
+            return refusal
+        return Settled(replace(settings, init="exact"), True, None, "the same function")
+
+    def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
+        """Steps: pad or crop where needed, Conv, PixelShuffle, ZeroStuff where needed, Crop."""
+        axes = _axes(spec)
+        phases = tuple(a.r for a in axes)
+        stuffed = any(a.r != a.s for a in axes)
+        conv = Conv(
+            in_channels=spec.in_channels,
+            out_channels=spec.out_channels * math.prod(phases),
+            kernel_size=tuple(a.q for a in axes),
+            padding=(0,) * spec.ndim,
+            dilation=tuple(a.dilation for a in axes),
+            groups=spec.groups,
+            bias=spec.bias and not stuffed,
+        )
+        steps: list[Step] = [*zero_border(conv, tuple(a.pad for a in axes))]
+        if math.prod(phases) > 1:
+            steps.append(PixelShuffle(phases))
+        if stuffed:
+            steps.append(ZeroStuff(phases, tuple(a.gap for a in axes), tuple(a.s for a in axes)))
+        if any(any(a.crop) for a in axes):
+            steps.append(Crop(tuple(a.crop for a in axes)))
+        if stuffed and spec.bias:
+            steps.append(AddBias())
+        return Compiled(
+            steps=tuple(steps),
+            weight=_weight_verbs(axes),
+            bias=() if stuffed else (Repeat(math.prod(phases)),),
+            macs_per_position=spec.macs_per_position() // math.prod(spec.kernel_size) * _taps(axes),
+        )
+
+    def fit(
+        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The weight itself."""
+        return weight
+
+    def equivalent(
+        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
+    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
+        """The layer itself."""
+        return spec, weight
+
+
+SUBPIXEL = Subpixel()
+
+
+def _taps(axes: tuple[_Axis, ...]) -> int:
+    return math.prod(a.q * a.r for a in axes)
+
+
+def _weight_verbs(axes: tuple[_Axis, ...]) -> tuple[Verb, ...]:
+    n = len(axes)
+    unchanged = (0, 0, 0)  # group, C_in/g and C_out/g axes
+    verbs: list[Verb] = []
+    if any(a.spread > 1 for a in axes):
+        # (k) -> (k, 1) -> (k, d') -> (k*d'): each tap is followed by d' - 1 zeros
+        verbs += [Split(3 + i, (-1, 1)) for i in reversed(range(n))]
+        verbs.append(ZeroExtend((*unchanged, *(more for a in axes for more in (0, a.spread - 1)))))
+        verbs += [Merge(3 + i, 4 + i) for i in range(n)]
+    # (k*d') -> (q*r) -> (q, r): tap r*m + f becomes tap m of phase f
+    verbs.append(ZeroExtend((*unchanged, *(a.q * a.r - a.k * a.spread for a in axes))))
+    verbs += [Split(3 + i, (-1, axes[i].r)) for i in reversed(range(n))]
+    q_axes = tuple(3 + 2 * i for i in range(n))
+    r_axes = tuple(4 + 2 * i for i in range(n))
+    verbs += [
+        Flip(q_axes),
+        # (g, C_in/g, C_out/g, q_1, r_1, .., q_n, r_n) -> (g, C_out/g, r_1, .., r_n, C_in/g, *q)
+        Permute((0, 2, *r_axes, 1, *q_axes)),
+        # -> (C_out*r_1*..*r_n, C_in/g, *q)
+        Merge(0, 1 + n),
+    ]
+    return tuple(verbs)

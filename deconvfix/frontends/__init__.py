@@ -1,0 +1,1 @@
+"""How models of each kind are searched and rewritten. A new front end is a file and a line."""

@@ -1,0 +1,55 @@
+"""What every front end can do: search a model of its kind, rewrite it, and prove what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from deconvfix.parity import ParityReport
+from deconvfix.plan import Match, Plan
+
+__all__ = ["Findings", "Frontend"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a search found.
+
+    Attributes:
+        matches: The transposed convolutions, in the model's order.
+        notes: Sentences about what could not be seen.
+    """
+
+    matches: tuple[Match, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Frontend(Protocol):
+    """Operations on one kind of model. Nothing here keeps state."""
+
+    def prepare(self, model: Any, example_inputs: Any | None, *, inplace: bool) -> Any:
+        """The model to work on: a copy, unless `inplace`."""
+        ...
+
+    def find(self, model: Any, example_inputs: Any | None) -> Findings:
+        """Searches the model; with example inputs it is run once, on a copy."""
+        ...
+
+    def apply(self, model: Any, plan: Plan) -> Any:
+        """Carries out the plan on the model itself and returns it (a bare layer is exchanged)."""
+        ...
+
+    def left(self, model: Any, plan: Plan, example_inputs: Any) -> Sequence[str]:
+        """Names of the transposed convolutions that still run, beyond those the plan keeps."""
+        ...
+
+    def verify(
+        self, before: Any, after: Any, inputs: Sequence[Any], plan: Plan | None
+    ) -> ParityReport:
+        """Holds two models of this kind against each other."""
+        ...
+
+    def psnr_db(self, before: Any, after: Any, example_inputs: Any) -> float | None:
+        """PSNR of the outputs of `after` against those of `before`; None without real outputs."""
+        ...

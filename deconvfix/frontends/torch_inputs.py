@@ -1,0 +1,82 @@
+"""Example inputs in one shape, and running a model on them without side effects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from deconvfix.errors import ModelError
+
+__all__ = ["Inputs", "as_inputs", "flat_tensors", "map_tensors", "run_model"]
+
+
+class Inputs(NamedTuple):
+    """Positional and keyword arguments of a model's forward."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def as_inputs(example_inputs: Any) -> Inputs:
+    """Reads a tensor, a tuple of positional inputs, a dict of keyword inputs, or a pair of both."""
+    if isinstance(example_inputs, Inputs):
+        return example_inputs
+    if isinstance(example_inputs, dict):
+        return Inputs((), dict(example_inputs))
+    if isinstance(example_inputs, list):
+        return Inputs(tuple(example_inputs), {})
+    if not isinstance(example_inputs, tuple):
+        return Inputs((example_inputs,), {})
+    if (
+        len(example_inputs) == 2
+        and isinstance(example_inputs[0], tuple)
+        and isinstance(example_inputs[1], dict)
+    ):
+        return Inputs(example_inputs[0], dict(example_inputs[1]))
+    return Inputs(example_inputs, {})
+
+
+def run_model(model: nn.Module, inputs: Inputs) -> Any:
+    """Runs the model without gradients, with a fixed seed, and leaves the random state alone.
+
+    Raises:
+        ModelError: If the model does not accept the inputs.
+    """
+    inputs = map_tensors(lambda tensor: tensor.clone(), inputs)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            return model(*inputs.args, **inputs.kwargs)
+    except Exception as error:
+        shapes = [tuple(tensor.shape) for tensor in flat_tensors(inputs)]
+        raise ModelError(
+            type(model).__name__,
+            f"it cannot be run on inputs of shapes {shapes} ({type(error).__name__}: {error})",
+            "example inputs must be what the model's forward takes",
+            "Correct the example inputs",
+        ) from error
+
+
+def flat_tensors(value: Any) -> list[Tensor]:
+    """All tensors in a nested value, in a fixed order; unknown objects are searched by attribute."""
+    return list(_tensors(value))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
+            # Output classes that pytree does not know, such as plain dataclasses.
+            for each in vars(leaf).values():
+                if isinstance(each, (Tensor, tuple, list, dict)):
+                    yield from _tensors(each)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same nested value with the function applied to each tensor."""
+    return pytree.tree_map_only(Tensor, function, value)

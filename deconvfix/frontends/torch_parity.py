@@ -1,0 +1,430 @@
+"""Parity of two torch modules: layer by layer and end to end, in float64 where the model allows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from deconvfix.artifacts import LOWEST_DB, decibels
+from deconvfix.errors import DeconvfixError
+from deconvfix.forms import form
+from deconvfix.frontends import torch_steps
+from deconvfix.frontends.torch_calls import Call, Observed, observe, parse
+from deconvfix.frontends.torch_inputs import Inputs, as_inputs, flat_tensors, map_tensors, run_model
+from deconvfix.frontends.torch_layers import (
+    ConvertedConvTranspose,
+    ConvTransposeModule,
+    read_weight,
+    spec_of,
+)
+from deconvfix.parity import LIMIT, Comparison, ParityReport, summarize
+from deconvfix.plan import Plan
+from deconvfix.rearrange import rearrange
+from deconvfix.steps import run
+
+__all__ = ["compare_modules", "compare_tensors", "input_variants", "psnr_db", "rounding_scale"]
+
+# Variants of the inputs beyond the user's own are left out when one run takes longer than this.
+_PATIENCE_SECONDS = 10.0
+
+
+def compare_modules(
+    before: nn.Module, after: nn.Module, inputs: Sequence[Any], plan: Plan | None
+) -> ParityReport:
+    """Holds a converted model against the original.
+
+    Args:
+        before: The original.
+        after: The converted model.
+        inputs: Example inputs; may be empty, then the layers alone are compared.
+        plan: What was converted. Without one, layers of the same name are compared.
+    """
+    exact = plan is None or all(each.exact for each in plan.decisions)
+    examples = [as_inputs(each) for each in inputs]
+    before, after, examples, dtype = _in_float64(before, after, examples)
+    layers = _compare_layers(before, after, examples, plan)
+    outputs: list[Comparison] = []
+    problems: list[str] = []
+    notes: list[str] = []
+    if examples and exact:
+        outputs, problems, notes = _compare_outputs(before, after, examples)
+    elif not examples:
+        notes.append("No example inputs: the converted layers were compared, the model was not run.")
+    if not layers and not outputs and plan is not None and not plan.replaced:
+        return ParityReport(True, 0.0, 0.0, dtype, notes=("Nothing was converted.",))
+    return summarize(layers, outputs, dtype, problems, notes)
+
+
+def compare_tensors(
+    what: str, inputs: str, got: Tensor, want: Tensor, rounding: Tensor | float
+) -> Comparison:
+    """Compares two results.
+
+    Args:
+        rounding: The difference that one rounding explains, for each element or for all.
+    """
+    if got.shape != want.shape:
+        return Comparison(what, f"{inputs} (shapes {tuple(got.shape)}, {tuple(want.shape)})",
+                          math.inf, math.inf, False)
+    if got.numel() == 0:
+        return Comparison(what, inputs, 0.0, 0.0, True)
+    if not (want.is_floating_point() or want.is_complex()):
+        unequal = float((got != want).sum())
+        return Comparison(what, inputs, unequal, math.inf if unequal else 0.0, unequal == 0)
+    same = (got == want) | (got.isnan() & want.isnan())
+    difference = torch.where(same, torch.zeros_like(want.abs()), (got - want).abs())
+    difference = difference.to(torch.float64)
+    if isinstance(rounding, Tensor):
+        rounding = rounding.to(torch.float64)
+    ratio = torch.where(same, torch.zeros_like(difference), difference / rounding)
+    worst = math.inf if bool(difference.isnan().any()) else float(difference.max())
+    worst_ratio = math.inf if bool(ratio.isnan().any()) else float(ratio.max())
+    return Comparison(what, inputs, worst, worst_ratio, worst_ratio <= LIMIT)
+
+
+def psnr_db(before: nn.Module, after: nn.Module, example_inputs: Any) -> float | None:
+    """Peak signal-to-noise ratio of two models' outputs, in dB.
+
+    The peak is the range of the original's outputs. 300 dB stand for equal outputs; None means that
+    there is no floating-point output to compare.
+    """
+    from deconvfix.frontends.torch_module import copy_model
+
+    inputs = as_inputs(example_inputs)
+    pairs = [
+        (old.double(), new.double())
+        for old, new in zip(
+            flat_tensors(run_model(copy_model(before), inputs)),
+            flat_tensors(run_model(copy_model(after), inputs)),
+            strict=True,
+        )
+        if old.is_floating_point() and old.shape == new.shape and old.numel()
+    ]
+    if not pairs:
+        return None
+    peak = max(float(old.max() - old.min()) for old, _ in pairs)
+    count = sum(old.numel() for old, _ in pairs)
+    error = math.sqrt(sum(float(((old - new) ** 2).sum()) for old, new in pairs) / count)
+    return decibels(peak / error) if error else -LOWEST_DB
+
+
+def input_variants(example: Inputs) -> list[tuple[str, Inputs]]:
+    """The example, and floating-point inputs of its shapes: seeded noise, a constant, zeros."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        return drawn.to(tensor)
+
+    def constant(tensor: Tensor) -> Tensor:
+        return torch.full_like(tensor, 0.5) if tensor.is_floating_point() else tensor
+
+    def zeros(tensor: Tensor) -> Tensor:
+        return torch.zeros_like(tensor) if tensor.is_floating_point() else tensor
+
+    return [
+        ("example inputs", example),
+        ("seeded noise", map_tensors(noise, example)),
+        ("a constant", map_tensors(constant, example)),
+        ("zeros", map_tensors(zeros, example)),
+    ]
+
+
+def _in_float64(
+    before: nn.Module, after: nn.Module, examples: list[Inputs]
+) -> tuple[nn.Module, nn.Module, list[Inputs], str]:
+    from deconvfix.frontends.torch_module import copy_model
+
+    before, after = copy_model(before), copy_model(after)
+
+    def double(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    own = next((p.dtype for p in before.parameters() if p.is_floating_point()), torch.float32)
+    try:
+        wide_before, wide_after = copy_model(before).double(), copy_model(after).double()
+        wide = [map_tensors(double, each) for each in examples]
+        for model in (wide_before, wide_after):
+            for each in wide[:1]:
+                # On a copy: a run may change buffers.
+                run_model(copy_model(model), each)
+    except (DeconvfixError, RuntimeError, NotImplementedError, TypeError):
+        # Some models hold constants or casts that double() does not reach.
+        return before, after, examples, str(own).removeprefix("torch.")
+    return wide_before, wide_after, wide, "float64"
+
+
+# --- layers -------------------------------------------------------------------------------------
+
+
+def _compare_layers(
+    before: nn.Module, after: nn.Module, examples: list[Inputs], plan: Plan | None
+) -> list[Comparison]:
+    """Every converted layer, on what it sees in the original and on inputs made up."""
+    from deconvfix.frontends.torch_module import copy_model
+
+    names = {module: name for name, module in before.named_modules()}
+    seen: dict[str, list[Call]] = {}
+
+    def record(observed: Observed) -> None:
+        known = [names[module] for module in observed.stack if module in names]
+        seen.setdefault(known[-1] if known else "", []).append(observed.call)
+
+    for example in examples[:1]:
+        probe = copy_model(before)
+        names = {module: name for name, module in probe.named_modules()}
+        with observe(record):
+            run_model(probe, example)
+    wanted = None if plan is None else {each.name: each for each in plan.replaced}
+    order = [*seen, *(name for name, _ in before.named_modules() if name not in seen)]
+    comparisons = []
+    for name in dict.fromkeys(order):
+        old = before.get_submodule(name)
+        new = _submodule(after, name)
+        if isinstance(old, ConvTransposeModule) and new is not None:
+            if wanted is None and isinstance(new, ConvTransposeModule) and not _rerouted(new):
+                continue
+            if wanted is not None and name not in wanted:
+                continue
+            calls = seen.get(name, [])[:2]
+            comparisons += list(_compare_layer(name, old, new, calls))
+        elif name in seen and _rerouted(new):
+            comparisons += [_compare_call(name, call) for call in seen[name][:4]]
+    return comparisons
+
+
+def _rerouted(module: nn.Module | None) -> bool:
+    from deconvfix.frontends.torch_calls import Rerouted, Untouched
+
+    forward = vars(module).get("forward") if module is not None else None
+    return isinstance(forward, Rerouted) and not isinstance(forward, Untouched)
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _bound(call: Call) -> Tensor:
+    """eps * (|W| (*) |x| + |b|), the largest error that one rounding of each product explains."""
+    magnitude = replace(
+        call,
+        input=call.input.detach().abs(),
+        weight=call.weight.detach().abs(),
+        bias=None if call.bias is None else call.bias.detach().abs(),
+    )
+    return _run_call(magnitude) * torch.finfo(call.weight.dtype).eps
+
+
+def _run_call(call: Call) -> Tensor:
+    function = getattr(torch, f"conv_transpose{call.weight.dim() - 2}d")
+    result: Tensor = function(**call.arguments)
+    return result
+
+
+@torch.no_grad()
+def _compare_call(name: str, call: Call) -> Comparison:
+    """A rerouted call on the arguments that it got in the original."""
+    got = torch_steps.conv_transpose(**call.arguments)
+    where = f"{name}.{call.function}".removeprefix(".")
+    return compare_tensors(where, "example inputs", got, _run_call(call), _bound(call))
+
+
+@torch.no_grad()
+def _compare_layer(
+    name: str, old: nn.Module, new: nn.Module, calls: list[Call]
+) -> list[Comparison]:
+    assert isinstance(old, ConvTransposeModule)
+    if "weight" not in old._parameters and not hasattr(old, "weight"):
+        return []
+    spec = spec_of(old)
+    weight = old.weight
+    inputs = [("example inputs", call.input) for call in calls]
+    shape = tuple(calls[0].input.shape) if calls else (2, spec.in_channels, *_small_sizes(spec))
+    generator = torch.Generator().manual_seed(2)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+    inputs += [
+        ("seeded noise", drawn.to(weight)),
+        ("a constant", torch.full(shape, 0.5).to(weight)),
+        ("zeros", torch.zeros(shape).to(weight)),
+    ]
+    comparisons = []
+    for kind, x in inputs:
+        arguments = (spec.stride, tuple(b for b, _ in spec.padding), spec.output_padding)
+        call = Call("layer", x, weight, old.bias, *arguments, spec.groups, spec.dilation)
+        if _rerouted(new):
+            own = Call("", x, new.weight, new.bias, *arguments, spec.groups, spec.dilation)
+            got = torch_steps.conv_transpose(**own.arguments)
+        else:
+            got = new(x)
+        if isinstance(new, ConvertedConvTranspose) and new.form_name != "subpixel":
+            want, bound = _by_definition(new, x)
+        elif isinstance(new, ConvTransposeModule) and not _rerouted(new):
+            want, bound = _run_call(replace(call, weight=new.weight, bias=new.bias)), _bound(call)
+        else:
+            want, bound = _run_call(call), _bound(call)
+        comparisons.append(compare_tensors(name or "(model)", kind, got, want, bound))
+    return comparisons
+
+
+def _by_definition(layer: ConvertedConvTranspose, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the layer's steps mean, in NumPy, and their rounding."""
+    compiled = form(layer.form_name).compile(layer.spec, layer.settings)
+    weight = rearrange(compiled.weight, read_weight(layer.weight), layer.groups)
+    bias = None if layer.bias is None else read_weight(layer.bias)
+    batched = x if x.dim() == layer.spec.ndim + 2 else x[None]
+    value = run(compiled.steps, read_weight(batched), weight, bias)
+    magnitude = run(
+        compiled.steps,
+        np.abs(read_weight(batched)),
+        np.abs(weight),
+        None if bias is None else np.abs(bias),
+    )
+    shape = value.shape if batched is x else value.shape[1:]
+    eps = torch.finfo(x.dtype).eps
+    return (
+        torch.from_numpy(value).reshape(shape).to(x),
+        torch.from_numpy(magnitude).reshape(shape) * eps,
+    )
+
+
+def _small_sizes(spec: Any) -> tuple[int, ...]:
+    """A small input size, different on each axis, for which the layer has an output."""
+    sizes = []
+    for axis, (s, big_k, (b, e)) in enumerate(
+        zip(spec.stride, spec.effective_kernel_size, spec.padding, strict=True)
+    ):
+        sizes.append(max(1, math.ceil((b + e - big_k + 1) / s) + 1) + 3 + axis)
+    return tuple(sizes)
+
+
+# --- end to end ---------------------------------------------------------------------------------
+
+
+def _compare_outputs(
+    before: nn.Module, after: nn.Module, examples: list[Inputs]
+) -> tuple[list[Comparison], list[str], list[str]]:
+    from deconvfix.frontends.torch_module import copy_model
+
+    def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+        return flat_tensors(run_model(copy_model(model), inputs))
+
+    comparisons: list[Comparison] = []
+    problems: list[str] = []
+    notes: list[str] = []
+    started = time.monotonic()
+    outputs(before, examples[0])
+    slow = time.monotonic() - started > _PATIENCE_SECONDS
+    if slow:
+        notes.append("One run takes long: the end-to-end comparison used the example inputs only.")
+    cases = [("example inputs", each) for each in examples]
+    if not slow:
+        cases += input_variants(examples[0])[1:]
+    varied = False
+    for kind, inputs in cases:
+        try:
+            want = outputs(before, inputs)
+        except DeconvfixError:
+            notes.append(f"The original does not run on {kind} of the example inputs' shapes.")
+            continue
+        again = outputs(before, inputs)
+        if not all(map(_equal, want, again)):
+            notes.append("The original gives other outputs when it is run again with the same seed.")
+            break
+        got = outputs(after, inputs)
+        if len(got) != len(want):
+            problems.append(f"The model returns {len(got)} tensors instead of {len(want)}.")
+            break
+        noisy = []
+        for seed in (0, 1):
+            with _LayerNoise(seed, torch.finfo(torch.float64).eps):
+                noisy.append(outputs(before, inputs))
+        for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+            varied = varied or _varies(theirs)
+            moved = [each[number] for each in noisy]
+            if not theirs.is_floating_point():
+                # An index or a decision: rounding may flip it, where noise on the layers does so too.
+                if all(_equal(theirs, each) for each in moved):
+                    comparisons.append(compare_tensors(f"output {number}", kind, mine, theirs, 0.0))
+                continue
+            rounding = rounding_scale(theirs, moved)
+            comparisons.append(compare_tensors(f"output {number}", kind, mine, theirs, rounding))
+    if comparisons and not varied:
+        problems.append(
+            "All outputs are constant on all inputs, which is no evidence: give other inputs."
+        )
+    if comparisons and not problems:
+        notes += _dependence(before, examples[0], outputs)
+    return comparisons, problems, notes
+
+
+def rounding_scale(value: Tensor, moved: Sequence[Tensor]) -> float:
+    """How far rounding moves an output: the largest departure seen, at least one eps of its size."""
+    finite = value[value.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    floor = torch.finfo(value.dtype).eps * size
+    departures = [(each - value).abs() for each in moved if each.shape == value.shape]
+    largest = [float(each[each.isfinite()].max()) for each in departures if each.isfinite().any()]
+    return max([floor, torch.finfo(value.dtype).tiny, *largest])
+
+
+def _dependence(
+    before: nn.Module, inputs: Inputs, outputs: Callable[[nn.Module, Inputs], list[Tensor]]
+) -> list[str]:
+    """Whether an error of one in a thousand in the layers would be seen at the outputs at all."""
+    want = outputs(before, inputs)
+    with _LayerNoise(3, 1e-3):
+        moved = outputs(before, inputs)
+    with _LayerNoise(3, torch.finfo(torch.float64).eps):
+        rounded = outputs(before, inputs)
+    for value, far, near in zip(want, moved, rounded, strict=True):
+        if value.is_floating_point() and value.shape == far.shape:
+            if rounding_scale(value, [far]) > 100 * LIMIT * rounding_scale(value, [near]):
+                return []
+    return [
+        "The outputs hardly depend on the converted layers with these weights and inputs: the "
+        "end-to-end comparison proves little, the comparison of the layers stands."
+    ]
+
+
+class _LayerNoise(TorchFunctionMode):
+    """Adds noise of `scale * (|W| (*) |x| + |b|)` to the output of each transposed convolution."""
+
+    def __init__(self, seed: int, scale: float) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.scale = scale
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = parse(func, args, kwargs or {})
+        result = func(*args, **(kwargs or {}))
+        if call is None or not result.is_floating_point():
+            return result
+        eps = torch.finfo(call.weight.dtype).eps
+        scale = max(self.scale, eps) / eps
+        noise = torch.randn(result.shape, generator=self.generator, dtype=torch.float64)
+        return result + _bound(call) * scale * noise.to(result)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _varies(value: Tensor) -> bool:
+    return value.numel() > 1 and value.is_floating_point() and not bool(
+        (value == value.flatten()[0]).all()
+    )

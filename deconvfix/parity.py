@@ -1,0 +1,106 @@
+"""Proof that two models compute the same function: the numbers, and the bounds they are held against.
+
+*Layers.* A layer of trained weight W and bias b, on an input x, has the rounding error
+
+    |dy| <= c * eps * (|W| (*) |x| + |b|)
+
+for any order of summation; the right side is the layer itself, run on absolute values. A correct form
+stays below c = 10 (worst seen 5.2); a wrong one departs by many powers of ten.
+
+*End to end.* The original is run again with noise of one eps * (|W| (*) |x| + |b|) on each of these
+layers' outputs. What that does to the model's output is what rounding may do to it; the converted model
+must stay within ten times that.
+
+*Between runtimes* every operation rounds differently. The original is run under Monte Carlo arithmetic
+(Parker 1997): each operation's operands and result are moved by one eps at random. The other runtime
+must stay within `RUNTIME_LIMIT` times the largest departure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["LIMIT", "RUNTIME_LIMIT", "Comparison", "ParityReport", "summarize"]
+
+LIMIT = 10.0
+RUNTIME_LIMIT = 10.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One pair of results held against each other.
+
+    Attributes:
+        what: What was compared: a layer's name, or "output" with its number.
+        inputs: On which inputs, in words.
+        max_abs: Largest absolute difference.
+        error_ratio: Largest difference over what rounding explains, see the module's text.
+        ok: Whether the ratio is within its limit and NaN and infinities agree.
+    """
+
+    what: str
+    inputs: str
+    max_abs: float
+    error_ratio: float
+    ok: bool
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The outcome of a verification.
+
+    Attributes:
+        ok: Whether everything compared agrees, and there was evidence.
+        max_abs: Largest absolute difference of the end-to-end outputs (of layers without those).
+        max_error_ratio: Largest ratio of any comparison; the limit is 10.
+        dtype: The dtype of the comparison.
+        comparisons: All of them.
+        first_departure: Name of the first layer, in execution order, that departs; None if none does.
+        problems: Sentences: what failed.
+        notes: Sentences: what limits the evidence.
+    """
+
+    ok: bool
+    max_abs: float
+    max_error_ratio: float
+    dtype: str
+    comparisons: tuple[Comparison, ...] = ()
+    first_departure: str | None = None
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def summarize(
+    layers: Sequence[Comparison],
+    outputs: Sequence[Comparison],
+    dtype: str,
+    problems: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> ParityReport:
+    """Draws the verdict from comparisons; without any, there is no evidence and it is not ok."""
+    compared = (*layers, *outputs)
+    departed = [each for each in compared if not each.ok]
+    problems = list(problems)
+    if not compared and not problems:
+        problems.append("Nothing was compared: give example inputs.")
+    for each in departed[:3]:
+        problems.append(
+            f"{each.what} departs by {each.max_abs:.3g} on {each.inputs}, "
+            f"{each.error_ratio:.3g} times what rounding explains (limit {LIMIT:g})."
+        )
+    return ParityReport(
+        ok=not problems,
+        max_abs=max((each.max_abs for each in outputs or layers), default=0.0),
+        max_error_ratio=max((each.error_ratio for each in compared), default=0.0),
+        dtype=dtype,
+        comparisons=compared,
+        first_departure=next((each.what for each in layers if not each.ok), None),
+        problems=tuple(problems),
+        notes=tuple(notes),
+    )

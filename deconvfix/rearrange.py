@@ -1,0 +1,147 @@
+"""Weight rearrangements as data: a few array verbs that NumPy, torch and ONNX all have.
+
+A form never touches weights. It says *how* the weight of a transposed convolution becomes the weight
+of a convolution, as a tuple of verbs; each framework has its own dozen lines that carry them out. So
+a weight keeps its dtype, device and gradient, and weights computed at run time work like stored ones.
+
+No verb names a number of channels or groups, so that these may be unknown until the model runs.
+Every verb can be undone (`inverse`), which is how a converted layer shows its weight in the layout
+of the original layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Flip",
+    "Merge",
+    "Permute",
+    "Repeat",
+    "Split",
+    "Verb",
+    "ZeroExtend",
+    "inverse",
+    "rearrange",
+]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Splits one axis into several of the given sizes, the first of which may be -1."""
+
+    axis: int
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Merges the axes `first` to `last`, both included, into one."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class ZeroExtend:
+    """Appends zeros at the end of each axis; a negative amount cuts elements off there."""
+
+    amounts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Orders the axes: axis `i` of the result is axis `order[i]` of the operand."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Reverses the elements along axes."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Repeats each element of a 1-D array `times` times: ab -> aabb."""
+
+    times: int
+
+
+Verb = Split | Merge | ZeroExtend | Permute | Flip | Repeat
+
+
+def rearrange(verbs: Sequence[Verb], array: NDArray[Any], groups: int = 1) -> NDArray[Any]:
+    """Carries the verbs out in NumPy: the executable meaning of a rearrangement.
+
+    Args:
+        verbs: What to do, in order.
+        array: A weight (C_in, C_out / groups, *k), which the verbs see with the group axis first,
+            (groups, C_in / groups, C_out / groups, *k); or a bias (C_out,).
+        groups: Groups of the layer.
+    """
+    if array.ndim > 1:
+        array = array.reshape(groups, -1, *array.shape[1:])
+    for verb in verbs:
+        shape = array.shape
+        match verb:
+            case Split(axis, sizes):
+                array = array.reshape(*shape[:axis], *sizes, *shape[axis + 1 :])
+            case Merge(first, last):
+                merged = math.prod(shape[first : last + 1])
+                array = array.reshape(*shape[:first], merged, *shape[last + 1 :])
+            case ZeroExtend(amounts):
+                kept = array[tuple(slice(0, n + a) for n, a in zip(shape, amounts, strict=True))]
+                array = np.pad(kept, [(0, max(a, 0)) for a in amounts])
+            case Permute(order):
+                array = array.transpose(order)
+            case Flip(axes):
+                array = np.flip(array, axes)
+            case Repeat(times):
+                array = np.repeat(array, times)
+    return array
+
+
+def inverse(verbs: Sequence[Verb], shape: Sequence[int], groups: int = 1) -> tuple[Verb, ...]:
+    """The verbs that lead back to a weight or bias of `shape`.
+
+    They take the array as it is, without a group axis. Elements that the way there cut off come
+    back as zeros, elements that it appended are dropped.
+    """
+    shape = tuple(shape)
+    undone: list[Verb] = []
+    if len(shape) > 1:
+        shape = (groups, shape[0] // groups, *shape[1:])
+        undone.append(Merge(0, 1))
+    for verb in verbs:
+        match verb:
+            case Split(axis, sizes):
+                undone.append(Merge(axis, axis + len(sizes) - 1))
+                known = -math.prod(sizes) if -1 in sizes else math.prod(sizes)
+                sizes = tuple(shape[axis] // known if n == -1 else n for n in sizes)
+                shape = (*shape[:axis], *sizes, *shape[axis + 1 :])
+            case Merge(first, last):
+                merged = shape[first : last + 1]
+                undone.append(Split(first, merged))
+                shape = (*shape[:first], math.prod(merged), *shape[last + 1 :])
+            case ZeroExtend(amounts):
+                undone.append(ZeroExtend(tuple(-a for a in amounts)))
+                shape = tuple(n + a for n, a in zip(shape, amounts, strict=True))
+            case Permute(order):
+                undone.append(Permute(tuple(order.index(i) for i in range(len(order)))))
+                shape = tuple(shape[i] for i in order)
+            case Flip():
+                undone.append(verb)
+            case Repeat(times):
+                # Every copy is the same element: the first one of each run stands for it.
+                undone += [Merge(0, 1), ZeroExtend((0, 1 - times)), Split(0, (-1, times))]
+                shape = (shape[0] * times,)
+    return tuple(reversed(undone))

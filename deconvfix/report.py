@@ -1,0 +1,141 @@
+"""The conversion report: plain data first; JSON, text and HTML are made from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from deconvfix.parity import ParityReport
+from deconvfix.plan import Decision, Plan
+
+__all__ = ["ConversionReport", "Fidelity", "LayerReport", "layer_reports"]
+
+REPORT_FORMAT = "deconvfix.report/1"
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far an intended change moves the output.
+
+    Attributes:
+        psnr_db: Converted against original output, peak = range of the original's; None without
+            example inputs.
+        ripple_db_before: Largest flat-field ripple of a converted layer before (-300: none).
+        ripple_db_after: The same after.
+    """
+
+    psnr_db: float | None
+    ripple_db_before: float
+    ripple_db_after: float
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one layer; see `deconvfix.plan.Decision` for the fields."""
+
+    name: str
+    op: str
+    decision: str
+    form: str | None
+    reason: str
+    exact: bool
+    relative_residual: float | None
+    macs_before: int | None
+    macs_after: int | None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did, and the proof.
+
+    Attributes:
+        input: The model: a path, or its class.
+        output: Where it was written, None if it was not.
+        to: The form that was asked for.
+        layers: One entry for each transposed convolution.
+        parity: Converted against original (for fitted forms: against their definition); None if
+            it was switched off.
+        export: Parity of the written ONNX file in ONNX Runtime; None if none was written.
+        fidelity: For fitted forms; None for exact ones.
+        still_running: Transposed convolutions that ran after the conversion although they were to
+            be replaced. None without example inputs.
+        notes: What could not be seen, what was left out.
+        versions: Versions of deconvfix and of the libraries it ran with.
+    """
+
+    input: str
+    output: str | None
+    to: str
+    layers: tuple[LayerReport, ...]
+    parity: ParityReport | None
+    export: ParityReport | None = None
+    fidelity: Fidelity | None = None
+    still_running: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all proofs that were made hold and nothing was missed."""
+        proofs = [each for each in (self.parity, self.export) if each is not None]
+        return all(each.ok for each in proofs) and not self.still_running
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"format": REPORT_FORMAT, "ok": self.ok, **_finite(asdict(self))}
+
+    def to_json(self) -> str:
+        """The report as one JSON object."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def verdict(self) -> str:
+        """One sentence."""
+        counts = {
+            kind: sum(layer.decision == kind for layer in self.layers)
+            for kind in ("replaced", "kept", "refused")
+        }
+        parts = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        found = len(self.layers)
+        what = f"{found} transposed convolution{'s' if found != 1 else ''} found"
+        outcome = "verified" if self.ok and self.parity else ("ok" if self.ok else "NOT VERIFIED")
+        return f"{what}: {parts or 'nothing to do'}; {outcome}."
+
+    def to_html(self) -> str:
+        """A page of its own, without scripts or anything from the network."""
+        import jinja2
+
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("deconvfix"), autoescape=True, undefined=jinja2.StrictUndefined
+        )
+        return environment.get_template("report.html.jinja").render(report=self)
+
+
+def layer_reports(plan: Plan) -> tuple[LayerReport, ...]:
+    """The decisions of a plan as the report shows them."""
+    return tuple(map(_layer_report, plan.decisions))
+
+
+def _layer_report(decision: Decision) -> LayerReport:
+    return LayerReport(
+        name=decision.name,
+        op=decision.op,
+        decision=decision.decision,
+        form=decision.form,
+        reason=decision.reason,
+        exact=decision.exact,
+        relative_residual=decision.relative_residual,
+        macs_before=decision.macs_before,
+        macs_after=decision.macs_after,
+    )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they become strings."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return str(value)
+    return value

@@ -1,0 +1,247 @@
+"""The narrow waist: what a converted layer does, as a short tuple of steps.
+
+A form compiles a `ConvTransposeSpec` into steps; a front end writes each kind of step into its own
+graph. The steps hold numbers only, no weights: each tuple has one `Conv` or `ConvTranspose` step,
+which takes the layer's weight, and `run` gives their executable meaning in NumPy.
+
+Arrays have the shape (N, C, *L) with one to three spatial axes L. Amounts are per spatial axis.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvfix.spec import ConvTransposeSpec
+
+__all__ = [
+    "AddBias",
+    "Conv",
+    "ConvTranspose",
+    "Crop",
+    "Interpolation",
+    "Pad",
+    "PadMode",
+    "PixelShuffle",
+    "Resize",
+    "Step",
+    "ZeroStuff",
+    "run",
+]
+
+Array = NDArray[Any]
+Pairs = tuple[tuple[int, int], ...]
+PadMode = Literal["zeros", "reflect", "replicate"]
+Interpolation = Literal["nearest", "linear"]
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Adds `(begin, end)` pixels per axis: zeros, `reflect` (32|123) or `replicate` (11|123).
+
+    `reflect` wider than the map reflects again and again, as `numpy.pad` does.
+    """
+
+    amounts: Pairs
+    mode: PadMode
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Removes `(begin, end)` pixels per axis."""
+
+    amounts: Pairs
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Upsamples by whole factors: nearest, or linear with half-pixel centres (align_corners=False)."""
+
+    factors: tuple[int, ...]
+    interpolation: Interpolation
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Cross-correlation of stride 1 with zero padding `(amount, amount)` per axis.
+
+    Its weight has the shape (out_channels, in_channels / groups, *kernel_size).
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    bias: bool
+
+
+@dataclass(frozen=True)
+class ConvTranspose:
+    """The transposed convolution itself, for forms that correct its weight and keep the layer."""
+
+    spec: ConvTransposeSpec
+
+
+@dataclass(frozen=True)
+class PixelShuffle:
+    """(N, C*r_1*..*r_n, *L) -> (N, C, L_1*r_1, ..., L_n*r_n).
+
+    Channels are ordered as in torch.nn.PixelShuffle, which is ONNX DepthToSpace with mode CRD:
+    channel (c*r_1 + f_1)*r_2 + f_2 gives pixels (f_1, f_2) of channel c.
+    """
+
+    factors: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ZeroStuff:
+    """Spreads blocks of pixels: pixel `t*block + f` moves to `t*stride + f*gap`, the rest is zero.
+
+    Follows a pixel shuffle by `blocks` where the taps reach only some phases of the stride.
+    """
+
+    blocks: tuple[int, ...]
+    gaps: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AddBias:
+    """Adds the layer's bias, of shape (C,), where the convolution could not: after `ZeroStuff`."""
+
+
+Step = Pad | Crop | Resize | Conv | ConvTranspose | PixelShuffle | ZeroStuff | AddBias
+
+
+def run(steps: Sequence[Step], x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Runs steps in NumPy.
+
+    Args:
+        steps: What to do, in order.
+        x: Input, (N, C_in, *L).
+        weight: Weight of the one `Conv` or `ConvTranspose` step, in that step's layout.
+        bias: Bias of the step that adds one, or None.
+
+    Returns:
+        The output, (N, C_out, *L_out).
+    """
+    for step in steps:
+        match step:
+            case Pad(amounts, mode):
+                x = _pad(x, amounts, mode)
+            case Crop(amounts):
+                spatial = zip(amounts, x.shape[2:], strict=True)
+                x = x[(..., *(slice(b, n - e) for (b, e), n in spatial))]
+            case Resize(factors, interpolation):
+                for axis, factor in enumerate(factors, start=2):
+                    x = _resize_axis(x, axis, factor, interpolation)
+            case Conv():
+                x = _conv(x, weight, step)
+                if step.bias and bias is not None:
+                    x = _add_bias(x, bias)
+            case ConvTranspose(spec):
+                x = _conv_transpose(x, weight, spec)
+                if bias is not None:
+                    x = _add_bias(x, bias)
+            case PixelShuffle(factors):
+                x = _pixel_shuffle(x, factors)
+            case ZeroStuff(blocks, gaps, strides):
+                for axis, values in enumerate(zip(blocks, gaps, strides, strict=True), start=2):
+                    x = _zero_stuff_axis(x, axis, *values)
+            case AddBias():
+                assert bias is not None
+                x = _add_bias(x, bias)
+    return x
+
+
+def _pad(x: Array, amounts: Pairs, mode: PadMode) -> Array:
+    widths = [(0, 0), (0, 0), *amounts]
+    if mode == "zeros":
+        return np.pad(x, widths)
+    return np.pad(x, widths, mode="reflect" if mode == "reflect" else "edge")
+
+
+def _resize_axis(x: Array, axis: int, factor: int, interpolation: Interpolation) -> Array:
+    if factor == 1:
+        return x
+    if interpolation == "nearest":
+        return np.repeat(x, factor, axis)
+    length = x.shape[axis]
+    # Output pixel u lies at (u + 0.5) / factor - 0.5 between input pixels, held inside the map.
+    position = np.clip((np.arange(length * factor) + 0.5) / factor - 0.5, 0, length - 1)
+    lower = np.minimum(position.astype(np.int64), length - 1)
+    upper = np.minimum(lower + 1, length - 1)
+    fraction = (position - lower).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return np.take(x, lower, axis) * (1 - fraction) + np.take(x, upper, axis) * fraction
+
+
+def _conv(x: Array, weight: Array, step: Conv) -> Array:
+    groups = step.groups
+    x = _pad(x, tuple((p, p) for p in step.padding), "zeros")
+    sizes = [
+        n - d * (k - 1)
+        for n, k, d in zip(x.shape[2:], step.kernel_size, step.dilation, strict=True)
+    ]
+    # (N, C_in, *L) -> (N, g, C_in/g, *L);  (C_out, C_in/g, *k) -> (g, C_out/g, C_in/g, *k)
+    x = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    w = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    y = np.zeros((x.shape[0], groups, w.shape[1], *sizes), np.result_type(x, weight))
+    for tap in itertools.product(*(range(k) for k in step.kernel_size)):
+        window = tuple(
+            slice(j * d, j * d + n) for j, d, n in zip(tap, step.dilation, sizes, strict=True)
+        )
+        y += np.einsum("ngi...,goi->ngo...", x[(..., *window)], w[(..., *tap)])
+    return y.reshape(y.shape[0], groups * w.shape[1], *sizes)
+
+
+def _conv_transpose(x: Array, weight: Array, spec: ConvTransposeSpec) -> Array:
+    groups = spec.groups
+    sizes = [
+        (n - 1) * s + big_k
+        for n, s, big_k in zip(x.shape[2:], spec.stride, spec.effective_kernel_size, strict=True)
+    ]
+    # (N, C_in, *L) -> (N, g, C_in/g, *L);  (C_in, C_out/g, *k) -> (g, C_in/g, C_out/g, *k)
+    x = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    w = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    y = np.zeros((x.shape[0], groups, w.shape[2], *sizes), np.result_type(x, weight))
+    for tap in itertools.product(*(range(k) for k in spec.kernel_size)):
+        reached = tuple(
+            slice(j * d, j * d + (n - 1) * s + 1, s)
+            for j, d, s, n in zip(tap, spec.dilation, spec.stride, x.shape[3:], strict=True)
+        )
+        y[(..., *reached)] += np.einsum("ngi...,gio->ngo...", x, w[(..., *tap)])
+    y = y.reshape(y.shape[0], spec.out_channels, *sizes)
+    y = _pad(y, tuple((0, op) for op in spec.output_padding), "zeros")
+    ends = zip(spec.padding, y.shape[2:], strict=True)
+    return y[(..., *(slice(b, n - e) for (b, e), n in ends))]
+
+
+def _pixel_shuffle(x: Array, factors: tuple[int, ...]) -> Array:
+    batch, channels, *sizes = x.shape
+    n = len(factors)
+    # (N, C*r_1*..*r_n, *L) -> (N, C, r_1, .., r_n, L_1, .., L_n) -> (N, C, L_1, r_1, .., L_n, r_n)
+    x = x.reshape(batch, channels // math.prod(factors), *factors, *sizes)
+    order = [axis for i in range(n) for axis in (2 + n + i, 2 + i)]
+    x = x.transpose(0, 1, *order)
+    return x.reshape(*x.shape[:2], *(size * r for size, r in zip(sizes, factors, strict=True)))
+
+
+def _zero_stuff_axis(x: Array, axis: int, block: int, gap: int, stride: int) -> Array:
+    count = x.shape[axis] // block
+    y = np.zeros([count * stride if i == axis else n for i, n in enumerate(x.shape)], x.dtype)
+    before = (slice(None),) * axis
+    for f in range(block):
+        y[(*before, slice(f * gap, None, stride))] = x[(*before, slice(f, None, block))]
+    return y
+
+
+def _add_bias(x: Array, bias: Array) -> Array:
+    return x + bias.reshape(-1, *(1,) * (x.ndim - 2))

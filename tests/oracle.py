@@ -1,0 +1,48 @@
+"""The definition of the transposed convolution as plain loops. Shares no code with the package.
+
+Notations follow arXiv:1603.07285, with dilation and asymmetric padding added. Per axis
+
+    y[o] = b + sum of x[i] * W[j]   over i, j with   o + p_b = s*i + d*j,   0 <= o < L_out
+    L_out = (L - 1)*s + d*(k - 1) + 1 - p_b - p_e + op
+"""
+
+import itertools
+
+import numpy as np
+
+
+def conv_transpose(x, w, b, stride, padding, output_padding, dilation, groups):
+    """x (N, C_in, *L), w (C_in, C_out/g, *k), b (C_out,) or None; padding is (begin, end) per axis."""
+    n_batch, c_in, *lengths = x.shape
+    _, per_group, *k = w.shape
+    c_out = per_group * groups
+    out = [
+        (lengths[a] - 1) * stride[a]
+        + dilation[a] * (k[a] - 1)
+        + 1
+        - padding[a][0]
+        - padding[a][1]
+        + output_padding[a]
+        for a in range(len(k))
+    ]
+    y = np.zeros((n_batch, c_out, *out), dtype=np.result_type(x, w))
+    for position in itertools.product(*(range(n) for n in lengths)):
+        for tap in itertools.product(*(range(n) for n in k)):
+            o = [
+                stride[a] * position[a] + dilation[a] * tap[a] - padding[a][0]
+                for a in range(len(k))
+            ]
+            if any(o[a] < 0 or o[a] >= out[a] for a in range(len(k))):
+                continue
+            for group in range(groups):
+                inputs = range(group * c_in // groups, (group + 1) * c_in // groups)
+                outputs = range(group * per_group, (group + 1) * per_group)
+                for ci in inputs:
+                    for co in outputs:
+                        y[(slice(None), co, *o)] += (
+                            x[(slice(None), ci, *position)] * w[(ci, co - group * per_group, *tap)]
+                        )
+    if b is not None:
+        for co in range(c_out):
+            y[:, co] += b[co]
+    return y
