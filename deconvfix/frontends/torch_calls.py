@@ -30,6 +30,7 @@ __all__ = [
     "Untouched",
     "callers_by_code",
     "dtype_obstacle",
+    "is_rerouted",
     "observe",
     "parse",
 ]
@@ -199,6 +200,12 @@ class Untouched(Rerouted):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():
             return type(self.module).forward(self.module, *args, **kwargs)
+
+
+def is_rerouted(module: nn.Module) -> bool:
+    """Whether the transposed convolutions of this module run as sub-pixel convolutions already."""
+    forward = vars(module).get("forward")
+    return isinstance(forward, Rerouted) and not isinstance(forward, Untouched)
 
 
 @dataclass(frozen=True)

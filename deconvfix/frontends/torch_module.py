@@ -27,6 +27,7 @@ from deconvfix.frontends.torch_calls import (
     Untouched,
     callers_by_code,
     dtype_obstacle,
+    is_rerouted,
     observe,
 )
 from deconvfix.frontends.torch_inputs import as_inputs, run_model
@@ -40,7 +41,7 @@ from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Match, Plan
 from deconvfix.spec import ConvTransposeSpec
 
-__all__ = ["FRONTEND", "TorchModuleFrontend"]
+__all__ = ["FRONTEND", "TorchModuleFrontend", "call_path", "copy_model"]
 
 _PLAIN = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAZY = (nn.LazyConvTranspose1d, nn.LazyConvTranspose2d, nn.LazyConvTranspose3d)
@@ -88,6 +89,8 @@ class TorchModuleFrontend:
         owners = _owners(model)
         matches: dict[str, Match] = {}
         for name, module in model.named_modules():
+            if is_rerouted(module):
+                continue
             calls = [each for path, each in observed if path == name]
             if _is_layer(module):
                 sizes = dict.fromkeys(_sizes(each) for each in calls)
@@ -98,6 +101,8 @@ class TorchModuleFrontend:
                     matches[match.name] = match
         if example_inputs is None:
             for path in callers_by_code(model):
+                if is_rerouted(model.get_submodule(path)):
+                    continue
                 name = f"{path}.conv_transpose".removeprefix(".")
                 matches[name] = Match(name, "conv_transpose", None, "unknown", exact_only=_UNSEEN)
             notes.append(
@@ -140,11 +145,9 @@ class TorchModuleFrontend:
         """Runs a copy under a dispatch mode and names what it still sees."""
         from deconvfix.frontends.torch_watch import executed_transposed_convolutions
 
-        allowed = {
-            (_FUNCTION_NAME.sub(r"\g<path>", each.name) if each.op[0] == "c" else each.name)
-            for each in plan.decisions
-            if each.decision != "replaced" or each.form == "equalized"
-        }
+        kept = [d for d in plan.decisions if d.decision != "replaced" or d.form == "equalized"]
+        paths = [call_path(each.name, each.op) for each in kept]
+        allowed = {d.name if path is None else path for d, path in zip(kept, paths, strict=True)}
         ran = executed_transposed_convolutions(copy_model(model), example_inputs)
         return [name for name in ran if name not in allowed]
 
@@ -317,12 +320,17 @@ def _match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
         )
 
 
+def call_path(name: str, op: str) -> str | None:
+    """The module in whose code a function is called, from the match's name; None for layers."""
+    call = _FUNCTION_NAME.match(name)
+    return (call["path"] or "") if call and call["function"] == op else None
+
+
 def _module_of(model: nn.Module, decision: Decision) -> nn.Module:
     """The layer, or the module whose code calls the function."""
-    path = decision.name
-    call = _FUNCTION_NAME.match(decision.name)
-    if call and decision.op == call["function"]:
-        path = call["path"] or ""
+    path = call_path(decision.name, decision.op)
+    if path is None:
+        path = decision.name
     try:
         return model.get_submodule(path)
     except AttributeError as error:

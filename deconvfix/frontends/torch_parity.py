@@ -17,7 +17,7 @@ from deconvfix.artifacts import LOWEST_DB, decibels
 from deconvfix.errors import DeconvfixError
 from deconvfix.forms import form
 from deconvfix.frontends import torch_steps
-from deconvfix.frontends.torch_calls import Call, Observed, observe, parse
+from deconvfix.frontends.torch_calls import Call, Observed, is_rerouted, observe, parse
 from deconvfix.frontends.torch_inputs import Inputs, as_inputs, flat_tensors, map_tensors, run_model
 from deconvfix.frontends.torch_layers import (
     ConvertedConvTranspose,
@@ -192,22 +192,15 @@ def _compare_layers(
         old = before.get_submodule(name)
         new = _submodule(after, name)
         if isinstance(old, ConvTransposeModule) and new is not None:
-            if wanted is None and isinstance(new, ConvTransposeModule) and not _rerouted(new):
+            if wanted is None and isinstance(new, ConvTransposeModule) and not is_rerouted(new):
                 continue
             if wanted is not None and name not in wanted:
                 continue
             calls = seen.get(name, [])[:2]
             comparisons += list(_compare_layer(name, old, new, calls))
-        elif name in seen and _rerouted(new):
+        elif name in seen and new is not None and is_rerouted(new):
             comparisons += [_compare_call(name, call) for call in seen[name][:4]]
     return comparisons
-
-
-def _rerouted(module: nn.Module | None) -> bool:
-    from deconvfix.frontends.torch_calls import Rerouted, Untouched
-
-    forward = vars(module).get("forward") if module is not None else None
-    return isinstance(forward, Rerouted) and not isinstance(forward, Untouched)
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
@@ -247,10 +240,10 @@ def _compare_layer(
     name: str, old: nn.Module, new: nn.Module, calls: list[Call]
 ) -> list[Comparison]:
     assert isinstance(old, ConvTransposeModule)
-    if "weight" not in old._parameters and not hasattr(old, "weight"):
-        return []
     spec = spec_of(old)
-    weight = old.weight
+    # What a hook computes is brought up to date by a run; double() does not reach it.
+    own_dtype = next(old.parameters()).dtype
+    weight = calls[0].weight if calls else old.weight.to(own_dtype)
     inputs = [("example inputs", call.input) for call in calls]
     shape = tuple(calls[0].input.shape) if calls else (2, spec.in_channels, *_small_sizes(spec))
     generator = torch.Generator().manual_seed(2)
@@ -262,19 +255,27 @@ def _compare_layer(
     ]
     comparisons = []
     for kind, x in inputs:
-        arguments = (spec.stride, tuple(b for b, _ in spec.padding), spec.output_padding)
-        call = Call("layer", x, weight, old.bias, *arguments, spec.groups, spec.dilation)
-        if _rerouted(new):
-            own = Call("", x, new.weight, new.bias, *arguments, spec.groups, spec.dilation)
-            got = torch_steps.conv_transpose(**own.arguments)
+        call = Call(
+            "layer",
+            x,
+            weight,
+            old.bias,
+            spec.stride,
+            tuple(begin for begin, _ in spec.padding),
+            spec.output_padding,
+            spec.groups,
+            spec.dilation,
+        )
+        want, bound = _run_call(call), _bound(call)
+        if is_rerouted(new):
+            got = torch_steps.conv_transpose(**call.arguments)
         else:
             got = new(x)
         if isinstance(new, ConvertedConvTranspose) and new.form_name != "subpixel":
             want, bound = _by_definition(new, x)
-        elif isinstance(new, ConvTransposeModule) and not _rerouted(new):
-            want, bound = _run_call(replace(call, weight=new.weight, bias=new.bias)), _bound(call)
-        else:
-            want, bound = _run_call(call), _bound(call)
+        elif isinstance(new, ConvTransposeModule) and not is_rerouted(new):
+            # A corrected weight in the same layer: only the layer itself can be wrong.
+            want = _run_call(replace(call, weight=new.weight.to(weight), bias=new.bias))
         comparisons.append(compare_tensors(name or "(model)", kind, got, want, bound))
     return comparisons
 

@@ -1,0 +1,164 @@
+"""Front end for torch.fx graphs, traced or exported, and the graph pass behind it.
+
+    call_module   ConvTranspose2d      -> call_module of the converted layer
+    call_function conv_transpose2d     -> call_function torch_steps.conv_transpose
+    call_function aten.convolution(.., transposed=True), aten.conv_transpose2d
+                                       -> the aten operators of the sub-pixel form, inlined
+
+The last needs the values that torch.export leaves in `node.meta["val"]`: the inlined operators come from
+running the form on them, so symbolic shapes stay symbolic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from deconvfix.forms.base import Refusal
+from deconvfix.frontends import torch_steps
+from deconvfix.frontends.base import Findings
+from deconvfix.frontends.torch_calls import Call, dtype_obstacle, parse
+from deconvfix.frontends.torch_module import TorchModuleFrontend, call_path
+from deconvfix.plan import Match, Options, Plan, make_plan
+
+__all__ = ["FRONTEND", "FxFrontend", "ReplaceTransposedConvs"]
+
+_EXACT_ONLY = Refusal(
+    "it is a function call in the graph",
+    "another form replaces a layer that has its own module",
+    "Convert this layer to 'subpixel', or exclude it",
+)
+
+
+class FxFrontend(TorchModuleFrontend):
+    """Modules as in `TorchModuleFrontend`, function calls by their nodes."""
+
+    def find(self, model: nn.Module, example_inputs: Any | None) -> Findings:
+        """Layers by name, calls by the name of their node."""
+        assert isinstance(model, fx.GraphModule)
+        modules = super().find(model, example_inputs).matches
+        nodes = [_match(model, node, call) for node, call in _calls(model)]
+        layers = tuple(each for each in modules if call_path(each.name, each.op) is None)
+        return Findings((*layers, *nodes))
+
+    def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
+        """Rewrites the graph in place; `model` is returned, recompiled."""
+        assert isinstance(model, fx.GraphModule)
+        nodes = {node.name: node for node, _ in _calls(model)}
+        layers = tuple(each for each in plan.decisions if each.name not in nodes)
+        super().apply(model, Plan(plan.to, layers))
+        for decision in plan.replaced:
+            if decision.name in nodes:
+                _rewrite(nodes[decision.name])
+        model.graph.lint()
+        model.recompile()
+        return model
+
+
+FRONTEND = FxFrontend()
+
+
+class ReplaceTransposedConvs(PassBase):  # type: ignore[misc]
+    """Graph pass that replaces every transposed convolution; for use in a torch.fx PassManager.
+
+    Works on graphs of torch.fx.symbolic_trace and on the aten graphs of torch.export. The graph
+    module is changed in place, as torch's own passes do; layers that cannot be converted stay.
+
+    Args:
+        options: As for `deconvfix.convert`: `to`, `interpolation`, `padding_mode`, `init`, `seed`,
+            `include` and `exclude` (tuples of glob patterns on module and node names).
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = Options(**options)
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Returns the graph module, and whether anything was replaced."""
+        plan = self.plan(graph_module)
+        return PassResult(FRONTEND.apply(graph_module, plan), bool(plan.replaced))
+
+    def plan(self, graph_module: fx.GraphModule) -> Plan:
+        """What `call` would do: decisions and refusals."""
+        return make_plan(FRONTEND.find(graph_module, None).matches, self.options)
+
+
+def _calls(model: fx.GraphModule) -> list[tuple[fx.Node, Call]]:
+    found = []
+    for node in model.graph.nodes:
+        if node.op == "call_function":
+            call = parse(node.target, node.args, dict(node.kwargs))
+            if call is not None:
+                found.append((node, call))
+    return found
+
+
+def _match(model: fx.GraphModule, node: fx.Node, call: Call) -> Match:
+    weight = _value(model, call.weight)
+    obstacle, spec, sizes = None, None, ()
+    if isinstance(weight, Tensor):
+        obstacle = dtype_obstacle(weight)
+        if all(isinstance(n, int) for n in (*weight.shape, call.groups)):
+            # The geometry is that of the values; only the shape of the weight is read.
+            spec = Call(**{**vars(call), "weight": weight}).spec()
+    return Match(
+        name=node.name,
+        op=call.function,
+        spec=spec,
+        dtype="unknown" if weight is None else str(weight.dtype).removeprefix("torch."),
+        input_sizes=sizes,
+        obstacle=obstacle,
+        exact_only=_EXACT_ONLY,
+    )
+
+
+def _value(model: fx.GraphModule, argument: Any) -> Tensor | None:
+    """The tensor behind a node, as far as it is known before running."""
+    if not isinstance(argument, fx.Node):
+        return None
+    value = argument.meta.get("val")
+    if value is None and argument.op == "get_attr":
+        value = model
+        for name in str(argument.target).split("."):
+            value = getattr(value, name)
+    return value if isinstance(value, Tensor) else None
+
+
+def _rewrite(node: fx.Node) -> None:
+    call = parse(node.target, node.args, dict(node.kwargs))
+    assert call is not None
+    if not isinstance(node.target, torch._ops.OpOverload):
+        node.target = torch_steps.conv_transpose
+        node.args, node.kwargs = (), call.arguments
+        return
+    operands = [each for each in (call.input, call.weight, call.bias) if each is not None]
+
+    def form(*tensors: Tensor) -> Tensor:
+        values = dict(zip(("input", "weight", "bias"), tensors, strict=False))
+        return torch_steps.conv_transpose(**{**call.arguments, **values})
+
+    _inline(node, form, operands)
+
+
+def _inline(node: fx.Node, function: Callable[..., Tensor], operands: Sequence[fx.Node]) -> None:
+    """Replaces a node by the aten operators that `function` runs on the operands' values."""
+    traced = make_fx(function, tracing_mode="symbolic")(*(each.meta["val"] for each in operands))
+    placeholders = [each for each in traced.graph.nodes if each.op == "placeholder"]
+    mapping = dict(zip(placeholders, operands, strict=True))
+    graph = node.graph
+    with graph.inserting_before(node):
+        result = graph.graph_copy(traced.graph, mapping)
+    assert isinstance(result, fx.Node)
+    for new in mapping.values():
+        new.meta.setdefault("stack_trace", node.meta.get("stack_trace"))
+    result.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(result)
+    name = node.name
+    graph.erase_node(node)
+    # The signature of an exported program refers to its outputs by the names of their nodes.
+    result.name = name

@@ -1,0 +1,5 @@
+"""The graph pass under its public name, for use in a torch.fx PassManager."""
+
+from deconvfix.frontends.fx_graph import ReplaceTransposedConvs
+
+__all__ = ["ReplaceTransposedConvs"]
