@@ -119,7 +119,9 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
         if name in state and state[name].shape != value.shape
     ]
     if missing or wrong:
-        problem = f"{len(missing)} entries are missing ({', '.join(missing[:3])})" if missing else ""
+        problem = (
+            f"{len(missing)} entries are missing ({', '.join(missing[:3])})" if missing else ""
+        )
         shapes = f"{len(wrong)} have other shapes ({'; '.join(wrong[:3])})" if wrong else ""
         raise CheckpointError(
             str(checkpoint.path),
@@ -283,11 +285,10 @@ def _prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     probe = next(iter(wanted))
     candidates = [name.removesuffix(probe) for name in state if name.endswith(probe)]
     candidates = [each for each in candidates if each == "" or each.endswith(".")]
-    best = max(
+    return max(
         candidates or [""],
         key=lambda each: (sum(each + name in state for name in wanted), -len(each)),
     )
-    return best
 
 
 def as_stored(name: str, value: Tensor, source: Checkpoint | None) -> Tensor:

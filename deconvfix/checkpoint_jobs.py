@@ -24,12 +24,20 @@ from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.torch_inputs import Inputs
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.inspection import Inspection
-from deconvfix.onnx_export import ExportReport, export_onnx, verify_onnx
+from deconvfix.onnx_export import ExportReport, export_onnx
+from deconvfix.onnx_verify import verify_onnx
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Plan
 from deconvfix.report import ConversionReport
 
-__all__ = ["Source", "convert_file", "export_file", "inspect_file", "verify_files"]
+__all__ = [
+    "Source",
+    "convert_file",
+    "export_file",
+    "inspect_file",
+    "parse_arch_kwargs",
+    "verify_files",
+]
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,9 @@ def convert_file(
         )
         return replace(report, output=str(output), export=exported.parity)
     with output_folder(output) as folder:
-        checkpoints.write(folder / output.name, conversion.model, conversion.plan, source.checkpoint)
+        checkpoints.write(
+            folder / output.name, conversion.model, conversion.plan, source.checkpoint
+        )
         _check_reload(folder / output.name, source, conversion.model)
     return replace(report, output=str(output))
 
@@ -239,7 +249,7 @@ def _build(arch: str, arch_kwargs: dict[str, Any]) -> nn.Module:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        builder = functools.reduce(
+        builder: Any = functools.reduce(
             getattr, attribute.split("."), importlib.import_module(module_name)
         )
         model = builder(**arch_kwargs)
@@ -268,8 +278,11 @@ def _described(descriptions: Sequence[str]) -> dict[str, Tensor]:
         sizes, _, dtype_name = rest.partition(":")
         dtype = getattr(torch, dtype_name or "float32", None)
         digits = sizes.split("x") if sizes else []
-        if not name or not rest or not isinstance(dtype, torch.dtype) or not all(
-            each.isdigit() for each in digits
+        if (
+            not name
+            or not rest
+            or not isinstance(dtype, torch.dtype)
+            or not all(each.isdigit() for each in digits)
         ):
             raise OptionError(
                 "input",

@@ -19,7 +19,7 @@ from deconvfix.plan import Match, Options, Plan, make_plan
 from deconvfix.report import ConversionReport, Fidelity, layer_reports
 from deconvfix.steps import Interpolation, PadMode
 
-__all__ = ["Conversion", "convert", "inspect", "verify"]
+__all__ = ["Conversion", "convert", "frontend_of", "inspect", "verify", "versions"]
 
 # Class that a model must have among its ancestors -> module with a FRONTEND. Nothing is imported
 # before a model asks for it. The first match counts.
@@ -128,7 +128,9 @@ def convert(
         raise RefusedError(
             first.name or "(model)",
             first.reason.removeprefix(f"{first.name}: ").rstrip("."),
-            f"`strict` allows no refusal ({len(others)} more)" if others else "`strict` allows none",
+            f"`strict` allows no refusal ({len(others)} more)"
+            if others
+            else "`strict` allows none",
             "Exclude the layer, or leave out `strict`",
         )
     reference = frontend.prepare(working, None, inplace=False) if verify else None
@@ -233,7 +235,8 @@ def _ripples(matches: Sequence[Match], plan: Plan) -> Fidelity | None:
             continue
         weight = match.read_weight()
         before = max(before, ripple_db(decision.spec, weight))
-        assert decision.form and decision.settings
+        assert decision.form
+        assert decision.settings
         new = form(decision.form).equivalent(decision.spec, decision.settings, weight)
         after = max(after, ripple_db(*new))
     return Fidelity(None, before, after) if changed else None

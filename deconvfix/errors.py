@@ -23,6 +23,7 @@ __all__ = [
     "ParityError",
     "RefusedError",
     "SpecError",
+    "sentence",
 ]
 
 

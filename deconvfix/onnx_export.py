@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import logging
 import os
@@ -17,26 +16,18 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from deconvfix.errors import DeconvfixError, ExportError, OptionError
+from deconvfix.errors import ExportError, OptionError
 from deconvfix.files import check_output, output_folder, sha256
-from deconvfix.frontends.torch_inputs import (
-    Inputs,
-    as_inputs,
-    flat_tensors,
-    map_tensors,
-    run_model,
-)
-from deconvfix.frontends.torch_module import copy_model
-from deconvfix.frontends.torch_montecarlo import perturbed_outputs
-from deconvfix.frontends.torch_parity import compare_tensors, rounding_scale
-from deconvfix.parity import Comparison, ParityReport, summarize
+from deconvfix.frontends.torch_inputs import Inputs, as_inputs, copy_model
+from deconvfix.onnx_verify import compare_with_torch, open_session
+from deconvfix.parity import ParityReport
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OLDEST_OPSET", "ExportReport", "export_onnx", "newest_opset", "verify_onnx"]
+__all__ = ["OLDEST_OPSET", "ExportReport", "export_onnx", "newest_opset"]
 
 # torch.onnx.export(dynamo=True) writes this opset itself, and converts to newer ones.
 OLDEST_OPSET = 18
@@ -117,30 +108,25 @@ def export_onnx(
         )
     inputs = as_inputs(example_inputs)
     model = copy_model(model).eval()
-    wanted = (opset,) if opset is not None else (newest_opset(), OLDEST_OPSET)
-    program, notes = None, []
-    for version in wanted:
-        program = _export(model, inputs, version, dynamic_shapes, input_names, output_names)
-        if program.model.opset_imports.get("") == version:
-            break
-        notes.append(f"This model cannot be written with opset {version}.")
-        program = None
-    if program is None:
-        raise ExportError(
-            "opset",
-            f"the exporter cannot write this model with opset {wanted[0]}",
-            "another opset is needed",
-            f"Use opset {OLDEST_OPSET}",
-        )
-    ir_model: ir.Model = program.model
-    ir_model.metadata_props.update({"deconvfix.torch": torch.__version__, **(metadata or {})})
     with output_folder(path) as folder:
         written = folder / path.name
-        _save(ir_model, written, external_data)
+        ir_model, session, notes = _first_that_runs(
+            model,
+            inputs,
+            opset,
+            written,
+            verify,
+            dynamic_shapes,
+            input_names,
+            output_names,
+            external_data,
+            {"deconvfix.torch": torch.__version__, **(metadata or {})},
+        )
         onnx.checker.check_model(str(written), full_check=True)
-        parity, shapes = None, ()
-        if verify:
-            parity, shapes = _verify(model, written, inputs, notes)
+        parity: ParityReport | None = None
+        shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
+        if session is not None:
+            parity, shapes = compare_with_torch(model, session, inputs, notes)
             if not parity.ok:
                 raise ExportError(
                     str(path),
@@ -148,7 +134,7 @@ def export_onnx(
                     "ONNX Runtime must agree with torch up to rounding",
                     "Try another opset; the file was not written",
                 )
-        report = ExportReport(
+        return ExportReport(
             path=str(path),
             opset=int(ir_model.opset_imports[""]),
             sha256=sha256(written),
@@ -156,36 +142,42 @@ def export_onnx(
             parity=parity,
             shapes=shapes,
         )
-    return report
 
 
-def verify_onnx(model: nn.Module, path: Path, example_inputs: Any) -> ParityReport:
-    """Holds an ONNX file in ONNX Runtime against a torch model in eval mode.
-
-    Raises:
-        ExportError: If ONNX Runtime does not load or run the file.
-    """
-    model = copy_model(model).eval()
-    inputs = as_inputs(example_inputs)
-    _check_names(open_session(str(path)), model, inputs)
-    return _verify(model, path, inputs, [])[0]
-
-
-def _check_names(
-    session: onnxruntime.InferenceSession, model: nn.Module, inputs: Inputs
-) -> None:
-    """The file's inputs must be called like forward's arguments, in their order."""
-    arguments = list(inspect.signature(model.forward).parameters)
-    expected = [*arguments[: len(inputs.args)], *inputs.kwargs]
-    names = [each.name for each in session.get_inputs()]
-    values = [*inputs.args, *inputs.kwargs.values()]
-    if all(isinstance(each, Tensor) for each in values) and names != expected:
-        raise ExportError(
-            "ONNX Runtime",
-            f"the file's inputs are called {names}",
-            f"the model's are called {expected}",
-            "Verify a file that was exported from this model",
-        )
+def _first_that_runs(
+    model: nn.Module,
+    inputs: Inputs,
+    opset: int | None,
+    path: Path,
+    verify: bool,
+    dynamic_shapes: Any | None,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+    external_data: bool | None,
+    metadata: dict[str, str],
+) -> tuple[ir.Model, onnxruntime.InferenceSession | None, list[str]]:
+    """Writes the file with the opset asked for; by default the newest that works for this model."""
+    notes: list[str] = []
+    failure: ExportError | None = None
+    for version in (opset,) if opset is not None else (newest_opset(), OLDEST_OPSET):
+        program = _export(model, inputs, version, dynamic_shapes, input_names, output_names)
+        ir_model: ir.Model = program.model
+        try:
+            if ir_model.opset_imports.get("") != version:
+                raise ExportError(
+                    "opset",
+                    f"the exporter cannot write this model with opset {version}",
+                    "another opset is needed",
+                    f"Use opset {OLDEST_OPSET}",
+                )
+            ir_model.metadata_props.update(metadata)
+            _save(ir_model, path, external_data)
+            return ir_model, open_session(str(path)) if verify else None, notes
+        except ExportError as error:
+            failure = error
+            notes.append(f"Opset {version} does not work for this model: {error.found}.")
+    assert failure is not None
+    raise failure
 
 
 @functools.cache
@@ -207,57 +199,6 @@ def newest_opset() -> int:
             continue
         return opset
     return OLDEST_OPSET
-
-
-def open_session(model: bytes | str) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU, quiet.
-
-    Raises:
-        ExportError: If ONNX Runtime refuses the file.
-    """
-    # Set before the import: ONNX Runtime writes telemetry files otherwise.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportError(
-            "ONNX Runtime",
-            f"it does not load the file ({error})",
-            "the file must run to be verified",
-            "Try another opset or dtype, or export without verification",
-        ) from error
-
-
-def run_session(session: onnxruntime.InferenceSession, inputs: Inputs) -> list[Tensor]:
-    """Runs a file on the tensors of torch inputs, in order.
-
-    Raises:
-        ExportError: If the numbers of inputs differ, or ONNX Runtime fails.
-    """
-    names = [each.name for each in session.get_inputs()]
-    tensors = flat_tensors(inputs)
-    if len(names) != len(tensors):
-        raise ExportError(
-            "ONNX Runtime",
-            f"the file has the inputs {names} and there are {len(tensors)} tensors",
-            "each input of the file needs one tensor, and each tensor an input",
-            "Give example inputs that are all tensors and all used",
-        )
-    feed = {name: tensor.detach().numpy() for name, tensor in zip(names, tensors, strict=True)}
-    try:
-        return [torch.as_tensor(each) for each in session.run(None, feed)]
-    except Exception as error:
-        shapes = {name: each.shape for name, each in feed.items()}
-        raise ExportError(
-            "ONNX Runtime",
-            f"it fails on inputs of shapes {shapes} ({error})",
-            "the file must run wherever the model runs",
-            "Make only those axes dynamic that the model allows",
-        ) from error
 
 
 def _export(
@@ -325,99 +266,9 @@ def _save(model: ir.Model, path: Path, external_data: bool | None) -> None:
 
 def _operators(model: ir.Model) -> dict[str, int]:
     counts: dict[str, int] = {}
-    nodes = itertools.chain(model.graph.all_nodes(), *(f.all_nodes() for f in model.functions.values()))
+    nodes = itertools.chain(
+        model.graph.all_nodes(), *(f.all_nodes() for f in model.functions.values())
+    )
     for node in nodes:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return dict(sorted(counts.items()))
-
-
-def _verify(
-    model: nn.Module, path: Path, example: Inputs, notes: list[str]
-) -> tuple[ParityReport, tuple[tuple[tuple[int, ...], ...], ...]]:
-    session = open_session(str(path))
-    comparisons: list[Comparison] = []
-    problems: list[str] = []
-    notes = list(notes)
-    shapes = []
-    varied = False
-    for kind, inputs in _grid(example, session):
-        try:
-            want = flat_tensors(run_model(model, inputs))
-        except DeconvfixError:
-            notes.append(f"The model itself does not run on {kind}.")
-            continue
-        got = run_session(session, inputs)
-        shapes.append(tuple(tuple(each.shape) for each in flat_tensors(inputs)))
-        if len(got) != len(want):
-            problems.append(f"The file has {len(got)} outputs, the model {len(want)} tensors.")
-            break
-        moved = perturbed_outputs(model, inputs)
-        for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
-            name = session.get_outputs()[number].name
-            others = [each[number] for each in moved]
-            varied = varied or (theirs.numel() > 1 and bool((theirs != theirs.flatten()[0]).any()))
-            if theirs.is_floating_point():
-                rounding = rounding_scale(theirs, others)
-            elif all(torch.equal(theirs, each) for each in others):
-                rounding = 0.0
-            else:
-                notes.append(f"Output {name!r} is a decision that rounding flips on {kind}.")
-                continue
-            comparisons.append(compare_tensors(name, kind, mine, theirs, rounding))
-    if comparisons and not varied:
-        problems.append("All outputs are constant, which is no evidence: give other example inputs.")
-    dtype = next((str(t.dtype) for t in flat_tensors(example) if t.is_floating_point()), "float32")
-    report = summarize([], comparisons, dtype.removeprefix("torch."), problems, notes)
-    return report, tuple(shapes)
-
-
-def _grid(
-    example: Inputs, session: onnxruntime.InferenceSession
-) -> Iterator[tuple[str, Inputs]]:
-    """The example, noise of its shapes, and further shapes for each dynamic axis of the file."""
-    tensors = flat_tensors(example)
-    symbols: dict[str, int] = {}
-    for each, tensor in zip(session.get_inputs(), tensors, strict=False):
-        for name, size in zip(each.shape, tensor.shape, strict=False):
-            if isinstance(name, str):
-                symbols.setdefault(name, int(size))
-    yield "example inputs", example
-    yield "seeded noise", _resized(example, session, {})
-    seen = set()
-    choices = [
-        {name: size}
-        for name, base in symbols.items()
-        for size in (1, base + 1, 2 * base, base + 8)
-        if size != base
-    ]
-    if len(symbols) > 1:
-        choices.append({name: 2 * base for name, base in symbols.items()})
-        choices.append({name: base + 1 for name, base in symbols.items()})
-    for choice in choices:
-        key = tuple(sorted(choice.items()))
-        if key not in seen:
-            seen.add(key)
-            words = ", ".join(f"{name}={size}" for name, size in choice.items())
-            yield f"seeded noise with {words}", _resized(example, session, choice)
-
-
-def _resized(
-    example: Inputs, session: onnxruntime.InferenceSession, sizes: dict[str, int]
-) -> Inputs:
-    """Inputs of other sizes: seeded noise of the example's mean and spread, other types repeated."""
-    generator = torch.Generator().manual_seed(3)
-    declared = iter([each.shape for each in session.get_inputs()])
-
-    def resize(tensor: Tensor) -> Tensor:
-        names = next(declared, ())
-        for axis, name in enumerate(names[: tensor.dim()]):
-            if isinstance(name, str) and name in sizes:
-                index = torch.arange(sizes[name]) % tensor.shape[axis]
-                tensor = tensor.index_select(axis, index)
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            return tensor
-        spread = float(tensor.float().std(correction=0)) or 1.0
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        return (noise * spread + float(tensor.float().mean())).to(tensor.dtype)
-
-    return Inputs(*map_tensors(resize, tuple(example)))

@@ -186,9 +186,7 @@ def make_plan(
     return Plan(options.to, tuple(_decide(match, options, selects) for match in matches))
 
 
-def _decide(
-    match: Match, options: Options, selects: Callable[[str], bool] | None
-) -> Decision:
+def _decide(match: Match, options: Options, selects: Callable[[str], bool] | None) -> Decision:
     spec = match.spec
 
     def decision(verdict: Verdict, reason: str) -> Decision:

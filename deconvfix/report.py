@@ -9,7 +9,7 @@ from typing import Any
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Plan
 
-__all__ = ["ConversionReport", "Fidelity", "LayerReport", "layer_reports"]
+__all__ = ["ConversionReport", "Fidelity", "LayerReport", "finite", "layer_reports"]
 
 REPORT_FORMAT = "deconvfix.report/1"
 
@@ -83,7 +83,7 @@ class ConversionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"format": REPORT_FORMAT, "ok": self.ok, **_finite(asdict(self))}
+        return {"format": REPORT_FORMAT, "ok": self.ok, **finite(asdict(self))}
 
     def to_json(self) -> str:
         """The report as one JSON object."""
@@ -106,7 +106,9 @@ class ConversionReport:
         import jinja2
 
         environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("deconvfix"), autoescape=True, undefined=jinja2.StrictUndefined
+            loader=jinja2.PackageLoader("deconvfix"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
         )
         return environment.get_template("report.html.jinja").render(report=self)
 
@@ -130,12 +132,12 @@ def _layer_report(decision: Decision) -> LayerReport:
     )
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no infinity and no NaN: they become strings."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     if isinstance(value, float) and not abs(value) < float("inf"):
         return str(value)
     return value

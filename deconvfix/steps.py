@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ __all__ = [
     "Interpolation",
     "Pad",
     "PadMode",
+    "Pairs",
     "PixelShuffle",
     "Resize",
     "Step",
@@ -139,7 +140,7 @@ def run(steps: Sequence[Step], x: Array, weight: Array, bias: Array | None = Non
                 x = _pad(x, amounts, mode)
             case Crop(amounts):
                 spatial = zip(amounts, x.shape[2:], strict=True)
-                x = x[(..., *(slice(b, n - e) for (b, e), n in spatial))]
+                x = x[_last(slice(b, n - e) for (b, e), n in spatial)]
             case Resize(factors, interpolation):
                 for axis, factor in enumerate(factors, start=2):
                     x = _resize_axis(x, axis, factor, interpolation)
@@ -162,6 +163,11 @@ def run(steps: Sequence[Step], x: Array, weight: Array, bias: Array | None = Non
     return x
 
 
+def _last(index: Iterable[Any]) -> tuple[Any, ...]:
+    """An index into the last axes."""
+    return (..., *index)
+
+
 def _pad(x: Array, amounts: Pairs, mode: PadMode) -> Array:
     widths = [(0, 0), (0, 0), *amounts]
     if mode == "zeros":
@@ -180,7 +186,8 @@ def _resize_axis(x: Array, axis: int, factor: int, interpolation: Interpolation)
     lower = np.minimum(position.astype(np.int64), length - 1)
     upper = np.minimum(lower + 1, length - 1)
     fraction = (position - lower).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
-    return np.take(x, lower, axis) * (1 - fraction) + np.take(x, upper, axis) * fraction
+    result: Array = np.take(x, lower, axis) * (1 - fraction) + np.take(x, upper, axis) * fraction
+    return result
 
 
 def _conv(x: Array, weight: Array, step: Conv) -> Array:
@@ -198,7 +205,7 @@ def _conv(x: Array, weight: Array, step: Conv) -> Array:
         window = tuple(
             slice(j * d, j * d + n) for j, d, n in zip(tap, step.dilation, sizes, strict=True)
         )
-        y += np.einsum("ngi...,goi->ngo...", x[(..., *window)], w[(..., *tap)])
+        y += np.einsum("ngi...,goi->ngo...", x[_last(window)], w[_last(tap)])
     return y.reshape(y.shape[0], groups * w.shape[1], *sizes)
 
 
@@ -217,11 +224,12 @@ def _conv_transpose(x: Array, weight: Array, spec: ConvTransposeSpec) -> Array:
             slice(j * d, j * d + (n - 1) * s + 1, s)
             for j, d, s, n in zip(tap, spec.dilation, spec.stride, x.shape[3:], strict=True)
         )
-        y[(..., *reached)] += np.einsum("ngi...,gio->ngo...", x, w[(..., *tap)])
+        y[_last(reached)] += np.einsum("ngi...,gio->ngo...", x, w[_last(tap)])
     y = y.reshape(y.shape[0], spec.out_channels, *sizes)
     y = _pad(y, tuple((0, op) for op in spec.output_padding), "zeros")
     ends = zip(spec.padding, y.shape[2:], strict=True)
-    return y[(..., *(slice(b, n - e) for (b, e), n in ends))]
+    result: Array = y[_last(slice(b, n - e) for (b, e), n in ends)]
+    return result
 
 
 def _pixel_shuffle(x: Array, factors: tuple[int, ...]) -> Array:

@@ -51,7 +51,8 @@ def factor_out(weight: Array, operators: Sequence[Array]) -> Array:
     axes = tuple(range(2, weight.ndim))
     missing = weight.sum(axes) - (fitted * gain).sum(axes)
     correction: Array = direction / (gain * direction).sum()
-    return fitted + np.multiply.outer(missing, correction)
+    result: Array = fitted + np.multiply.outer(missing, correction)
+    return result
 
 
 def apply_operators(kernel: Array, operators: Sequence[Array]) -> Array:
@@ -98,7 +99,8 @@ def equal_phase_sums(
     change = (common - sums) / counts
     for axis, phase in enumerate(phases, start=2):
         change = np.take(change, phase, axis)
-    return weight + change
+    result: Array = weight + change
+    return result
 
 
 def relative_distance(new: Array, old: Array) -> float:

@@ -22,7 +22,7 @@ __all__ = [
     "Refusal",
     "Settings",
     "Settled",
-        "plain_layout",
+    "plain_layout",
     "too_large",
     "zero_border",
 ]
@@ -97,7 +97,10 @@ class Compiled:
 class Form(Protocol):
     """A way to write a transposed convolution. Nothing here keeps state."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What `to` calls it."""
+        ...
 
     def settle(
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
@@ -162,5 +165,3 @@ def too_large(old: int, new: int) -> Refusal | None:
         f"at most {_MOST_ELEMENTS:,} elements or {_MOST_GROWTH} times the original are written",
         "Keep this layer (exclude it)",
     )
-
-

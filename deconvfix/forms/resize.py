@@ -153,7 +153,10 @@ class ResizeForm:
         else:
             note = f"least squares on the weights, relative residual {residual:.3g}"
         return Settled(
-            replace(settings, padding_mode=mode, init=init), exact, residual, f"{note}, {mode} border"
+            replace(settings, padding_mode=mode, init=init),
+            exact,
+            residual,
+            f"{note}, {mode} border",
         )
 
     def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
@@ -207,42 +210,40 @@ class ResizeForm:
             shape = (*weight.shape[:2], *(a.taps for a in axes))
             bound = 1 / math.sqrt(spec.in_channels // spec.groups * math.prod(shape[2:]))
             return np.random.default_rng(settings.seed).uniform(-bound, bound, shape)
-        operators = [_operator(a, settings.interpolation) for a in axes]
-        return factor_out(_target(spec, weight, axes, operators), operators)
+        return factor_out(self.target(spec, settings, weight), self.operators(spec, settings))
 
     def equivalent(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
         """The transposed convolution with the kernel h * w."""
-        axes = _axes(spec, settings.interpolation)
-        operators = [_operator(a, settings.interpolation) for a in axes]
-        kernel = apply_operators(self.fit(spec, settings, weight), operators)
-        dilation = tuple(a.dilation for a in axes)
+        kernel = apply_operators(self.fit(spec, settings, weight), self.operators(spec, settings))
+        dilation = tuple(a.dilation for a in _axes(spec, settings.interpolation))
         return replace(spec, kernel_size=kernel.shape[2:], dilation=dilation), kernel
+
+    def operators(self, spec: ConvTransposeSpec, settings: Settings) -> list[NDArray[np.float64]]:
+        """Per axis the matrix of w -> h * w, (K + growth, taps)."""
+        axes = _axes(spec, settings.interpolation)
+        return [_operator(a, settings.interpolation) for a in axes]
+
+    def target(
+        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The trained kernel on the taps of h * w: dilation spread out, zeros where h * w is longer."""
+        axes = _axes(spec, settings.interpolation)
+        sizes = [len(matrix) for matrix in self.operators(spec, settings)]
+        target = np.zeros((*weight.shape[:2], *sizes))
+        taps = tuple(
+            slice(0, k) if a.s == 1 else slice(a.grown, a.grown + d * (k - 1) + 1, d)
+            for k, d, a in zip(spec.kernel_size, spec.dilation, axes, strict=True)
+        )
+        target[(..., *taps)] = weight
+        return target
 
     def _residual(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> float:
-        axes = _axes(spec, settings.interpolation)
-        operators = [_operator(a, settings.interpolation) for a in axes]
         _, reached = self.equivalent(spec, settings, weight)
-        return relative_distance(reached, _target(spec, weight, axes, operators))
+        return relative_distance(reached, self.target(spec, settings, weight))
 
 
 RESIZE = ResizeForm()
-
-
-def _target(
-    spec: ConvTransposeSpec,
-    weight: NDArray[np.float64],
-    axes: tuple[_Axis, ...],
-    operators: list[NDArray[np.float64]],
-) -> NDArray[np.float64]:
-    """The trained kernel on the taps of h * w: dilation spread out, zeros where h * w is longer."""
-    target = np.zeros((*weight.shape[:2], *(len(matrix) for matrix in operators)))
-    taps = tuple(
-        slice(0, k) if a.s == 1 else slice(a.grown, a.grown + d * (k - 1) + 1, d)
-        for k, d, a in zip(spec.kernel_size, spec.dilation, axes, strict=True)
-    )
-    target[(..., *taps)] = weight
-    return target

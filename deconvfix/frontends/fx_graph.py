@@ -23,7 +23,8 @@ from deconvfix.forms.base import Refusal
 from deconvfix.frontends import torch_steps
 from deconvfix.frontends.base import Findings
 from deconvfix.frontends.torch_calls import Call, dtype_obstacle, parse
-from deconvfix.frontends.torch_module import TorchModuleFrontend, call_path
+from deconvfix.frontends.torch_find import call_path
+from deconvfix.frontends.torch_module import TorchModuleFrontend
 from deconvfix.plan import Match, Options, Plan, make_plan
 
 __all__ = ["FRONTEND", "FxFrontend", "ReplaceTransposedConvs"]
@@ -63,7 +64,7 @@ class FxFrontend(TorchModuleFrontend):
 FRONTEND = FxFrontend()
 
 
-class ReplaceTransposedConvs(PassBase):  # type: ignore[misc]
+class ReplaceTransposedConvs(PassBase):
     """Graph pass that replaces every transposed convolution; for use in a torch.fx PassManager.
 
     Works on graphs of torch.fx.symbolic_trace and on the aten graphs of torch.export. The graph

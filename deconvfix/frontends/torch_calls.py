@@ -94,17 +94,17 @@ class Call:
     def spec(self) -> ConvTransposeSpec:
         """Its geometry; the arguments must be real tensors and numbers."""
         c_in, per_group, *kernel_size = (int(n) for n in self.weight.shape)
-        geometry = {
-            name: torch_steps.per_axis(getattr(self, name), len(kernel_size))
-            for name in ("stride", "padding", "output_padding", "dilation")
-        }
+        ndim = len(kernel_size)
         return ConvTransposeSpec.create(
             c_in,
             per_group * int(self.groups),
             kernel_size,
+            stride=torch_steps.per_axis(self.stride, ndim),
+            padding=torch_steps.per_axis(self.padding, ndim),
+            output_padding=torch_steps.per_axis(self.output_padding, ndim),
+            dilation=torch_steps.per_axis(self.dilation, ndim),
             groups=int(self.groups),
             bias=self.bias is not None,
-            **geometry,
         )
 
 
@@ -180,6 +180,7 @@ class Rerouted:
         self.excluded = excluded
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module's own forward, rerouted."""
         with Reroute(self.excluded):
             return type(self.module).forward(self.module, *args, **kwargs)
 
@@ -198,6 +199,7 @@ class Untouched(Rerouted):
     """Keeps one excluded layer as it is inside a module that is rerouted."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module's own forward, out of reach of the modes around it."""
         with torch._C.DisableTorchFunction():
             return type(self.module).forward(self.module, *args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from deconvfix.errors import ModelError
 
-__all__ = ["Inputs", "as_inputs", "flat_tensors", "map_tensors", "run_model"]
+__all__ = ["Inputs", "as_inputs", "copy_model", "flat_tensors", "map_tensors", "run_model"]
 
 
 class Inputs(NamedTuple):
@@ -38,6 +39,29 @@ def as_inputs(example_inputs: Any) -> Inputs:
     ):
         return Inputs(example_inputs[0], dict(example_inputs[1]))
     return Inputs(example_inputs, {})
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Old-style weight_norm leaves its computed weight behind as a tensor with a gradient history, for
+    which torch has no deep copy; it is computed again at the next call, so its values are enough.
+    """
+    memo: dict[int, Any] = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            type(model).__name__,
+            f"the model cannot be copied ({type(error).__name__}: {error})",
+            "deconvfix works on a copy",
+            "Pass inplace=True to convert the model itself, or make it support copy.deepcopy",
+        ) from error
 
 
 def run_model(model: nn.Module, inputs: Inputs) -> Any:

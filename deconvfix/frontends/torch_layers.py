@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,13 @@ from deconvfix.spec import ConvTransposeSpec
 
 __all__ = ["ConvTransposeModule", "ConvertedConvTranspose", "read_weight", "spec_of"]
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_ZERO_PADS = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
-_REPLICATION_PADS = {1: nn.ReplicationPad1d, 2: nn.ReplicationPad2d, 3: nn.ReplicationPad3d}
+_CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_ZERO_PADS: dict[int, Any] = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
+_REPLICATION_PADS: dict[int, Any] = {
+    1: nn.ReplicationPad1d,
+    2: nn.ReplicationPad2d,
+    3: nn.ReplicationPad3d,
+}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 ConvTransposeModule = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -172,16 +177,23 @@ class ConvertedConvTranspose(nn.Sequential):
             (N, C_out, *L_out), or without N.
         """
         if output_size is None:
-            return super().forward(input)
+            result: Tensor = super().forward(input)
+            return result
         # The weight does not depend on output_padding, so only the crop is compiled again.
         spec = replace(
             self.spec, output_padding=output_padding_for(self.spec, input.shape, output_size)
         )
         compiled = form(self.form_name).compile(spec, self.settings)
-        bias = self.get_submodule("add_bias").bias if "add_bias" in self._modules else self.conv.bias
-        return torch_steps.apply_steps(
-            compiled.steps, input, self.conv.weight, bias, self.conv.groups
-        )
+        conv = self.convolution
+        bias = self.bias if self._adds_bias else conv.bias
+        return torch_steps.apply_steps(compiled.steps, input, conv.weight, bias, conv.groups)
+
+    @property
+    def convolution(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+        """The convolution that holds the trainable weight, also called `conv`."""
+        conv = self._modules["conv"]
+        assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        return conv
 
     @property
     def weight(self) -> Tensor:
@@ -189,19 +201,22 @@ class ConvertedConvTranspose(nn.Sequential):
         the transposed convolution."""
         compiled = form(self.form_name).compile(self.spec, self.settings)
         back = inverse(compiled.weight, self._kernel_shape, self.groups)
-        return torch_steps.carry_out(back, self.conv.weight)
+        return torch_steps.carry_out(back, self.convolution.weight)
 
     @property
     def bias(self) -> Tensor | None:
         """The bias of the transposed convolution, (C_out,) or None."""
-        if not self.spec.bias:
+        if self._adds_bias:
+            return self.get_parameter("add_bias.bias")
+        if self.convolution.bias is None:
             return None
-        if "add_bias" in self._modules:
-            return self.add_bias.bias
         compiled = form(self.form_name).compile(self.spec, self.settings)
-        return torch_steps.carry_out(
-            inverse(compiled.bias, (self.out_channels,)), self.conv.bias
-        )
+        back = inverse(compiled.bias, (self.out_channels,))
+        return torch_steps.carry_out(back, self.convolution.bias)
+
+    @property
+    def _adds_bias(self) -> bool:
+        return "add_bias" in self._modules
 
 
 def spec_of(module: nn.Module) -> ConvTransposeSpec:

@@ -13,24 +13,37 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from deconvfix.artifacts import LOWEST_DB, decibels
 from deconvfix.errors import DeconvfixError
 from deconvfix.forms import form
 from deconvfix.frontends import torch_steps
 from deconvfix.frontends.torch_calls import Call, Observed, is_rerouted, observe, parse
-from deconvfix.frontends.torch_inputs import Inputs, as_inputs, flat_tensors, map_tensors, run_model
+from deconvfix.frontends.torch_compare import (
+    compare_tensors,
+    equal,
+    input_variants,
+    rounding_scale,
+    varies,
+)
+from deconvfix.frontends.torch_inputs import (
+    Inputs,
+    as_inputs,
+    copy_model,
+    flat_tensors,
+    map_tensors,
+    run_model,
+)
 from deconvfix.frontends.torch_layers import (
     ConvertedConvTranspose,
     ConvTransposeModule,
     read_weight,
     spec_of,
 )
-from deconvfix.parity import LIMIT, Comparison, ParityReport, summarize
+from deconvfix.parity import LIMIT, Comparison, ParityReport, rounding_unit, summarize
 from deconvfix.plan import Plan
 from deconvfix.rearrange import rearrange
 from deconvfix.steps import run
 
-__all__ = ["compare_modules", "compare_tensors", "input_variants", "psnr_db", "rounding_scale"]
+__all__ = ["compare_modules"]
 
 # Variants of the inputs beyond the user's own are left out when one run takes longer than this.
 _PATIENCE_SECONDS = 10.0
@@ -57,94 +70,17 @@ def compare_modules(
     if examples and exact:
         outputs, problems, notes = _compare_outputs(before, after, examples)
     elif not examples:
-        notes.append("No example inputs: the converted layers were compared, the model was not run.")
+        notes.append(
+            "No example inputs: the converted layers were compared, the model was not run."
+        )
     if not layers and not outputs and plan is not None and not plan.replaced:
         return ParityReport(True, 0.0, 0.0, dtype, notes=("Nothing was converted.",))
     return summarize(layers, outputs, dtype, problems, notes)
 
 
-def compare_tensors(
-    what: str, inputs: str, got: Tensor, want: Tensor, rounding: Tensor | float
-) -> Comparison:
-    """Compares two results.
-
-    Args:
-        rounding: The difference that one rounding explains, for each element or for all.
-    """
-    if got.shape != want.shape:
-        return Comparison(what, f"{inputs} (shapes {tuple(got.shape)}, {tuple(want.shape)})",
-                          math.inf, math.inf, False)
-    if got.numel() == 0:
-        return Comparison(what, inputs, 0.0, 0.0, True)
-    if not (want.is_floating_point() or want.is_complex()):
-        unequal = float((got != want).sum())
-        return Comparison(what, inputs, unequal, math.inf if unequal else 0.0, unequal == 0)
-    same = (got == want) | (got.isnan() & want.isnan())
-    difference = torch.where(same, torch.zeros_like(want.abs()), (got - want).abs())
-    difference = difference.to(torch.float64)
-    if isinstance(rounding, Tensor):
-        rounding = rounding.to(torch.float64)
-    ratio = torch.where(same, torch.zeros_like(difference), difference / rounding)
-    worst = math.inf if bool(difference.isnan().any()) else float(difference.max())
-    worst_ratio = math.inf if bool(ratio.isnan().any()) else float(ratio.max())
-    return Comparison(what, inputs, worst, worst_ratio, worst_ratio <= LIMIT)
-
-
-def psnr_db(before: nn.Module, after: nn.Module, example_inputs: Any) -> float | None:
-    """Peak signal-to-noise ratio of two models' outputs, in dB.
-
-    The peak is the range of the original's outputs. 300 dB stand for equal outputs; None means that
-    there is no floating-point output to compare.
-    """
-    from deconvfix.frontends.torch_module import copy_model
-
-    inputs = as_inputs(example_inputs)
-    pairs = [
-        (old.double(), new.double())
-        for old, new in zip(
-            flat_tensors(run_model(copy_model(before), inputs)),
-            flat_tensors(run_model(copy_model(after), inputs)),
-            strict=True,
-        )
-        if old.is_floating_point() and old.shape == new.shape and old.numel()
-    ]
-    if not pairs:
-        return None
-    peak = max(float(old.max() - old.min()) for old, _ in pairs)
-    count = sum(old.numel() for old, _ in pairs)
-    error = math.sqrt(sum(float(((old - new) ** 2).sum()) for old, new in pairs) / count)
-    return decibels(peak / error) if error else -LOWEST_DB
-
-
-def input_variants(example: Inputs) -> list[tuple[str, Inputs]]:
-    """The example, and floating-point inputs of its shapes: seeded noise, a constant, zeros."""
-    generator = torch.Generator().manual_seed(1)
-
-    def noise(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        return drawn.to(tensor)
-
-    def constant(tensor: Tensor) -> Tensor:
-        return torch.full_like(tensor, 0.5) if tensor.is_floating_point() else tensor
-
-    def zeros(tensor: Tensor) -> Tensor:
-        return torch.zeros_like(tensor) if tensor.is_floating_point() else tensor
-
-    return [
-        ("example inputs", example),
-        ("seeded noise", map_tensors(noise, example)),
-        ("a constant", map_tensors(constant, example)),
-        ("zeros", map_tensors(zeros, example)),
-    ]
-
-
 def _in_float64(
     before: nn.Module, after: nn.Module, examples: list[Inputs]
 ) -> tuple[nn.Module, nn.Module, list[Inputs], str]:
-    from deconvfix.frontends.torch_module import copy_model
-
     before, after = copy_model(before), copy_model(after)
 
     def double(tensor: Tensor) -> Tensor:
@@ -171,8 +107,6 @@ def _compare_layers(
     before: nn.Module, after: nn.Module, examples: list[Inputs], plan: Plan | None
 ) -> list[Comparison]:
     """Every converted layer, on what it sees in the original and on inputs made up."""
-    from deconvfix.frontends.torch_module import copy_model
-
     names = {module: name for name, module in before.named_modules()}
     seen: dict[str, list[Call]] = {}
 
@@ -211,14 +145,16 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _bound(call: Call) -> Tensor:
-    """eps * (|W| (*) |x| + |b|), the largest error that one rounding of each product explains."""
+    """The rounding unit of each output: eps * (|W| (*) |x| + |b|), more for very long sums."""
+    terms = math.prod(call.weight.shape) // call.weight.shape[1] // int(call.groups)
+    eps = rounding_unit(torch.finfo(call.weight.dtype).eps, terms)
     magnitude = replace(
         call,
         input=call.input.detach().abs(),
         weight=call.weight.detach().abs(),
         bias=None if call.bias is None else call.bias.detach().abs(),
     )
-    return _run_call(magnitude) * torch.finfo(call.weight.dtype).eps
+    return _run_call(magnitude) * eps
 
 
 def _run_call(call: Call) -> Tensor:
@@ -267,10 +203,7 @@ def _compare_layer(
             spec.dilation,
         )
         want, bound = _run_call(call), _bound(call)
-        if is_rerouted(new):
-            got = torch_steps.conv_transpose(**call.arguments)
-        else:
-            got = new(x)
+        got = torch_steps.conv_transpose(**call.arguments) if is_rerouted(new) else new(x)
         if isinstance(new, ConvertedConvTranspose) and new.form_name != "subpixel":
             want, bound = _by_definition(new, x)
         elif isinstance(new, ConvTransposeModule) and not is_rerouted(new):
@@ -294,10 +227,10 @@ def _by_definition(layer: ConvertedConvTranspose, x: Tensor) -> tuple[Tensor, Te
         None if bias is None else np.abs(bias),
     )
     shape = value.shape if batched is x else value.shape[1:]
-    eps = torch.finfo(x.dtype).eps
+    unit = rounding_unit(torch.finfo(x.dtype).eps, math.prod(weight.shape[1:]))
     return (
         torch.from_numpy(value).reshape(shape).to(x),
-        torch.from_numpy(magnitude).reshape(shape) * eps,
+        torch.from_numpy(magnitude).reshape(shape) * unit,
     )
 
 
@@ -317,8 +250,6 @@ def _small_sizes(spec: Any) -> tuple[int, ...]:
 def _compare_outputs(
     before: nn.Module, after: nn.Module, examples: list[Inputs]
 ) -> tuple[list[Comparison], list[str], list[str]]:
-    from deconvfix.frontends.torch_module import copy_model
-
     def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         return flat_tensors(run_model(copy_model(model), inputs))
 
@@ -341,8 +272,10 @@ def _compare_outputs(
             notes.append(f"The original does not run on {kind} of the example inputs' shapes.")
             continue
         again = outputs(before, inputs)
-        if not all(map(_equal, want, again)):
-            notes.append("The original gives other outputs when it is run again with the same seed.")
+        if not all(map(equal, want, again)):
+            notes.append(
+                "The original gives other outputs when it is run again with the same seed."
+            )
             break
         got = outputs(after, inputs)
         if len(got) != len(want):
@@ -353,11 +286,11 @@ def _compare_outputs(
             with _LayerNoise(seed, torch.finfo(torch.float64).eps):
                 noisy.append(outputs(before, inputs))
         for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
-            varied = varied or _varies(theirs)
+            varied = varied or varies(theirs)
             moved = [each[number] for each in noisy]
             if not theirs.is_floating_point():
                 # An index or a decision: rounding may flip it, where noise on the layers does so too.
-                if all(_equal(theirs, each) for each in moved):
+                if all(equal(theirs, each) for each in moved):
                     comparisons.append(compare_tensors(f"output {number}", kind, mine, theirs, 0.0))
                 continue
             rounding = rounding_scale(theirs, moved)
@@ -371,16 +304,6 @@ def _compare_outputs(
     return comparisons, problems, notes
 
 
-def rounding_scale(value: Tensor, moved: Sequence[Tensor]) -> float:
-    """How far rounding moves an output: the largest departure seen, at least one eps of its size."""
-    finite = value[value.isfinite()]
-    size = float(finite.abs().max()) if finite.numel() else 0.0
-    floor = torch.finfo(value.dtype).eps * size
-    departures = [(each - value).abs() for each in moved if each.shape == value.shape]
-    largest = [float(each[each.isfinite()].max()) for each in departures if each.isfinite().any()]
-    return max([floor, torch.finfo(value.dtype).tiny, *largest])
-
-
 def _dependence(
     before: nn.Module, inputs: Inputs, outputs: Callable[[nn.Module, Inputs], list[Tensor]]
 ) -> list[str]:
@@ -391,9 +314,11 @@ def _dependence(
     with _LayerNoise(3, torch.finfo(torch.float64).eps):
         rounded = outputs(before, inputs)
     for value, far, near in zip(want, moved, rounded, strict=True):
-        if value.is_floating_point() and value.shape == far.shape:
-            if rounding_scale(value, [far]) > 100 * LIMIT * rounding_scale(value, [near]):
-                return []
+        comparable = value.is_floating_point() and value.shape == far.shape
+        if comparable and rounding_scale(value, [far]) > 100 * LIMIT * rounding_scale(
+            value, [near]
+        ):
+            return []
     return [
         "The outputs hardly depend on the converted layers with these weights and inputs: the "
         "end-to-end comparison proves little, the comparison of the layers stands."
@@ -417,15 +342,3 @@ class _LayerNoise(TorchFunctionMode):
         scale = max(self.scale, eps) / eps
         noise = torch.randn(result.shape, generator=self.generator, dtype=torch.float64)
         return result + _bound(call) * scale * noise.to(result)
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    return bool(((one == other) | ((one != one) & (other != other))).all())
-
-
-def _varies(value: Tensor) -> bool:
-    return value.numel() > 1 and value.is_floating_point() and not bool(
-        (value == value.flatten()[0]).all()
-    )

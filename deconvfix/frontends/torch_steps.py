@@ -124,9 +124,9 @@ def pad(x: Tensor, amounts: Pairs, mode: PadMode) -> Tensor:
         return F.pad(x, _flat(amounts), mode="replicate")
     while not torch.compiler.is_compiling() and any(map(any, amounts)):
         sizes = x.shape[-len(amounts) :]
-        if 1 in sizes:
+        single = tuple(p if n == 1 else (0, 0) for p, n in zip(amounts, sizes, strict=True))
+        if any(map(any, single)):
             # A map of one pixel has nothing to reflect but itself.
-            single = tuple(p if n == 1 else (0, 0) for p, n in zip(amounts, sizes, strict=True))
             x = F.pad(x, _flat(single), mode="replicate")
             amounts = tuple((0, 0) if n == 1 else p for p, n in zip(amounts, sizes, strict=True))
             continue
@@ -135,8 +135,7 @@ def pad(x: Tensor, amounts: Pairs, mode: PadMode) -> Tensor:
         )
         x = F.pad(x, _flat(now), mode="reflect")
         amounts = tuple(
-            (b - done_b, e - done_e)
-            for (b, e), (done_b, done_e) in zip(amounts, now, strict=True)
+            (b - done_b, e - done_e) for (b, e), (done_b, done_e) in zip(amounts, now, strict=True)
         )
     return F.pad(x, _flat(amounts), mode="reflect") if any(map(any, amounts)) else x
 
@@ -178,9 +177,7 @@ def pixel_shuffle(x: Tensor, factors: tuple[int, ...]) -> Tensor:
         return F.pixel_shuffle(x, factors[0])
     # (.., C*r_1*..*r_n, *L) -> (.., C, r_1, .., r_n, *L) -> (.., C, L_1, r_1, .., L_n, r_n)
     x = x.unflatten(-n - 1, (-1, *factors))
-    x = x.movedim(
-        tuple(-2 * n + i for i in range(n)), tuple(-2 * n + 2 * i + 1 for i in range(n))
-    )
+    x = x.movedim(tuple(-2 * n + i for i in range(n)), tuple(-2 * n + 2 * i + 1 for i in range(n)))
     for i in reversed(range(n)):
         x = x.flatten(i - n - 1, i - n)
     return x
@@ -262,9 +259,7 @@ def _compile_cached(
 ) -> Compiled:
     # Neither steps nor verbs depend on channels and groups, which may be symbolic here.
     pairs = tuple((p, p) for p in padding)
-    spec = ConvTransposeSpec(
-        1, 1, kernel_size, stride, pairs, output_padding, dilation, 1, bias
-    )
+    spec = ConvTransposeSpec(1, 1, kernel_size, stride, pairs, output_padding, dilation, 1, bias)
     return SUBPIXEL.compile(spec, Settings())
 
 

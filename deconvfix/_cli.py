@@ -1,0 +1,323 @@
+"""The command line: parse, one library call, print, exit code.
+
+Exit codes: 0 done; 1 failed, refused under --strict, or parity exceeded; 2 usage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+
+from deconvfix import __version__
+from deconvfix import _cli_text as text
+from deconvfix.errors import DeconvfixError
+from deconvfix.files import check_output, output_folder
+
+if TYPE_CHECKING:
+    from deconvfix.checkpoint_jobs import Source
+    from deconvfix.report import ConversionReport
+
+__all__ = ["main"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
+_ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Group(click.Group):
+    """Turns the library's errors into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DeconvfixError as error:
+            _ERRORS.print(f"Error: {error}", style="red", markup=False)
+            ctx.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="deconvfix")
+def main() -> None:
+    """Replaces the transposed convolutions of trained models, and proves it.
+
+    MODEL is a checkpoint (.safetensors, .pt, .pth, .ckpt) with --arch module:callable, the code that
+    builds the model. Nothing in a checkpoint is executed.
+
+    Shell completion, for bash: eval "$(_DECONVFIX_COMPLETE=bash_source deconvfix)"
+    """
+
+
+def _source_options(command: Command) -> Command:
+    """What every command needs to build a model and inputs for it."""
+    for option in reversed(
+        (
+            click.option(
+                "--arch",
+                required=True,
+                metavar="MODULE:CALLABLE",
+                help="The code that builds the model.",
+            ),
+            click.option(
+                "--arch-kwargs",
+                default="{}",
+                metavar="JSON",
+                help="Keyword arguments for it, as a JSON object.",
+            ),
+            click.option(
+                "--state-key",
+                metavar="KEY",
+                help="Where the weights are in a nested checkpoint, e.g. params_ema.",
+            ),
+            click.option(
+                "--input",
+                "inputs",
+                multiple=True,
+                metavar="NAME=SHAPE[:DTYPE]",
+                help="An input of the model, e.g. x=1x3x64x64 or ids=1x77:int64. Repeatable.",
+            ),
+            click.option(
+                "--inputs",
+                "inputs_file",
+                type=FILE,
+                metavar="FILE.npz",
+                help="Inputs of the model, one array for each.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+_dynamic = click.option(
+    "--dynamic",
+    multiple=True,
+    metavar="NAME=AXES",
+    help="Axes of an input that may change in the ONNX file, e.g. x=0,2,3. Repeatable.",
+)
+_opset = click.option("--opset", type=int, help="ONNX opset, 18 or newer.")
+_force = click.option("--force", is_flag=True, help="Replace existing files.")
+_as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
+)
+_output = click.option("-o", "--output", type=FILE, help="The file to write.")
+
+
+@main.command(epilog="Example: deconvfix inspect net.pth --arch net:Generator --input x=1x64x8x8")
+@click.argument("model", type=FILE)
+@_source_options
+@_as_json
+def inspect(model: Path, as_json: bool, **source: Any) -> None:
+    """List the transposed convolutions of MODEL and their risk of a checkerboard."""
+    with _working("Searching"):
+        from deconvfix.checkpoint_jobs import inspect_file
+
+        found = inspect_file(_source(model, **source))
+    _show(found.to_dict() if as_json else text.inspection(found))
+
+
+@main.command(
+    epilog="Example: deconvfix convert net.pth --arch net:Generator --input x=1x64x8x8 -o net.onnx"
+)
+@click.argument("model", type=FILE)
+@_output
+@_source_options
+@click.option(
+    "--to",
+    default="subpixel",
+    show_default=True,
+    metavar="FORM",
+    help="subpixel (the same function), resize or equalized (no checkerboard).",
+)
+@click.option(
+    "--interpolation",
+    default="nearest",
+    show_default=True,
+    metavar="KIND",
+    help="For resize: nearest or linear.",
+)
+@click.option(
+    "--padding-mode",
+    metavar="MODE",
+    help="For resize: reflect, replicate or zeros. Default: zeros where the kernel "
+    "divides exactly, reflect elsewhere.",
+)
+@click.option(
+    "--init",
+    metavar="KIND",
+    help="exact, fit or random. Default: exact where possible, a fit elsewhere.",
+)
+@click.option("--seed", default=0, show_default=True, help="For --init random.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Convert these layers only.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Keep these layers.")
+@click.option("--strict", is_flag=True, help="Fail if a layer is refused.")
+@click.option("--dry-run", is_flag=True, help="Plan only; write nothing but the --recipe.")
+@click.option(
+    "--recipe",
+    type=FILE,
+    help="Carry out this plan; with --dry-run: the file to write the plan to.",
+)
+@click.option(
+    "--report",
+    "report_file",
+    type=FILE,
+    metavar="FILE",
+    help="Write the report there, as .json or .html.",
+)
+@_dynamic
+@_opset
+@_force
+@_as_json
+@click.pass_context
+def convert(
+    ctx: click.Context,
+    /,
+    model: Path,
+    output: Path | None,
+    to: str,
+    dry_run: bool,
+    recipe: Path | None,
+    report_file: Path | None,
+    force: bool,
+    as_json: bool,
+    opset: int | None,
+    interpolation: str,
+    padding_mode: str | None,
+    init: str | None,
+    seed: int,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    strict: bool,
+    **source: Any,
+) -> None:
+    """Replace the transposed convolutions of MODEL.
+
+    The suffix of the output chooses what is written: a checkpoint with its recipe (.safetensors,
+    .pt, .pth, .ckpt; deconvfix.load reads it) or an ONNX file (.onnx). It appears only after the
+    result was verified.
+    """
+    if output is None and not dry_run:
+        raise click.UsageError("Give an output file with -o, or use --dry-run.", ctx)
+    if report_file is not None:
+        if report_file.suffix not in (".json", ".html"):
+            raise click.UsageError("The report's suffix must be .json or .html.", ctx)
+        check_output(report_file, overwrite=force, inputs=(model,))
+    with _working("Converting and verifying"):
+        from deconvfix.checkpoint_jobs import convert_file
+
+        report = convert_file(
+            _source(model, **source),
+            output,
+            recipe=recipe,
+            dry_run=dry_run,
+            overwrite=force,
+            opset=opset,
+            to=to,
+            interpolation=interpolation,
+            padding_mode=padding_mode,
+            init=init,
+            seed=seed,
+            include=include,
+            exclude=exclude,
+            strict=strict,
+        )
+    if report_file is not None:
+        _write_report(report, report_file)
+    _show(report.to_dict() if as_json else text.conversion(report))
+    ctx.exit(0 if report.ok else 1)
+
+
+@main.command(
+    epilog="Example: deconvfix verify net.pth fixed.onnx --arch net:Generator --input x=1x64x8x8"
+)
+@click.argument("before", type=FILE)
+@click.argument("after", type=FILE)
+@_source_options
+@_as_json
+@click.pass_context
+def verify(ctx: click.Context, /, before: Path, after: Path, as_json: bool, **source: Any) -> None:
+    """Hold AFTER (a converted checkpoint or an ONNX file) against the checkpoint BEFORE."""
+    with _working("Verifying"):
+        from deconvfix.checkpoint_jobs import verify_files
+
+        report = verify_files(_source(before, **source), after)
+    _show(report.to_dict() if as_json else text.parity(report))
+    ctx.exit(0 if report.ok else 1)
+
+
+@main.command(
+    epilog="Example: deconvfix export net.pth --arch net:Generator --input x=1x64x8x8 "
+    "--dynamic x=0,2,3 -o net.onnx"
+)
+@click.argument("model", type=FILE)
+@_output
+@_source_options
+@_dynamic
+@_opset
+@_force
+@_as_json
+@click.pass_context
+def export(
+    ctx: click.Context,
+    /,
+    model: Path,
+    output: Path | None,
+    opset: int | None,
+    force: bool,
+    as_json: bool,
+    **source: Any,
+) -> None:
+    """Export MODEL to ONNX as it is, and hold ONNX Runtime against torch."""
+    if output is None:
+        raise click.UsageError("Give an output file with -o.", ctx)
+    with _working("Exporting and verifying"):
+        from deconvfix.checkpoint_jobs import export_file
+
+        report = export_file(_source(model, **source), output, opset=opset, overwrite=force)
+    _show(report.to_dict() if as_json else text.export(report))
+
+
+def _source(
+    path: Path,
+    arch: str,
+    arch_kwargs: str,
+    state_key: str | None,
+    inputs: tuple[str, ...],
+    inputs_file: Path | None,
+    dynamic: tuple[str, ...] = (),
+) -> Source:
+    from deconvfix.checkpoint_jobs import Source, parse_arch_kwargs
+
+    return Source(
+        path, arch, parse_arch_kwargs(arch_kwargs), state_key, inputs, inputs_file, dynamic
+    )
+
+
+@contextlib.contextmanager
+def _working(what: str) -> Iterator[None]:
+    """A spinner on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    with console.status(f"{what} ...") if console.is_terminal else contextlib.nullcontext():
+        yield
+
+
+def _write_report(report: ConversionReport, path: Path) -> None:
+    content = report.to_json() if path.suffix == ".json" else report.to_html()
+    with output_folder(path) as folder:
+        (folder / path.name).write_text(content, encoding="utf-8")
+
+
+def _show(value: Any) -> None:
+    """JSON alone, or what `_cli_text` made for people."""
+    if isinstance(value, dict):
+        click.echo(json.dumps(text.finite(value), indent=2, allow_nan=False))
+        return
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    for part in value:
+        console.print(part)

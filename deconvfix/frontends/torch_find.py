@@ -1,0 +1,176 @@
+"""Transposed convolutions of a torch model, described as matches: modules and functional calls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from deconvfix.forms.base import Refusal
+from deconvfix.frontends.torch_calls import Observed, dtype_obstacle
+from deconvfix.frontends.torch_layers import ConvTransposeModule, read_weight, spec_of
+from deconvfix.plan import Match
+from deconvfix.spec import ConvTransposeSpec
+
+__all__ = [
+    "PLAIN",
+    "call_path",
+    "has_own_forward",
+    "is_layer",
+    "is_uninitialized",
+    "match_calls",
+    "match_module",
+    "owners_of_parameters",
+]
+
+PLAIN = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAZY = (nn.LazyConvTranspose1d, nn.LazyConvTranspose2d, nn.LazyConvTranspose3d)
+_FUNCTION_NAME = re.compile(
+    r"^(?:(?P<path>.*)\.)?(?P<function>conv_transpose(\dd)?|convolution)(#\d+)?$"
+)
+_RERUN_HINT = "Convert this layer to 'subpixel', or exclude it"
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a transposed convolution of torch, in whatever state."""
+    return isinstance(module, (*PLAIN, *_LAZY)) or _is_quantized(module) or _is_script(module)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return "quantized" in type(module).__module__ and "ConvTranspose" in type(module).__name__
+
+
+def _is_script(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule) and "ConvTranspose" in getattr(
+        module, "original_name", ""
+    )
+
+
+def is_uninitialized(module: nn.Module) -> bool:
+    """Whether a lazy module has no shape yet."""
+    return isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params()
+
+
+def owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:
+    """For each parameter the names under which different modules own it."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(f"{name}.{key}".removeprefix("."))
+    return owners
+
+
+def _sizes(observed: Observed) -> tuple[int, ...]:
+    call = observed.call
+    return tuple(int(n) for n in call.input.shape[2 - call.weight.dim() :])
+
+
+def match_module(
+    name: str,
+    module: nn.Module,
+    owners: dict[int, list[str]],
+    observed: list[Observed] | None,
+) -> Match:
+    """Describes a layer.
+
+    Args:
+        name: Its name in the model.
+        module: The layer.
+        owners: See `owners_of_parameters`.
+        observed: What was seen of it; None if the model was not run.
+    """
+    sizes = tuple(dict.fromkeys(map(_sizes, observed or ())))
+    calls = None if observed is None else len(observed)
+    op = re.sub(r"^(Parametrized|Lazy)", "", type(module).__name__)
+    if _is_quantized(module) or _is_script(module):
+        kind = "quantised" if _is_quantized(module) else "a compiled TorchScript module"
+        obstacle = Refusal(
+            f"it is {kind} ({type(module).__module__}.{type(module).__name__})",
+            "an ordinary torch.nn layer is needed",
+            "Convert the model before quantising or scripting it",
+        )
+        return Match(name, op, None, "unknown", sizes, calls, obstacle)
+    if is_uninitialized(module):
+        obstacle = Refusal(
+            "it is lazy and has no weight yet",
+            "its shape is known after the first run",
+            "Give example inputs, or run the model once before",
+        )
+        return Match(name, op, None, "unknown", sizes, calls, obstacle)
+    assert isinstance(module, ConvTransposeModule)
+    weight = module.weight
+    exact_only: Refusal | None = None
+    if has_own_forward(module):
+        exact_only = Refusal(
+            f"{type(module).__name__} has its own forward",
+            "another form replaces torch's forward of the layer",
+            _RERUN_HINT,
+        )
+    elif weight.is_meta:
+        exact_only = Refusal(
+            "its weight is on the meta device", "values are needed for a fit", _RERUN_HINT
+        )
+    else:
+        shared = [other for other in owners.get(id(weight), []) if other != f"{name}.weight"]
+        if shared and name:
+            exact_only = Refusal(
+                f"its weight is shared with {', '.join(shared)}",
+                "a fitted weight fits one place only",
+                _RERUN_HINT,
+            )
+    return Match(
+        name=name,
+        op=op,
+        spec=spec_of(module),
+        dtype=str(weight.dtype).removeprefix("torch."),
+        input_sizes=sizes,
+        calls=calls,
+        obstacle=dtype_obstacle(weight),
+        exact_only=exact_only,
+        read_weight=lambda: read_weight(module.weight),
+    )
+
+
+def match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
+    """Describes the functional calls in the code of the module `path`, one for each geometry."""
+    found: dict[tuple[str, ConvTransposeSpec], list[Observed]] = {}
+    for each in observed:
+        found.setdefault((each.call.function, each.call.spec()), []).append(each)
+    totals: dict[str, int] = {}
+    for function, _ in found:
+        totals[function] = totals.get(function, 0) + 1
+    numbers = dict.fromkeys(totals, 0)
+    for (function, spec), calls in found.items():
+        numbers[function] += 1
+        suffix = f"#{numbers[function]}" if totals[function] > 1 else ""
+        weight = calls[0].call.weight
+        yield Match(
+            name=f"{path}.{function}{suffix}".removeprefix("."),
+            op=function,
+            spec=spec,
+            dtype=str(weight.dtype).removeprefix("torch."),
+            input_sizes=tuple(dict.fromkeys(map(_sizes, calls))),
+            calls=len(calls),
+            obstacle=dtype_obstacle(weight),
+            exact_only=Refusal(
+                "it is a function call in the code of a module",
+                "another form replaces a layer that has its own module",
+                _RERUN_HINT,
+            ),
+        )
+
+
+def call_path(name: str, op: str) -> str | None:
+    """The module in whose code a function is called, from the match's name; None for layers."""
+    call = _FUNCTION_NAME.match(name)
+    return (call["path"] or "") if call and call["function"] == op else None
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a layer runs other code than torch's own layer does."""
+    plain = next((each for each in PLAIN if isinstance(module, each)), None)
+    return plain is not None and (
+        type(module).forward is not plain.forward or "forward" in vars(module)
+    )

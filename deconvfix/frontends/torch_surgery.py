@@ -1,0 +1,139 @@
+"""Changing a torch model: layers exchanged, weights corrected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from deconvfix.errors import ModelError
+from deconvfix.forms import form
+from deconvfix.forms.base import Settings
+from deconvfix.frontends.torch_find import PLAIN, has_own_forward
+from deconvfix.frontends.torch_layers import (
+    ConvertedConvTranspose,
+    ConvTransposeModule,
+    read_weight,
+    spec_of,
+)
+from deconvfix.plan import Decision
+from deconvfix.spec import ConvTransposeSpec
+
+__all__ = ["check_geometry", "converted_layer", "exchange", "set_weight", "why_not_exchanged"]
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def why_not_exchanged(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
+    """Why a layer keeps its module and has its call rerouted instead."""
+    if type(module) not in PLAIN or has_own_forward(module):
+        return "its class is not torch's own"
+    if "weight" not in module._parameters:
+        return "its weight is computed by a hook"
+    if any(len(owners[id(parameter)]) > 1 for parameter in module.parameters()):
+        return "its parameters are shared"
+    return None
+
+
+def check_geometry(module: nn.Module, decision: Decision) -> None:
+    """A recipe must have been made for this layer.
+
+    Raises:
+        ModelError: If it was made for another geometry.
+    """
+    found = spec_of(module)
+    if found != decision.spec:
+        raise ModelError(
+            decision.name or "(model)",
+            f"the layer is {found}",
+            f"the plan was made for {decision.spec}",
+            "Use the recipe that was made for this model",
+        )
+
+
+def _complete(decision: Decision) -> tuple[ConvTransposeSpec, str, Settings]:
+    """What every decision to replace a layer has."""
+    assert decision.spec is not None
+    assert decision.form is not None
+    assert decision.settings is not None
+    return decision.spec, decision.form, decision.settings
+
+
+def converted_layer(module: nn.Module, decision: Decision) -> ConvertedConvTranspose:
+    """The layer in its new form, with the mode, hooks and attributes of the old one."""
+    assert isinstance(module, ConvTransposeModule)
+    spec, form_name, settings = _complete(decision)
+    weight, bias = module.weight, module.bias
+    kernel = weight.detach()
+    if form_name != "subpixel":
+        fitted = form(form_name).fit(spec, settings, read_weight(weight))
+        kernel = torch.from_numpy(fitted).to(weight)
+    new = ConvertedConvTranspose(
+        spec,
+        form_name,
+        settings,
+        kernel,
+        None if bias is None else bias.detach(),
+    )
+    for name, parameter in new.named_parameters():
+        source = bias if name.endswith("bias") else weight
+        parameter.requires_grad_(source is not None and source.requires_grad)
+    for name in _HOOKS:
+        setattr(new, name, getattr(module, name))
+    for name, value in vars(module).items():
+        if name not in vars(new) and not isinstance(value, Tensor):
+            object.__setattr__(new, name, value)
+    return new.train(module.training)
+
+
+def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Puts `new` wherever `old` is registered."""
+    if model is old:
+        return new
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+    return model
+
+
+@torch.no_grad()
+def set_weight(module: nn.Module, decision: Decision) -> None:
+    """Gives the layer a corrected weight, through its parametrization or hook if it has one."""
+    assert isinstance(module, ConvTransposeModule)
+    spec, form_name, settings = _complete(decision)
+    fitted = form(form_name).fit(spec, settings, read_weight(module.weight))
+    new = torch.from_numpy(fitted).to(module.weight)
+    if parametrize.is_parametrized(module, "weight"):
+        module.weight = new
+    elif "weight_v" in module._parameters:
+        norm: Any = next(
+            each
+            for each in module._forward_pre_hooks.values()
+            if type(each).__name__ == "WeightNorm"
+        )
+        module.get_parameter("weight_v").copy_(new)
+        module.get_parameter("weight_g").copy_(torch.norm_except_dim(new, 2, norm.dim))
+        module.weight = norm.compute_weight(module)
+    elif "weight" in module._parameters:
+        module.weight.copy_(new)
+    error = float((module.weight - new).abs().max())
+    bound = 16 * torch.finfo(new.dtype).eps * float(new.abs().max())
+    if "weight" in module._buffers or not error <= bound:
+        raise ModelError(
+            decision.name or "(model)",
+            f"its weight is computed from other parameters, and differs by {error:.3g} when set",
+            "the equalized form needs a weight that can be set",
+            "Remove the parametrization first, or use the form 'subpixel' or 'resize'",
+        )
