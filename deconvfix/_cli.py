@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from rich.console import Console
@@ -19,6 +19,9 @@ from deconvfix import __version__
 from deconvfix import _cli_text as text
 from deconvfix.errors import DeconvfixError
 from deconvfix.files import check_output, output_folder
+from deconvfix.forms import FORMS
+from deconvfix.forms.base import Init
+from deconvfix.steps import Interpolation, PadMode
 
 if TYPE_CHECKING:
     from deconvfix.checkpoint_jobs import Source
@@ -28,7 +31,7 @@ __all__ = ["main"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
-_ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
+_ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 class _Group(click.Group):
@@ -132,26 +135,25 @@ def inspect(model: Path, as_json: bool, **source: Any) -> None:
     "--to",
     default="subpixel",
     show_default=True,
-    metavar="FORM",
-    help="subpixel (the same function), resize or equalized (no checkerboard).",
+    type=click.Choice([each.name for each in FORMS]),
+    help="subpixel is the same function; resize and equalized have no checkerboard.",
 )
 @click.option(
     "--interpolation",
     default="nearest",
     show_default=True,
-    metavar="KIND",
-    help="For resize: nearest or linear.",
+    type=click.Choice(get_args(Interpolation)),
+    help="For resize.",
 )
 @click.option(
     "--padding-mode",
-    metavar="MODE",
-    help="For resize: reflect, replicate or zeros. Default: zeros where the kernel "
-    "divides exactly, reflect elsewhere.",
+    type=click.Choice(get_args(PadMode)),
+    help="For resize. Default: zeros where the kernel divides exactly, reflect elsewhere.",
 )
 @click.option(
     "--init",
-    metavar="KIND",
-    help="exact, fit or random. Default: exact where possible, a fit elsewhere.",
+    type=click.Choice(get_args(Init)),
+    help="Where weights come from. Default: exact where possible, a fit elsewhere.",
 )
 @click.option("--seed", default=0, show_default=True, help="For --init random.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Convert these layers only.")
@@ -207,7 +209,11 @@ def convert(
     if report_file is not None:
         if report_file.suffix not in (".json", ".html"):
             raise click.UsageError("The report's suffix must be .json or .html.", ctx)
-        check_output(report_file, overwrite=force, inputs=(model,))
+        others = [each for each in (output, recipe) if each is not None]
+        if any(each.absolute() == report_file.absolute() for each in others):
+            raise click.UsageError("The report needs a file of its own.", ctx)
+        inputs = (model, *filter(None, (source["inputs_file"],)))
+        check_output(report_file, overwrite=force, inputs=inputs)
     with _working("Converting and verifying"):
         from deconvfix.checkpoint_jobs import convert_file
 
@@ -301,15 +307,16 @@ def _source(
 
 @contextlib.contextmanager
 def _working(what: str) -> Iterator[None]:
-    """A spinner on stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    with console.status(f"{what} ...") if console.is_terminal else contextlib.nullcontext():
+    """A spinner on stderr, where that is a terminal; what the model's code prints goes there too."""
+    console = Console(stderr=True, emoji=False)
+    spinner = console.status(f"{what} ...") if console.is_terminal else contextlib.nullcontext()
+    with spinner, contextlib.redirect_stdout(sys.stderr):
         yield
 
 
 def _write_report(report: ConversionReport, path: Path) -> None:
     content = report.to_json() if path.suffix == ".json" else report.to_html()
-    with output_folder(path) as folder:
+    with output_folder(path, overwrite=True) as folder:
         (folder / path.name).write_text(content, encoding="utf-8")
 
 
@@ -318,6 +325,6 @@ def _show(value: Any) -> None:
     if isinstance(value, dict):
         click.echo(json.dumps(text.finite(value), indent=2, allow_nan=False))
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 80)
     for part in value:
         console.print(part)

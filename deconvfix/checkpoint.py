@@ -14,10 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deconvfix.errors import CheckpointError
+from deconvfix.frontends.torch_find import is_uninitialized
 from deconvfix.frontends.torch_module import FRONTEND
 from deconvfix.plan import Plan
 
-__all__ = ["SUFFIXES", "Checkpoint", "as_stored", "load", "load_state", "read", "write"]
+__all__ = [
+    "SUFFIXES",
+    "Checkpoint",
+    "load",
+    "load_state",
+    "read",
+    "recipe_path",
+    "stored_dtypes",
+    "write",
+]
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 RECIPE_KEY = "deconvfix.recipe"
@@ -105,6 +115,13 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
     Raises:
         CheckpointError: If entries are missing or have other shapes.
     """
+    if any(map(is_uninitialized, model.modules())):
+        raise CheckpointError(
+            str(checkpoint.path),
+            f"{type(model).__name__} has lazy layers without a shape",
+            "an architecture with all its shapes is needed",
+            "Run the model once before loading",
+        )
     wanted = model.state_dict()
     prefix = _prefix(checkpoint.state, wanted)
     state = {
@@ -164,18 +181,25 @@ def load(
     return model
 
 
-def write(path: Path, model: nn.Module, recipe: Plan, source: Checkpoint | None = None) -> None:
+def write(
+    path: Path,
+    model: nn.Module,
+    recipe: Plan,
+    source: Checkpoint | None = None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> None:
     """Writes the state dict of a converted model with its recipe.
 
     Args:
         path: .safetensors (the recipe goes into its metadata), or .pt, .pth, .ckpt (the recipe goes
             into a file beside it; the state dict is nested as in `source`).
         model: The converted model.
-        recipe: The plan it was converted with.
-        source: The original checkpoint, whose dtypes are kept.
+        recipe: The plan that leads from the original architecture to it.
+        source: The original checkpoint.
+        dtypes: See `stored_dtypes`.
     """
     state = {
-        name: as_stored(name, value.detach().cpu(), source)
+        name: value.detach().cpu().to((dtypes or {}).get(name, value.dtype))
         for name, value in model.state_dict().items()
     }
     if path.suffix == ".safetensors":
@@ -187,7 +211,28 @@ def write(path: Path, model: nn.Module, recipe: Plan, source: Checkpoint | None 
     for key in reversed(source.state_key.split(".") if source and source.state_key else []):
         nested = {key: nested}
     torch.save(nested, path)
-    recipe_path(path).write_text(recipe.to_json())
+    recipe_path(path).write_text(recipe.to_json(), encoding="utf-8")
+
+
+def stored_dtypes(
+    source: Checkpoint, before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan
+) -> dict[str, torch.dtype]:
+    """The dtype of each entry of a converted model, as the original file stored it.
+
+    Args:
+        source: The original file.
+        before: State dict of the model that the file was loaded into.
+        after: State dict of the converted model.
+        plan: What was converted; new entries have the dtype of the entry they come from.
+    """
+    prefix = _prefix(source.state, before)
+    origins = {}
+    for each in plan.replaced:
+        layer = f"{each.name}." if each.name else ""
+        origins[f"{layer}conv.weight"] = f"{layer}weight"
+        origins[f"{layer}conv.bias"] = origins[f"{layer}add_bias.bias"] = f"{layer}bias"
+    found = {name: source.state.get(prefix + origins.get(name, name)) for name in after}
+    return {name: each.dtype for name, each in found.items() if each is not None}
 
 
 def recipe_path(path: Path) -> Path:
@@ -215,7 +260,15 @@ def _recipe_beside(path: Path) -> Plan | None:
     beside = recipe_path(path)
     if not beside.is_file() or beside.stat().st_size > _LARGEST_RECIPE:
         return None
-    return Plan.from_json(beside.read_text())
+    try:
+        return Plan.from_json(beside.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            str(beside),
+            f"it is no text ({error.reason})",
+            "the recipe of the checkpoint is needed",
+            "Remove the file if the checkpoint was not converted",
+        ) from error
 
 
 def _is_state(value: Any) -> bool:
@@ -289,14 +342,3 @@ def _prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
         candidates or [""],
         key=lambda each: (sum(each + name in state for name in wanted), -len(each)),
     )
-
-
-def as_stored(name: str, value: Tensor, source: Checkpoint | None) -> Tensor:
-    """In the dtype of the original file: the values of exact forms are permuted, so none is lost."""
-    if source is None or not value.is_floating_point():
-        return value
-    dtypes = {each.dtype for each in source.state.values() if each.is_floating_point()}
-    same = source.state.get(name)
-    if same is not None:
-        return value.to(same.dtype)
-    return value.to(dtypes.pop()) if len(dtypes) == 1 else value

@@ -6,12 +6,14 @@ import functools
 import importlib
 import inspect as python_inspect
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -38,6 +40,9 @@ __all__ = [
     "parse_arch_kwargs",
     "verify_files",
 ]
+
+# Example inputs that the command line makes up: 4 GiB in float32.
+_MOST_ELEMENTS = 2**30
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,19 @@ class Source:
         """A new instance of the architecture, in eval mode."""
         return _build(self.arch, self.arch_kwargs).eval()
 
-    def model(self) -> tuple[nn.Module, tuple[str, ...]]:
-        """The model with its weights (converted, if the checkpoint is), and notes about the file."""
+    def model(self, *, wide: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
+        """The model with its weights (converted, if the checkpoint is), and notes about the file.
+
+        Args:
+            wide: Make it float64 if the file is, so that no digit is lost.
+        """
         checkpoint = self.checkpoint
         model = self.architecture()
+        if wide and any(each.dtype == torch.float64 for each in checkpoint.state.values()):
+            model = model.double()
         if checkpoint.recipe is not None:
-            return checkpoints.load(self.path, model, state_key=self.state_key), ()
+            note = f"The checkpoint was converted before ({checkpoint.recipe.to})."
+            return checkpoints.load(self.path, model, state_key=self.state_key), (note,)
         unused = checkpoints.load_state(model, checkpoint)
         notes = []
         if checkpoint.state_key:
@@ -90,7 +102,12 @@ class Source:
     def example_inputs(self, model: nn.Module) -> Inputs | None:
         """Inputs by the names of forward's arguments; None if none were described."""
         named = {**_described(self.inputs), **_stored(self.inputs_file)}
-        return _bind(model, named) if named else None
+        if not named:
+            return None
+        floats = {each.dtype for each in model.parameters() if each.is_floating_point()}
+        if floats == {torch.float64}:
+            named = {n: x.double() if x.is_floating_point() else x for n, x in named.items()}
+        return _bind(model, named)
 
     def dynamic_shapes(self) -> dict[str, dict[int, str]] | None:
         """For torch.onnx.export: axis 0 is called "batch", the others NAME_axis."""
@@ -134,15 +151,16 @@ def convert_file(
                 f"one of {', '.join((*checkpoints.SUFFIXES, '.onnx'))} is needed",
                 "Choose the output's kind by its suffix",
             )
-        check_output(output, overwrite=overwrite, inputs=inputs)
+        check_output(output, overwrite=overwrite, inputs=(*inputs, *filter(None, (recipe,))))
     if recipe is not None and dry_run:
         check_output(recipe, overwrite=overwrite, inputs=inputs)
     plan = None
     if recipe is not None and not dry_run:
         plan = Plan.from_json(_read_text(recipe))
-    model, notes = source.model()
+    onnx = output is not None and output.suffix == ".onnx"
+    model, notes = source.model(wide=not onnx)
     example = source.example_inputs(model)
-    if output is not None and output.suffix == ".onnx" and example is None and not dry_run:
+    if onnx and example is None and not dry_run:
         raise OptionError(
             "input",
             "no example inputs are given",
@@ -150,16 +168,18 @@ def convert_file(
             "Describe each input, for example --input x=1x3x64x64",
         )
     conversion = convert(model, example_inputs=example, plan=plan, verify=not dry_run, **options)
+    whole_plan = conversion.plan.after(source.checkpoint.recipe)
     report = replace(
         conversion.report, input=str(source.path), notes=(*notes, *conversion.report.notes)
     )
     if dry_run:
         if recipe is not None:
-            with output_folder(recipe) as folder:
-                (folder / recipe.name).write_text(conversion.plan.to_json())
+            with output_folder(recipe, overwrite=overwrite) as folder:
+                text = whole_plan.to_json()
+                (folder / recipe.name).write_text(text, encoding="utf-8")
         return report
     assert output is not None
-    if output.suffix == ".onnx":
+    if onnx:
         exported = export_onnx(
             conversion.model,
             output,
@@ -169,15 +189,16 @@ def convert_file(
             overwrite=overwrite,
             metadata={
                 "deconvfix.version": versions().get("deconvfix", "unknown"),
-                "deconvfix.recipe": conversion.plan.to_json(),
+                "deconvfix.recipe": whole_plan.to_json(),
             },
         )
         return replace(report, output=str(output), export=exported.parity)
-    with output_folder(output) as folder:
-        checkpoints.write(
-            folder / output.name, conversion.model, conversion.plan, source.checkpoint
-        )
-        _check_reload(folder / output.name, source, conversion.model)
+    with output_folder(output, overwrite=overwrite) as folder:
+        written = folder / output.name
+        before, after = model.state_dict(), conversion.model.state_dict()
+        dtypes = checkpoints.stored_dtypes(source.checkpoint, before, after, conversion.plan)
+        checkpoints.write(written, conversion.model, whole_plan, source.checkpoint, dtypes)
+        _check_reload(written, conversion.model, source, dtypes)
     return replace(report, output=str(output))
 
 
@@ -185,7 +206,8 @@ def export_file(
     source: Source, output: Path, *, opset: int | None = None, overwrite: bool = False
 ) -> ExportReport:
     """Exports a checkpoint's model (converted or not) to ONNX."""
-    check_output(output, overwrite=overwrite, inputs=(source.path,))
+    inputs = (source.path, *filter(None, (source.inputs_file,)))
+    check_output(output, overwrite=overwrite, inputs=inputs)
     model, _ = source.model()
     example = source.example_inputs(model)
     if example is None:
@@ -222,11 +244,16 @@ def verify_files(before: Source, after: Path) -> ParityReport:
     return compare_modules(model, converted, [] if example is None else [example], None)
 
 
-def _check_reload(path: Path, source: Source, model: nn.Module) -> None:
+def _check_reload(
+    path: Path, model: nn.Module, source: Source, dtypes: dict[str, torch.dtype]
+) -> None:
     """What was written must come back, bit for bit as far as its dtype goes."""
-    again = checkpoints.load(path, source.architecture()).state_dict()
+    architecture = source.architecture()
+    if any(each.dtype == torch.float64 for each in model.state_dict().values()):
+        architecture = architecture.double()
+    again = checkpoints.load(path, architecture).state_dict()
     for name, value in model.state_dict().items():
-        stored = checkpoints.as_stored(name, value, source.checkpoint).to(value.dtype)
+        stored = value.to(dtypes.get(name, value.dtype)).to(again[name].dtype)
         if not torch.equal(stored.cpu(), again[name].cpu()):
             raise ParityError(
                 name,
@@ -282,7 +309,7 @@ def _described(descriptions: Sequence[str]) -> dict[str, Tensor]:
             not name
             or not rest
             or not isinstance(dtype, torch.dtype)
-            or not all(each.isdigit() for each in digits)
+            or not all(each.isdecimal() and len(each) < 10 for each in digits)
         ):
             raise OptionError(
                 "input",
@@ -291,6 +318,13 @@ def _described(descriptions: Sequence[str]) -> dict[str, Tensor]:
                 "Give the name of forward's argument, its shape and, if not float32, its dtype",
             )
         shape = [int(each) for each in digits]
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise OptionError(
+                "input",
+                f"{text!r} has {math.prod(shape):,} elements",
+                f"at most {_MOST_ELEMENTS:,} are made up",
+                "Describe a smaller input",
+            )
         if dtype.is_floating_point or dtype.is_complex:
             named[name] = torch.randn(shape, generator=generator).to(dtype)
         else:
@@ -302,9 +336,9 @@ def _stored(path: Path | None) -> dict[str, Tensor]:
     if path is None:
         return {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         raise OptionError(
             str(path),
             f"it cannot be read ({error})",
@@ -341,7 +375,7 @@ def _dynamic(
     shapes: dict[str, dict[int, str]] = {name: {} for name in names}
     for text in dynamic:
         name, _, axes = text.partition("=")
-        if name not in shapes or not all(each.isdigit() for each in axes.split(",")):
+        if name not in shapes or not all(each.isdecimal() for each in axes.split(",")):
             raise OptionError(
                 "dynamic",
                 f"the value is {text!r}",

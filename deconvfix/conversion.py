@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from deconvfix import __version__
 from deconvfix.artifacts import LOWEST_DB, ripple_db
 from deconvfix.errors import ModelError, ParityError, RefusedError
 from deconvfix.forms import form
@@ -135,6 +136,7 @@ def convert(
         )
     reference = frontend.prepare(working, None, inplace=False) if verify else None
     fidelity = _ripples(findings.matches, plan)
+    notes = list(findings.notes)
     converted = frontend.apply(working, plan)
     still_running = None
     if example_inputs is not None:
@@ -143,6 +145,9 @@ def convert(
     if reference is not None:
         inputs = [] if example_inputs is None else [example_inputs]
         parity = frontend.verify(reference, converted, inputs, plan)
+        if not parity.comparisons and plan.replaced and example_inputs is None:
+            parity = None
+            notes.append("Nothing could be compared without a run: give example inputs.")
         if fidelity is not None and example_inputs is not None:
             psnr = frontend.psnr_db(reference, converted, example_inputs)
             fidelity = Fidelity(psnr, fidelity.ripple_db_before, fidelity.ripple_db_after)
@@ -154,7 +159,7 @@ def convert(
         parity=parity,
         fidelity=fidelity,
         still_running=still_running,
-        notes=findings.notes,
+        notes=tuple(notes),
         versions=versions(),
     )
     if parity is not None and not parity.ok:
@@ -211,8 +216,8 @@ def frontend_of(model: Any) -> Frontend:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that take part, as far as they are installed."""
-    found = {}
-    for name in ("deconvfix", "torch", "onnx", "onnxruntime", "numpy"):
+    found = {"deconvfix": __version__}
+    for name in ("torch", "onnx", "onnxruntime", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

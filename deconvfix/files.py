@@ -47,10 +47,13 @@ def check_output(path: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) 
 
 
 @contextlib.contextmanager
-def output_folder(path: Path) -> Iterator[Path]:
+def output_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `path`; what is in it at the end moves next to `path`, or vanishes on errors.
 
     The file called like `path` moves last, so that it never refers to files that are not there yet.
+
+    Raises:
+        OptionError: If one of the files exists already and `overwrite` is False; none is moved then.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -63,6 +66,8 @@ def output_folder(path: Path) -> Iterator[Path]:
         ) from error
     try:
         yield folder
+        for each in folder.iterdir():
+            check_output(path.parent / each.name, overwrite=overwrite)
         for each in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
             with open(each, "rb+") as file:
                 os.fsync(file.fileno())

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deconvfix.errors import ExportError, OptionError
 from deconvfix.files import check_output, output_folder, sha256
-from deconvfix.frontends.torch_inputs import Inputs, as_inputs, copy_model
+from deconvfix.frontends.torch_inputs import Inputs, as_inputs, copy_model, map_tensors
 from deconvfix.onnx_verify import compare_with_torch, open_session
 from deconvfix.parity import ParityReport
 
@@ -98,6 +98,13 @@ def export_onnx(
         OptionError: If an option cannot be met.
     """
     path = Path(path)
+    if path.suffix != ".onnx":
+        raise OptionError(
+            str(path),
+            f"the suffix is {path.suffix!r}",
+            "an ONNX file ends in .onnx",
+            "Correct the output's name",
+        )
     check_output(path, overwrite=overwrite)
     if opset is not None and opset < OLDEST_OPSET:
         raise OptionError(
@@ -106,9 +113,10 @@ def export_onnx(
             f"{OLDEST_OPSET} or newer is needed",
             "Use a newer opset",
         )
-    inputs = as_inputs(example_inputs)
+    # torch.export would put the strides of a view into the graph.
+    inputs = map_tensors(Tensor.contiguous, as_inputs(example_inputs))
     model = copy_model(model).eval()
-    with output_folder(path) as folder:
+    with output_folder(path, overwrite=overwrite) as folder:
         written = folder / path.name
         ir_model, session, notes = _first_that_runs(
             model,

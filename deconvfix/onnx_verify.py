@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deconvfix.errors import DeconvfixError, ExportError
-from deconvfix.frontends.torch_compare import compare_tensors, rounding_scale
+from deconvfix.frontends.torch_compare import compare_tensors, rounding_scale, varies
 from deconvfix.frontends.torch_inputs import (
     Inputs,
     as_inputs,
@@ -81,11 +81,11 @@ def run_session(session: onnxruntime.InferenceSession, inputs: Inputs) -> list[T
             "each input of the file needs one tensor, and each tensor an input",
             "Give example inputs that are all tensors and all used",
         )
-    feed = {name: tensor.detach().numpy() for name, tensor in zip(names, tensors, strict=True)}
     try:
+        feed = {name: tensor.detach().numpy() for name, tensor in zip(names, tensors, strict=True)}
         return [torch.as_tensor(each) for each in session.run(None, feed)]
     except Exception as error:
-        shapes = {name: each.shape for name, each in feed.items()}
+        shapes = {name: tuple(each.shape) for name, each in zip(names, tensors, strict=True)}
         raise ExportError(
             "ONNX Runtime",
             f"it fails on inputs of shapes {shapes} ({error})",
@@ -116,10 +116,13 @@ def compare_with_torch(
     notes = list(notes)
     shapes = []
     varied = False
+    seen: list[Tensor] | None = None
     for kind, inputs in _grid(example, session):
         try:
             want = flat_tensors(run_model(model, inputs))
         except DeconvfixError:
+            if inputs is example:
+                raise
             notes.append(f"The model itself does not run on {kind}.")
             continue
         got = run_session(session, inputs)
@@ -131,7 +134,7 @@ def compare_with_torch(
         for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
             name = session.get_outputs()[number].name
             others = [each[number] for each in moved]
-            varied = varied or (theirs.numel() > 1 and bool((theirs != theirs.flatten()[0]).any()))
+            varied = varied or varies(theirs, None if seen is None else seen[number])
             if theirs.is_floating_point():
                 rounding = RUNTIME_FACTOR * rounding_scale(theirs, others)
             elif all(torch.equal(theirs, each) for each in others):
@@ -140,6 +143,7 @@ def compare_with_torch(
                 notes.append(f"Output {name!r} is a decision that rounding flips on {kind}.")
                 continue
             comparisons.append(compare_tensors(name, kind, mine, theirs, rounding))
+        seen = seen or want
     if comparisons and not varied:
         problems.append(
             "All outputs are constant, which is no evidence: give other example inputs."

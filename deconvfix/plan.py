@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from deconvfix.errors import CheckpointError, OptionError
 from deconvfix.forms import FORMS, form
-from deconvfix.forms.base import Init, ReadWeight, Refusal, Settings
+from deconvfix.forms.base import Init, ReadWeight, Refusal, Settings, known
 from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import Interpolation, PadMode
 
@@ -34,6 +34,7 @@ class Match:
         calls: How often it ran on the example inputs; None without example inputs.
         obstacle: Why no form can be applied.
         exact_only: Why only the exact form can be applied.
+        fixed_weight: Why its weight cannot be set to other values, which the equalized form does.
         read_weight: Gives the weight in float64, (C_in, C_out / groups, *kernel_size); None when it
             is computed while the model runs.
     """
@@ -46,6 +47,7 @@ class Match:
     calls: int | None = None
     obstacle: Refusal | None = None
     exact_only: Refusal | None = None
+    fixed_weight: Refusal | None = None
     read_weight: ReadWeight | None = field(default=None, compare=False, repr=False)
 
 
@@ -66,12 +68,8 @@ class Options:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _known("to", self.to, tuple(each.name for each in FORMS))
-        _known("interpolation", self.interpolation, get_args(Interpolation))
-        if self.padding_mode is not None:
-            _known("padding_mode", self.padding_mode, get_args(PadMode))
-        if self.init is not None:
-            _known("init", self.init, get_args(Init))
+        known("to", self.to, tuple(each.name for each in FORMS))
+        _ = self.settings  # checks itself
 
     @property
     def settings(self) -> Settings:
@@ -133,7 +131,7 @@ class Plan:
             if data["format"] != RECIPE_FORMAT:
                 raise ValueError(f"format {data['format']!r}")
             return cls(data["to"], tuple(_decision(each) for each in data["decisions"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 "recipe",
                 f"it cannot be read ({type(error).__name__}: {error})",
@@ -147,6 +145,16 @@ class Plan:
             if decision.name == name:
                 return decision
         raise KeyError(name)
+
+    def after(self, earlier: Plan | None) -> Plan:
+        """This plan and what an earlier one replaced: the way from the original architecture."""
+        if earlier is None:
+            return self
+        names = {each.name for each in self.decisions}
+        return Plan(
+            self.to,
+            (*(each for each in earlier.replaced if each.name not in names), *self.decisions),
+        )
 
     @property
     def refused(self) -> tuple[Decision, ...]:
@@ -172,13 +180,16 @@ def make_plan(
         selects: Further condition on layer names.
 
     Raises:
-        OptionError: If an include pattern matches no layer at all.
+        OptionError: If a pattern matches no layer at all.
     """
     names = [match.name for match in matches]
-    for pattern in options.include:
+    for option, pattern in (
+        *(("include", each) for each in options.include),
+        *(("exclude", each) for each in options.exclude),
+    ):
         if names and not any(fnmatchcase(name, pattern) for name in names):
             raise OptionError(
-                "include",
+                option,
                 f"the pattern {pattern!r} matches none of the {len(names)} layers found",
                 "each pattern must match a layer's name",
                 f"Choose from: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
@@ -200,6 +211,8 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         return decision("refused", match.obstacle.sentence(match.name))
     if options.to != "subpixel" and match.exact_only is not None:
         return decision("refused", match.exact_only.sentence(match.name))
+    if options.to == "equalized" and match.fixed_weight is not None:
+        return decision("refused", match.fixed_weight.sentence(match.name))
     target = form(options.to)
     if spec is None:
         assert match.exact_only is not None, "what has no spec and no obstacle is an unseen call"
@@ -232,19 +245,11 @@ def _decision(data: dict[str, Any]) -> Decision:
         spec=None if spec is None else ConvTransposeSpec.from_dict(spec),
         settings=None if settings is None else Settings(**settings),
     )
-    _known("decision", decision.decision, get_args(Verdict))
+    if not isinstance(decision.name, str) or not isinstance(decision.op, str):
+        raise TypeError("a layer's name and op are strings")
+    known("decision", decision.decision, get_args(Verdict))
     if decision.form is not None:
-        _known("form", decision.form, tuple(each.name for each in FORMS))
+        known("form", decision.form, tuple(each.name for each in FORMS))
     if (decision.decision == "replaced") != (None not in (decision.form, settings)):
         raise ValueError(f"layer {decision.name!r} lacks a form or settings")
     return decision
-
-
-def _known(option: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise OptionError(
-            option,
-            f"the value is {value!r}",
-            f"one of {', '.join(map(repr, known))} is needed",
-            f"Correct `{option}`",
-        )

@@ -7,7 +7,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
 
 import deconvfix
-from deconvfix.frontends.torch_calls import Call, Reroute
+from deconvfix.frontends.torch_calls import Call
+from deconvfix.frontends.torch_reroute import Reroute
 from deconvfix.frontends.torch_watch import executed_transposed_convolutions
 
 OPS = [op for op in op_db if op.name.startswith("nn.functional.conv_transpose")]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.errors import sentence
+from deconvfix.errors import OptionError, sentence
 from deconvfix.rearrange import Flip, Merge, Permute, Verb
 from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import Conv, Crop, Interpolation, Pad, PadMode, Pairs, Step
@@ -22,6 +22,7 @@ __all__ = [
     "Refusal",
     "Settings",
     "Settled",
+    "known",
     "plain_layout",
     "too_large",
     "zero_border",
@@ -51,12 +52,25 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices that a form leaves open. None means: choose for this layer."""
+    """The choices that a form leaves open. None means: choose for this layer.
+
+    Raises:
+        OptionError: If a value does not exist.
+    """
 
     interpolation: Interpolation = "nearest"
     padding_mode: PadMode | None = None
     init: Init | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        known("interpolation", self.interpolation, get_args(Interpolation))
+        known("padding_mode", self.padding_mode, (None, *get_args(PadMode)))
+        known("init", self.init, (None, *get_args(Init)))
+        if type(self.seed) is not int:
+            raise OptionError(
+                "seed", f"the value is {self.seed!r}", "an integer is needed", "Correct `seed`"
+            )
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,22 @@ class Form(Protocol):
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
         """The transposed convolution that the new layer is, away from the border."""
         ...
+
+
+def known(option: str, value: object, values: Sequence[object]) -> None:
+    """Checks an option.
+
+    Raises:
+        OptionError: If `value` is not among `values`.
+    """
+    if value not in values:
+        named = ", ".join(repr(each) for each in values if each is not None)
+        raise OptionError(
+            option,
+            f"the value is {value!r}",
+            f"one of {named} is needed",
+            f"Correct `{option}`",
+        )
 
 
 def zero_border(conv: Conv, amounts: Pairs) -> tuple[Step, ...]:

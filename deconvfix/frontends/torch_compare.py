@@ -126,10 +126,16 @@ def equal(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def varies(value: Tensor) -> bool:
-    """Whether a floating-point result is more than one constant."""
-    return (
-        value.numel() > 1
-        and value.is_floating_point()
-        and not bool((value == value.flatten()[0]).all())
-    )
+def varies(value: Tensor, other: Tensor | None) -> bool:
+    """Whether a floating-point result is more than one constant.
+
+    Args:
+        value: The result.
+        other: The result on other inputs, if there is one.
+    """
+    if value.numel() == 0 or not value.is_floating_point():
+        return False
+    first = value.flatten()[:1]
+    if not equal(first.expand(value.numel()), value.flatten()):
+        return True
+    return other is not None and other.numel() > 0 and not equal(first, other.flatten()[:1])

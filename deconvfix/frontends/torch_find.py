@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from deconvfix.forms.base import Refusal
 from deconvfix.frontends.torch_calls import Observed, dtype_obstacle
@@ -17,9 +22,11 @@ from deconvfix.spec import ConvTransposeSpec
 __all__ = [
     "PLAIN",
     "call_path",
+    "current_weight",
     "has_own_forward",
     "is_layer",
     "is_uninitialized",
+    "makes_weight",
     "match_calls",
     "match_module",
     "owners_of_parameters",
@@ -100,7 +107,8 @@ def match_module(
         )
         return Match(name, op, None, "unknown", sizes, calls, obstacle)
     assert isinstance(module, ConvTransposeModule)
-    weight = module.weight
+    weight = next(module.parameters())
+    on_meta = weight.is_meta
     exact_only: Refusal | None = None
     if has_own_forward(module):
         exact_only = Refusal(
@@ -108,15 +116,25 @@ def match_module(
             "another form replaces torch's forward of the layer",
             _RERUN_HINT,
         )
-    elif weight.is_meta:
+    elif on_meta:
         exact_only = Refusal(
             "its weight is on the meta device", "values are needed for a fit", _RERUN_HINT
         )
     else:
-        shared = [other for other in owners.get(id(weight), []) if other != f"{name}.weight"]
-        if shared and name:
+        shared = [
+            other
+            for parameter in module.parameters()
+            for other in owners.get(id(parameter), [])
+            if name and not other.startswith(f"{name}.")
+        ]
+        if shared:
+            kinds = [
+                key
+                for key, parameter in module.named_parameters()
+                if len(owners.get(id(parameter), [])) > 1
+            ]
             exact_only = Refusal(
-                f"its weight is shared with {', '.join(shared)}",
+                f"its {' and '.join(kinds)} is shared with {', '.join(shared)}",
                 "a fitted weight fits one place only",
                 _RERUN_HINT,
             )
@@ -129,7 +147,8 @@ def match_module(
         calls=calls,
         obstacle=dtype_obstacle(weight),
         exact_only=exact_only,
-        read_weight=lambda: read_weight(module.weight),
+        fixed_weight=_why_not_settable(module),
+        read_weight=None if on_meta else lambda: read_weight(current_weight(module)),
     )
 
 
@@ -166,6 +185,64 @@ def call_path(name: str, op: str) -> str | None:
     """The module in whose code a function is called, from the match's name; None for layers."""
     call = _FUNCTION_NAME.match(name)
     return (call["path"] or "") if call and call["function"] == op else None
+
+
+def makes_weight(hook: object) -> bool:
+    """Whether a forward hook computes a parameter: old weight_norm, old spectral_norm, pruning."""
+    return isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod)
+
+
+@torch.no_grad()
+def current_weight(module: nn.Module) -> Tensor:
+    """The weight that the next forward in eval mode uses, (C_in, C_out / groups, *kernel_size).
+
+    What a hook computes is out of date until a run, and some parametrizations change their own
+    state whenever the weight is read in train mode.
+    """
+    weight: Tensor
+    hooks: list[Any] = list(module._forward_pre_hooks.values())
+    for hook in hooks:
+        if isinstance(hook, WeightNorm) and hook.name == "weight":
+            weight = hook.compute_weight(module)
+        elif isinstance(hook, SpectralNorm) and hook.name == "weight":
+            weight = hook.compute_weight(module, do_power_iteration=False)
+        elif isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
+            weight = hook.apply_mask(module)
+        else:
+            continue
+        return weight
+    if parametrize.is_parametrized(module, "weight"):
+        computing = _parametrization(module)
+        modes = {each: each.training for each in computing.modules()}
+        try:
+            weight = computing.eval()()
+        finally:
+            for each, training in modes.items():
+                each.training = training
+        return weight
+    return module.get_parameter("weight")
+
+
+def _parametrization(module: nn.Module) -> Any:
+    return module.get_submodule("parametrizations.weight")
+
+
+def _why_not_settable(module: nn.Module) -> Refusal | None:
+    """Why a corrected weight cannot be stored in the layer as it is."""
+    computed = None
+    if parametrize.is_parametrized(module, "weight"):
+        kinds = [type(each).__name__ for each in _parametrization(module)]
+        computed = None if kinds == ["_WeightNorm"] else ", ".join(kinds)
+    for hook in module._forward_pre_hooks.values():
+        if makes_weight(hook) and not isinstance(hook, WeightNorm):
+            computed = type(hook).__name__
+    if computed is None:
+        return None
+    return Refusal(
+        f"its weight is computed from other parameters ({computed})",
+        "the equalized form needs a weight that can be set",
+        _RERUN_HINT,
+    )
 
 
 def has_own_forward(module: nn.Module) -> bool:

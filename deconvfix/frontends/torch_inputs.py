@@ -87,18 +87,19 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
 
 def flat_tensors(value: Any) -> list[Tensor]:
     """All tensors in a nested value, in a fixed order; unknown objects are searched by attribute."""
-    return list(_tensors(value))
+    return list(_tensors(value, set()))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
             yield leaf
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
             # Output classes that pytree does not know, such as plain dataclasses.
-            for each in vars(leaf).values():
-                if isinstance(each, (Tensor, tuple, list, dict)):
-                    yield from _tensors(each)
+            if id(leaf) in seen:
+                continue
+            seen.add(id(leaf))
+            yield from _tensors(list(vars(leaf).values()), seen)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

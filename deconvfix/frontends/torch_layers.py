@@ -183,7 +183,11 @@ class ConvertedConvTranspose(nn.Sequential):
         spec = replace(
             self.spec, output_padding=output_padding_for(self.spec, input.shape, output_size)
         )
-        compiled = form(self.form_name).compile(spec, self.settings)
+        compiled = (
+            torch_steps.compile_exact(spec)
+            if self.form_name == "subpixel"
+            else form(self.form_name).compile(spec, self.settings)
+        )
         conv = self.convolution
         bias = self.bias if self._adds_bias else conv.bias
         return torch_steps.apply_steps(compiled.steps, input, conv.weight, bias, conv.groups)
@@ -197,8 +201,14 @@ class ConvertedConvTranspose(nn.Sequential):
 
     @property
     def weight(self) -> Tensor:
-        """The form's kernel as (C_in, C_out / groups, *taps): for the sub-pixel form the weight of
-        the transposed convolution."""
+        """The weight of the transposed convolution, (C_in, C_out / groups, *kernel_size).
+
+        Other forms have none: code that uses the weight elsewhere must not get another one.
+        """
+        if self.form_name != "subpixel":
+            raise AttributeError(
+                f"a {self.form_name}-convolution has no transposed weight; its own is `conv.weight`"
+            )
         compiled = form(self.form_name).compile(self.spec, self.settings)
         back = inverse(compiled.weight, self._kernel_shape, self.groups)
         return torch_steps.carry_out(back, self.convolution.weight)

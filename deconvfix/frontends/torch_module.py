@@ -9,23 +9,20 @@ calls. Neither needs the model to be traceable.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from deconvfix.errors import ModelError
 from deconvfix.forms.base import Refusal
 from deconvfix.frontends.base import Findings
-from deconvfix.frontends.torch_calls import (
-    Observed,
-    Rerouted,
-    Untouched,
-    callers_by_code,
-    is_rerouted,
-    observe,
-)
+from deconvfix.frontends.torch_calls import Observed, observe
+from deconvfix.frontends.torch_code import callers_by_code
 from deconvfix.frontends.torch_compare import psnr_db
 from deconvfix.frontends.torch_find import (
+    PLAIN,
     call_path,
     is_layer,
     is_uninitialized,
@@ -35,6 +32,7 @@ from deconvfix.frontends.torch_find import (
 )
 from deconvfix.frontends.torch_inputs import as_inputs, copy_model, run_model
 from deconvfix.frontends.torch_parity import compare_modules
+from deconvfix.frontends.torch_reroute import is_rerouted, keep, keeps_some, reroute
 from deconvfix.frontends.torch_surgery import (
     check_geometry,
     converted_layer,
@@ -58,34 +56,58 @@ class TorchModuleFrontend:
         if not inplace:
             model = copy_model(model)
         if example_inputs is not None and any(map(is_uninitialized, model.modules())):
+            # The run is for the shapes: running statistics go back to what they were.
+            before = {name: each.clone() for name, each in _buffers(model)}
             run_model(model, as_inputs(example_inputs))
+            for name, each in _buffers(model):
+                if name in before:
+                    each.copy_(before[name])
         return model
 
     def find(self, model: nn.Module, example_inputs: Any | None) -> Findings:
         """Modules by their class, calls by running a copy (or by reading code, without inputs)."""
         observed: list[tuple[str, Observed]] = []
+        used_elsewhere: set[str] = set()
         notes: list[str] = []
         if example_inputs is not None:
             probe = copy_model(model)
             names = _names(probe)
+            homes = {
+                id(parameter): module
+                for module in probe.modules()
+                if isinstance(module, PLAIN)
+                for parameter in module.parameters()
+            }
 
             def record(each: Observed) -> None:
                 known = [names[module] for module in each.stack if module in names]
                 observed.append((known[-1] if known else "", each))
 
-            with observe(record):
+            def touch(user: nn.Module | None, parameter: Tensor) -> None:
+                home = homes.get(id(parameter), user)
+                inside = home is None or any(user is each for each in home.modules())
+                if home is not None and not inside:
+                    used_elsewhere.add(names[home])
+
+            with observe(record, touch):
                 run_model(probe, as_inputs(example_inputs))
         owners = owners_of_parameters(model)
         matches: dict[str, Match] = {}
+        layers = {name for name, module in model.named_modules() if is_layer(module)}
         for name, module in model.named_modules():
-            if is_rerouted(module):
+            if is_rerouted(module) and is_layer(module):
                 continue
             calls = [each for path, each in observed if path == name]
             if is_layer(module):
                 ran = None if example_inputs is None else calls
-                matches[name] = match_module(name, module, owners, ran)
+                match = match_module(name, module, owners, ran)
+                if name in used_elsewhere and match.exact_only is None:
+                    match = replace(match, exact_only=_USED_ELSEWHERE)
+                matches[name] = match
             else:
                 for match in match_calls(name, calls):
+                    if match.name in layers:  # a child of that name
+                        match = replace(match, name=f"{match.name}#1")
                     matches[match.name] = match
         if example_inputs is None:
             for path in callers_by_code(model):
@@ -102,17 +124,18 @@ class TorchModuleFrontend:
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """Exchanges layers and reroutes calls as the plan says."""
         owners = owners_of_parameters(model)
-        rerouted: dict[nn.Module, set[ConvTransposeSpec]] = {}
+        rerouted: dict[nn.Module, set[tuple[str, ConvTransposeSpec]]] = {}
         for decision in plan.replaced:
             module = _module_of(model, decision)
             if not is_layer(module):
                 rerouted.setdefault(module, set())
-            elif decision.form == "equalized":
+                continue
+            check_geometry(module, decision)
+            if decision.form == "equalized":
                 set_weight(module, decision)
             elif decision.form == "subpixel" and why_not_exchanged(module, owners):
                 rerouted.setdefault(module, set())
             else:
-                check_geometry(module, decision)
                 model = exchange(model, module, converted_layer(module, decision))
         untouched = set()
         for decision in plan.decisions:
@@ -120,13 +143,13 @@ class TorchModuleFrontend:
                 continue
             module = _module_of(model, decision)
             if module in rerouted and decision.spec:
-                rerouted[module].add(decision.spec)
+                rerouted[module].add((decision.op, decision.spec))
             elif module not in rerouted and _has_ancestor(model, decision, rerouted):
                 untouched.add(module)
         for module, excluded in rerouted.items():
-            module.forward = Rerouted(module, frozenset(excluded))
+            reroute(module, frozenset(excluded))
         for module in untouched:
-            module.forward = Untouched(module)
+            keep(module)
         return model
 
     def left(self, model: nn.Module, plan: Plan, example_inputs: Any) -> Sequence[str]:
@@ -134,6 +157,12 @@ class TorchModuleFrontend:
         kept = [d for d in plan.decisions if d.decision != "replaced" or d.form == "equalized"]
         paths = [call_path(each.name, each.op) for each in kept]
         allowed = {d.name if path is None else path for d, path in zip(kept, paths, strict=True)}
+        allowed |= {name for name, module in model.named_modules() if keeps_some(module)}
+        for name, module in model.named_modules():
+            # What runs inside a compiled module counts for the module.
+            inside = any(each.startswith(f"{name}.") for each in allowed)
+            if isinstance(module, torch.jit.ScriptModule) and inside:
+                allowed.add(name)
         ran = executed_transposed_convolutions(copy_model(model), example_inputs)
         return [name for name in ran if name not in allowed]
 
@@ -150,11 +179,25 @@ class TorchModuleFrontend:
 
 FRONTEND = TorchModuleFrontend()
 
+_USED_ELSEWHERE = Refusal(
+    "other code uses its parameters too while the model runs",
+    "another form has other parameters",
+    "Convert this layer to 'subpixel', or exclude it",
+)
 _UNSEEN = Refusal(
     "it is called in this module's code, with a geometry unknown before it runs",
     "example inputs show its geometry",
     "Give example inputs",
 )
+
+
+def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [
+        (f"{name}.{key}", buffer)
+        for name, module in model.named_modules()
+        if not is_uninitialized(module)
+        for key, buffer in module.named_buffers(recurse=False)
+    ]
 
 
 def _names(model: nn.Module) -> dict[nn.Module, str]:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from deconvfix.errors import DeconvfixError
 from deconvfix.forms import form
 from deconvfix.frontends import torch_steps
-from deconvfix.frontends.torch_calls import Call, Observed, is_rerouted, observe, parse
+from deconvfix.frontends.torch_calls import Call, Observed, observe, parse
 from deconvfix.frontends.torch_compare import (
     compare_tensors,
     equal,
@@ -24,6 +24,7 @@ from deconvfix.frontends.torch_compare import (
     rounding_scale,
     varies,
 )
+from deconvfix.frontends.torch_find import current_weight, makes_weight
 from deconvfix.frontends.torch_inputs import (
     Inputs,
     as_inputs,
@@ -38,9 +39,9 @@ from deconvfix.frontends.torch_layers import (
     read_weight,
     spec_of,
 )
+from deconvfix.frontends.torch_reroute import is_rerouted
 from deconvfix.parity import LIMIT, Comparison, ParityReport, rounding_unit, summarize
 from deconvfix.plan import Plan
-from deconvfix.rearrange import rearrange
 from deconvfix.steps import run
 
 __all__ = ["compare_modules"]
@@ -60,6 +61,8 @@ def compare_modules(
         inputs: Example inputs; may be empty, then the layers alone are compared.
         plan: What was converted. Without one, layers of the same name are compared.
     """
+    if any(parameter.is_meta for parameter in before.parameters()):
+        return summarize([], [], "meta", ["The model is on the meta device: there are no values."])
     exact = plan is None or all(each.exact for each in plan.decisions)
     examples = [as_inputs(each) for each in inputs]
     before, after, examples, dtype = _in_float64(before, after, examples)
@@ -70,9 +73,9 @@ def compare_modules(
     if examples and exact:
         outputs, problems, notes = _compare_outputs(before, after, examples)
     elif not examples:
-        notes.append(
-            "No example inputs: the converted layers were compared, the model was not run."
-        )
+        notes.append("No example inputs: the layers were compared, the model was not run.")
+        if plan is None:
+            problems += _changed_parameters(before, after, layers)
     if not layers and not outputs and plan is not None and not plan.replaced:
         return ParityReport(True, 0.0, 0.0, dtype, notes=("Nothing was converted.",))
     return summarize(layers, outputs, dtype, problems, notes)
@@ -100,6 +103,23 @@ def _in_float64(
     return wide_before, wide_after, wide, "float64"
 
 
+def _changed_parameters(
+    before: nn.Module, after: nn.Module, layers: Sequence[Comparison]
+) -> list[str]:
+    """Without a run, whatever lies outside the compared layers must be the same to the bit."""
+    compared = tuple(f"{each.what}." for each in layers)
+    new = after.state_dict()
+    changed = [
+        name
+        for name, value in before.state_dict().items()
+        if not name.startswith(compared)
+        and (name not in new or value.shape != new[name].shape or not equal(value, new[name]))
+    ]
+    return [f"{len(changed)} other entries of the state differ: {', '.join(changed[:3])}."][
+        : len(changed)
+    ]
+
+
 # --- layers -------------------------------------------------------------------------------------
 
 
@@ -111,6 +131,8 @@ def _compare_layers(
     seen: dict[str, list[Call]] = {}
 
     def record(observed: Observed) -> None:
+        if torch._C._functorch.is_functorch_wrapped_tensor(observed.call.input):
+            return  # the values of a vmap cannot be used outside it
         known = [names[module] for module in observed.stack if module in names]
         seen.setdefault(known[-1] if known else "", []).append(observed.call)
 
@@ -126,12 +148,10 @@ def _compare_layers(
         old = before.get_submodule(name)
         new = _submodule(after, name)
         if isinstance(old, ConvTransposeModule) and new is not None:
-            if wanted is None and isinstance(new, ConvTransposeModule) and not is_rerouted(new):
-                continue
             if wanted is not None and name not in wanted:
                 continue
             calls = seen.get(name, [])[:2]
-            comparisons += list(_compare_layer(name, old, new, calls))
+            comparisons += _compare_layer(name, old, new, calls, by_definition=plan is not None)
         elif name in seen and new is not None and is_rerouted(new):
             comparisons += [_compare_call(name, call) for call in seen[name][:4]]
     return comparisons
@@ -173,13 +193,15 @@ def _compare_call(name: str, call: Call) -> Comparison:
 
 @torch.no_grad()
 def _compare_layer(
-    name: str, old: nn.Module, new: nn.Module, calls: list[Call]
+    name: str, old: nn.Module, new: nn.Module, calls: list[Call], *, by_definition: bool
 ) -> list[Comparison]:
+    """One layer; `by_definition` holds fitted forms against their steps, not against `old`."""
     assert isinstance(old, ConvTransposeModule)
     spec = spec_of(old)
+    new = copy_model(new)  # spectral norms change when they run
     # What a hook computes is brought up to date by a run; double() does not reach it.
     own_dtype = next(old.parameters()).dtype
-    weight = calls[0].weight if calls else old.weight.to(own_dtype)
+    weight = calls[0].weight if calls else current_weight(old).to(own_dtype)
     inputs = [("example inputs", call.input) for call in calls]
     shape = tuple(calls[0].input.shape) if calls else (2, spec.in_channels, *_small_sizes(spec))
     generator = torch.Generator().manual_seed(2)
@@ -195,7 +217,7 @@ def _compare_layer(
             "layer",
             x,
             weight,
-            old.bias,
+            calls[0].bias if calls else (None if old.bias is None else old.bias.to(own_dtype)),
             spec.stride,
             tuple(begin for begin, _ in spec.padding),
             spec.output_padding,
@@ -203,12 +225,18 @@ def _compare_layer(
             spec.dilation,
         )
         want, bound = _run_call(call), _bound(call)
-        got = torch_steps.conv_transpose(**call.arguments) if is_rerouted(new) else new(x)
-        if isinstance(new, ConvertedConvTranspose) and new.form_name != "subpixel":
+        rerouted = is_rerouted(new)
+        # Without the user's hooks, which are not part of the layer; some hooks make its weight.
+        for hook in new._forward_pre_hooks.values():
+            if makes_weight(hook):
+                hook(new, (x,))
+        got = torch_steps.conv_transpose(**call.arguments) if rerouted else new.forward(x)
+        fitted = isinstance(new, ConvertedConvTranspose) and new.form_name != "subpixel"
+        if by_definition and isinstance(new, ConvertedConvTranspose) and fitted:
             want, bound = _by_definition(new, x)
-        elif isinstance(new, ConvTransposeModule) and not is_rerouted(new):
+        elif by_definition and isinstance(new, ConvTransposeModule) and not is_rerouted(new):
             # A corrected weight in the same layer: only the layer itself can be wrong.
-            want = _run_call(replace(call, weight=new.weight.to(weight), bias=new.bias))
+            want = _run_call(replace(call, weight=current_weight(new).to(weight), bias=new.bias))
         comparisons.append(compare_tensors(name or "(model)", kind, got, want, bound))
     return comparisons
 
@@ -216,7 +244,7 @@ def _compare_layer(
 def _by_definition(layer: ConvertedConvTranspose, x: Tensor) -> tuple[Tensor, Tensor]:
     """What the layer's steps mean, in NumPy, and their rounding."""
     compiled = form(layer.form_name).compile(layer.spec, layer.settings)
-    weight = rearrange(compiled.weight, read_weight(layer.weight), layer.groups)
+    weight = read_weight(layer.convolution.weight)
     bias = None if layer.bias is None else read_weight(layer.bias)
     batched = x if x.dim() == layer.spec.ndim + 2 else x[None]
     value = run(compiled.steps, read_weight(batched), weight, bias)
@@ -265,6 +293,7 @@ def _compare_outputs(
     if not slow:
         cases += input_variants(examples[0])[1:]
     varied = False
+    seen: list[Tensor] | None = None
     for kind, inputs in cases:
         try:
             want = outputs(before, inputs)
@@ -286,7 +315,7 @@ def _compare_outputs(
             with _LayerNoise(seed, torch.finfo(torch.float64).eps):
                 noisy.append(outputs(before, inputs))
         for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
-            varied = varied or varies(theirs)
+            varied = varied or varies(theirs, None if seen is None else seen[number])
             moved = [each[number] for each in noisy]
             if not theirs.is_floating_point():
                 # An index or a decision: rounding may flip it, where noise on the layers does so too.
@@ -295,7 +324,8 @@ def _compare_outputs(
                 continue
             rounding = rounding_scale(theirs, moved)
             comparisons.append(compare_tensors(f"output {number}", kind, mine, theirs, rounding))
-    if comparisons and not varied:
+        seen = seen or want
+    if any(each.numel() for each in seen or ()) and comparisons and not varied:
         problems.append(
             "All outputs are constant on all inputs, which is no evidence: give other inputs."
         )
@@ -330,7 +360,7 @@ class _LayerNoise(TorchFunctionMode):
 
     def __init__(self, seed: int, scale: float) -> None:
         super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
         self.scale = scale
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -340,5 +370,7 @@ class _LayerNoise(TorchFunctionMode):
             return result
         eps = torch.finfo(call.weight.dtype).eps
         scale = max(self.scale, eps) / eps
-        noise = torch.randn(result.shape, generator=self.generator, dtype=torch.float64)
-        return result + _bound(call) * scale * noise.to(result)
+        # Of unit variance, and without a random generator: vmap has none.
+        steps = torch.arange(result.numel(), dtype=torch.float64, device=result.device)
+        noise = math.sqrt(2) * torch.cos(steps * (12.9898 + self.seed))
+        return result + _bound(call) * scale * noise.reshape(result.shape).to(result.dtype)

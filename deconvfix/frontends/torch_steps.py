@@ -38,6 +38,7 @@ __all__ = [
     "add_bias",
     "apply_steps",
     "carry_out",
+    "compile_exact",
     "conv_transpose",
     "crop",
     "pad",
@@ -55,7 +56,7 @@ _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 def rearrange_tensor(verbs: Sequence[Verb], tensor: Tensor, groups: int = 1) -> Tensor:
     """`deconvfix.rearrange.rearrange` for a tensor: differentiable, on its device, in its dtype."""
     if tensor.dim() > 1:
-        tensor = tensor.unflatten(0, (groups, -1))
+        tensor = torch.unflatten(tensor, 0, (groups, -1))
     return carry_out(verbs, tensor)
 
 
@@ -64,7 +65,7 @@ def carry_out(verbs: Sequence[Verb], tensor: Tensor) -> Tensor:
     for verb in verbs:
         match verb:
             case Split(axis, sizes):
-                tensor = tensor.unflatten(axis, sizes)
+                tensor = torch.unflatten(tensor, axis, sizes)
             case Merge(first, last):
                 tensor = tensor.flatten(first, last)
             case ZeroExtend(amounts):
@@ -145,16 +146,19 @@ def crop(x: Tensor, amounts: Pairs) -> Tensor:
     """`steps.Crop`; the result is dense in memory, as a convolution's would be.
 
     Raises:
-        RuntimeError: If nothing is left, where torch's transposed convolution raises too.
+        RuntimeError: If less than nothing is left, where torch's own layer raises too.
     """
     inside = tuple(slice(b or None, -e or None) for b, e in amounts)
-    kept = x[(..., *inside)].clone()
-    if not torch.compiler.is_compiling() and 0 in kept.shape[-len(amounts) :]:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        # Keeping the order of memory would compare symbolic strides.
+        return x[(..., *inside)].clone(memory_format=torch.contiguous_format)
+    sizes = x.shape[-len(amounts) :]
+    if any(n < b + e for n, (b, e) in zip(sizes, amounts, strict=True)):
         raise RuntimeError(
             f"the transposed convolution has no output for this input: cropping {amounts} from "
-            f"{tuple(x.shape[-len(amounts) :])} pixels leaves nothing; use a larger input"
+            f"{tuple(sizes)} pixels leaves less than nothing; use a larger input"
         )
-    return kept
+    return x[(..., *inside)].clone()
 
 
 @torch.fx.wrap
@@ -175,8 +179,15 @@ def pixel_shuffle(x: Tensor, factors: tuple[int, ...]) -> Tensor:
     n = len(factors)
     if n == 2 and factors[0] == factors[1]:
         return F.pixel_shuffle(x, factors[0])
-    # (.., C*r_1*..*r_n, *L) -> (.., C, r_1, .., r_n, *L) -> (.., C, L_1, r_1, .., L_n, r_n)
-    x = x.unflatten(-n - 1, (-1, *factors))
+    # (.., C*r_1*..*r_n, *L) -> (.., C, r_1, .., r_n, *L)
+    x = torch.unflatten(x, -n - 1, (-1, *factors))
+    if torch.compiler.is_compiling():
+        # One axis at a time: r_1 and L_1 to the end, merged, and so on until the order is restored.
+        # The strides of one large permutation tie symbolic sizes to each other.
+        for i in range(n):
+            x = x.movedim((i - 2 * n, -n), (-1, -2)).flatten(-2)
+        return x
+    # -> (.., C, L_1, r_1, .., L_n, r_n)
     x = x.movedim(tuple(-2 * n + i for i in range(n)), tuple(-2 * n + 2 * i + 1 for i in range(n)))
     for i in reversed(range(n)):
         x = x.flatten(i - n - 1, i - n)
@@ -192,7 +203,7 @@ def zero_stuff(
         zip(blocks, gaps, strides, strict=True), start=-len(blocks)
     ):
         later = [0, 0] * (-dim - 1)
-        x = x.unflatten(dim, (-1, block))
+        x = torch.unflatten(x, dim, (-1, block))
         x = F.pad(x.unsqueeze(dim), [*later, 0, gap - 1]).flatten(dim - 1, dim)
         x = F.pad(x, [*later, 0, stride - block * gap]).flatten(dim - 1, dim)
     return x
@@ -242,6 +253,14 @@ def conv_transpose(
     )
 
 
+def compile_exact(spec: ConvTransposeSpec) -> Compiled:
+    """The sub-pixel form of a layer with symmetric padding, remembered."""
+    padding = tuple(begin for begin, _ in spec.padding)
+    geometry = (spec.kernel_size, spec.stride, padding, spec.output_padding, spec.dilation)
+    compiled: Compiled = _compile(*geometry, spec.bias)
+    return compiled
+
+
 # torch.compile takes the result as a constant instead of tracing the arithmetic behind it.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _compile(*geometry: Any) -> Compiled:
@@ -265,8 +284,8 @@ def _compile_cached(
 
 def per_axis(value: Any, ndim: int) -> tuple[int, ...]:
     """torch's shorthand: an int, or one entry, stands for every axis."""
-    if isinstance(value, int):
-        return (value,) * ndim
+    if hasattr(value, "__index__"):
+        return (int(value),) * ndim
     values = tuple(int(v) for v in value)
     return values * ndim if len(values) == 1 else values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -11,7 +12,12 @@ from torch.nn.utils import parametrize
 from deconvfix.errors import ModelError
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
-from deconvfix.frontends.torch_find import PLAIN, has_own_forward
+from deconvfix.frontends.torch_find import (
+    PLAIN,
+    current_weight,
+    has_own_forward,
+    makes_weight,
+)
 from deconvfix.frontends.torch_layers import (
     ConvertedConvTranspose,
     ConvTransposeModule,
@@ -33,14 +39,18 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
+# Dictionaries of torch.nn.Module's own.
+_MODULE_STATE = frozenset(vars(nn.Module()))
 
 
 def why_not_exchanged(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
     """Why a layer keeps its module and has its call rerouted instead."""
     if type(module) not in PLAIN or has_own_forward(module):
         return "its class is not torch's own"
-    if "weight" not in module._parameters:
-        return "its weight is computed by a hook"
+    if "weight" not in module._parameters or "bias" not in module._parameters:
+        return "its parameters are computed by a hook"
+    if set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
+        return "it has more than torch's own layer has"
     if any(len(owners[id(parameter)]) > 1 for parameter in module.parameters()):
         return "its parameters are shared"
     return None
@@ -74,7 +84,7 @@ def converted_layer(module: nn.Module, decision: Decision) -> ConvertedConvTrans
     """The layer in its new form, with the mode, hooks and attributes of the old one."""
     assert isinstance(module, ConvTransposeModule)
     spec, form_name, settings = _complete(decision)
-    weight, bias = module.weight, module.bias
+    weight, bias = current_weight(module), module.bias
     kernel = weight.detach()
     if form_name != "subpixel":
         fitted = form(form_name).fit(spec, settings, read_weight(weight))
@@ -91,6 +101,9 @@ def converted_layer(module: nn.Module, decision: Decision) -> ConvertedConvTrans
         parameter.requires_grad_(source is not None and source.requires_grad)
     for name in _HOOKS:
         setattr(new, name, getattr(module, name))
+    new._forward_pre_hooks = OrderedDict(
+        (key, hook) for key, hook in new._forward_pre_hooks.items() if not makes_weight(hook)
+    )
     for name, value in vars(module).items():
         if name not in vars(new) and not isinstance(value, Tensor):
             object.__setattr__(new, name, value)
@@ -105,6 +118,16 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = new
+        for name, value in vars(parent).items():
+            # Lists that hold layers without registering them.
+            if isinstance(value, list | tuple) and any(each is old for each in value):
+                swapped = [new if each is old else each for each in value]
+                if isinstance(value, list):
+                    value[:] = swapped
+                else:
+                    vars(parent)[name] = tuple(swapped)
+            elif isinstance(value, dict) and name not in _MODULE_STATE:
+                value.update({key: new for key, each in value.items() if each is old})
     return model
 
 
@@ -113,7 +136,7 @@ def set_weight(module: nn.Module, decision: Decision) -> None:
     """Gives the layer a corrected weight, through its parametrization or hook if it has one."""
     assert isinstance(module, ConvTransposeModule)
     spec, form_name, settings = _complete(decision)
-    fitted = form(form_name).fit(spec, settings, read_weight(module.weight))
+    fitted = form(form_name).fit(spec, settings, read_weight(current_weight(module)))
     new = torch.from_numpy(fitted).to(module.weight)
     if parametrize.is_parametrized(module, "weight"):
         module.weight = new
@@ -128,7 +151,7 @@ def set_weight(module: nn.Module, decision: Decision) -> None:
         module.weight = norm.compute_weight(module)
     elif "weight" in module._parameters:
         module.weight.copy_(new)
-    error = float((module.weight - new).abs().max())
+    error = float((current_weight(module) - new).abs().max())
     bound = 16 * torch.finfo(new.dtype).eps * float(new.abs().max())
     if "weight" in module._buffers or not error <= bound:
         raise ModelError(
