@@ -1,0 +1,96 @@
+"""The commands and the Python of the README, run as a reader would run them."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def commands(text):
+    joined = text.replace("\\\n", " ")
+    return [line.strip() for line in joined.splitlines() if line.strip()]
+
+
+COMMANDS = [each for block in blocks("bash") for each in commands(block)]
+SCRIPTS = [each.split("#")[0].strip() for each in COMMANDS if each.startswith("scripts/")]
+OWN = [each for each in COMMANDS if each.startswith("deconvfix ")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the fixtures, where the outputs of earlier commands are found by later ones."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "fixtures", folder / "fixtures")
+    return folder
+
+
+def run(arguments, folder):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_every_command_is_of_a_known_kind():
+    assert len(OWN) + len(SCRIPTS) == len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_exist_and_may_be_run(script):
+    assert os.access(ROOT / script, os.X_OK)
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    assert "scripts/test" in SCRIPTS
+    assert "scripts/test" in (ROOT / ".ci/run").read_text().splitlines()
+
+
+def test_the_demo_writes_a_verified_file_without_transposed_convolution(folder):
+    """The command in scripts/demo, without its installation."""
+    (command,) = [
+        each
+        for each in commands((ROOT / "scripts/demo").read_text())
+        if "deconvfix" in each and "convert" in each
+    ]
+    arguments = shlex.split(command.partition("deconvfix")[2].removeprefix('"'))
+    output = run([sys.executable, "-m", "deconvfix", *arguments], folder)
+    assert "3 transposed convolutions found: 3 replaced; verified." in output
+    import onnx
+
+    model = onnx.load(folder / "photo_autoencoder.onnx")
+    assert "ConvTranspose" not in {node.op_type for node in model.graph.node}
+    assert "<html" in (folder / "photo_autoencoder.html").read_text()
+
+
+def test_the_uses_of_the_readme_run_in_order(folder):
+    steps = re.findall(r"```(bash|python)\n(.*?)```", TEXT, re.DOTALL)
+    outputs = []
+    for language, text in steps:
+        if language == "python":
+            outputs.append(run([sys.executable, "-c", text], folder))
+            continue
+        for command in commands(text):
+            if command in OWN:
+                arguments = shlex.split(command)[1:]
+                outputs.append(run([sys.executable, "-m", "deconvfix", *arguments], folder))
+    assert len(outputs) == len(OWN) + len(blocks("python"))
+    assert any("3 transposed convolutions found: 3 replaced; verified." in each for each in outputs)
+
+
+def test_pictures_and_links_exist():
+    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
