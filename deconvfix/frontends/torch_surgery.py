@@ -119,16 +119,20 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
             if child is old:
                 parent._modules[name] = new
         for name, value in vars(parent).items():
-            # Lists that hold layers without registering them.
-            if isinstance(value, list | tuple) and any(each is old for each in value):
-                swapped = [new if each is old else each for each in value]
-                if isinstance(value, list):
-                    value[:] = swapped
-                else:
-                    vars(parent)[name] = tuple(swapped)
-            elif isinstance(value, dict) and name not in _MODULE_STATE:
-                value.update({key: new for key, each in value.items() if each is old})
+            if name not in _MODULE_STATE:
+                vars(parent)[name] = _swapped(value, old, new)
     return model
+
+
+def _swapped(value: Any, old: nn.Module, new: nn.Module) -> Any:
+    """Plain lists, tuples and dicts that hold a layer without registering it; others as they are."""
+    if type(value) is list and any(each is old for each in value):
+        value[:] = [new if each is old else each for each in value]
+    elif type(value) is dict and any(each is old for each in value.values()):
+        value.update({key: new for key, each in value.items() if each is old})
+    elif type(value) is tuple and any(each is old for each in value):
+        return tuple(new if each is old else each for each in value)
+    return value
 
 
 @torch.no_grad()
