@@ -57,7 +57,8 @@ def inspect(model: Any, example_inputs: Any | None = None) -> Inspection:
         ModelError: If the model is of another kind, or does not accept the inputs.
     """
     frontend = frontend_of(model)
-    prepared = frontend.prepare(model, example_inputs, inplace=False)
+    # Only the shapes of lazy layers change a model, and only example inputs give them.
+    prepared = frontend.prepare(model, example_inputs, inplace=example_inputs is None)
     findings = frontend.find(prepared, example_inputs)
     return describe(findings.matches, findings.notes)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deconvfix.errors import ExportError, OptionError
 from deconvfix.files import check_output, output_folder, sha256
@@ -114,8 +114,8 @@ def export_onnx(
             "Use a newer opset",
         )
     # torch.export would put the strides of a view into the graph.
-    inputs = map_tensors(Tensor.contiguous, as_inputs(example_inputs))
-    model = copy_model(model).eval()
+    inputs = map_tensors(lambda tensor: tensor.cpu().contiguous(), as_inputs(example_inputs))
+    model = copy_model(model).cpu().eval()
     with output_folder(path, overwrite=overwrite) as folder:
         written = folder / path.name
         ir_model, session, notes = _first_that_runs(

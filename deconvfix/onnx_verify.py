@@ -36,8 +36,8 @@ def verify_onnx(model: nn.Module, path: Path, example_inputs: Any) -> ParityRepo
     Raises:
         ExportError: If ONNX Runtime does not load or run the file.
     """
-    model = copy_model(model).eval()
-    inputs = as_inputs(example_inputs)
+    model = copy_model(model).cpu().eval()
+    inputs = map_tensors(Tensor.cpu, as_inputs(example_inputs))
     session = open_session(str(path))
     _check_names(session, model, inputs)
     return compare_with_torch(model, session, inputs, [])[0]

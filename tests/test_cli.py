@@ -794,3 +794,22 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path):
     result = run("inspect", tmp_path / "net.pt", *arch("Net"))
     assert_fails_in_words(result, "nothing else is executed")
     assert os.listdir(tmp_path) == ["net.pt"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--to", "magic"),
+        ("--interpolation", "cubic"),
+        ("--padding-mode", "wrap"),
+        ("--init", "luck"),
+        ("--seed", "many"),
+        ("--unknown",),
+    ],
+    ids=" ".join,
+)
+def test_values_that_do_not_exist_are_usage_errors(tmp_path, arguments):
+    path = save(tmp_path, Net())
+    result = run("convert", path, *arch("Net"), "-o", tmp_path / "new.pt", *arguments)
+    assert result.exit_code == 2
+    assert not (tmp_path / "new.pt").exists()

@@ -170,7 +170,7 @@ def observe(
             if call is not None:
                 record(Observed(tuple(stack), call))
             if touch is not None:
-                for value in args:
+                for value in (*args, *(kwargs or {}).values()):
                     if isinstance(value, nn.Parameter):
                         touch(stack[-1] if stack else None, value)
             return func(*args, **(kwargs or {}))

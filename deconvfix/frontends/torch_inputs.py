@@ -71,8 +71,9 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
         ModelError: If the model does not accept the inputs.
     """
     inputs = map_tensors(lambda tensor: tensor.clone(), inputs)
+    accelerators = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=accelerators), torch.no_grad():
             torch.manual_seed(0)
             return model(*inputs.args, **inputs.kwargs)
     except Exception as error:

@@ -66,12 +66,12 @@ class TorchModuleFrontend:
 
     def find(self, model: nn.Module, example_inputs: Any | None) -> Findings:
         """Modules by their class, calls by running a copy (or by reading code, without inputs)."""
-        observed: list[tuple[str, Observed]] = []
+        observed: dict[str, list[Observed]] = {}
         used_elsewhere: set[str] = set()
         notes: list[str] = []
         if example_inputs is not None:
             probe = copy_model(model)
-            names = _names(probe)
+            names = {module: name for name, module in probe.named_modules()}
             homes = {
                 id(parameter): module
                 for module in probe.modules()
@@ -81,7 +81,7 @@ class TorchModuleFrontend:
 
             def record(each: Observed) -> None:
                 known = [names[module] for module in each.stack if module in names]
-                observed.append((known[-1] if known else "", each))
+                observed.setdefault(known[-1] if known else "", []).append(each)
 
             def touch(user: nn.Module | None, parameter: Tensor) -> None:
                 home = homes.get(id(parameter), user)
@@ -97,7 +97,7 @@ class TorchModuleFrontend:
         for name, module in model.named_modules():
             if is_rerouted(module) and is_layer(module):
                 continue
-            calls = [each for path, each in observed if path == name]
+            calls = observed.get(name, [])
             if is_layer(module):
                 ran = None if example_inputs is None else calls
                 match = match_module(name, module, owners, ran)
@@ -198,10 +198,6 @@ def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
         if not is_uninitialized(module)
         for key, buffer in module.named_buffers(recurse=False)
     ]
-
-
-def _names(model: nn.Module) -> dict[nn.Module, str]:
-    return {module: name for name, module in model.named_modules()}
 
 
 def _module_of(model: nn.Module, decision: Decision) -> nn.Module:

@@ -40,7 +40,8 @@ class _MonteCarlo(TorchDispatchMode):
         return pytree.tree_map_only(Tensor, self._moved, func(*args, **kwargs))
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point() or tensor.device.type != "cpu":
+        # Single numbers are often sizes: moving them would change what the model does.
+        if not tensor.is_floating_point() or tensor.dim() == 0:
             return tensor
         eps = torch.finfo(tensor.dtype).eps
         noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float32)
