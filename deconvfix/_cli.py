@@ -24,7 +24,7 @@ from deconvfix.forms.base import Init
 from deconvfix.steps import Interpolation, PadMode
 
 if TYPE_CHECKING:
-    from deconvfix.checkpoint_jobs import Source
+    from deconvfix.checkpoint_source import Source
     from deconvfix.report import ConversionReport
 
 __all__ = ["main"]
@@ -298,7 +298,7 @@ def _source(
     inputs_file: Path | None,
     dynamic: tuple[str, ...] = (),
 ) -> Source:
-    from deconvfix.checkpoint_jobs import Source, parse_arch_kwargs
+    from deconvfix.checkpoint_source import Source, parse_arch_kwargs
 
     return Source(
         path, arch, parse_arch_kwargs(arch_kwargs), state_key, inputs, inputs_file, dynamic

@@ -27,6 +27,7 @@ LAYERS = (
     ("inspection", "report"),
     ("frontends",),
     ("fx", "onnx_verify", "onnx_export", "checkpoint", "conversion"),
+    ("checkpoint_source",),
     ("checkpoint_jobs",),
     ("_cli_text", "_cli", "__main__"),
 )

@@ -15,7 +15,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import deconvfix
 from deconvfix import checkpoint
-from deconvfix.checkpoint_jobs import Source, convert_file
+from deconvfix.checkpoint_jobs import convert_file
+from deconvfix.checkpoint_source import Source
 from deconvfix.errors import CheckpointError, DeconvfixError, ModelError
 from deconvfix.plan import Plan
 
