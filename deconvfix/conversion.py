@@ -27,6 +27,7 @@ __all__ = ["Conversion", "convert", "frontend_of", "inspect", "verify", "version
 FRONTENDS: tuple[tuple[str, str], ...] = (
     ("torch.fx.graph_module.GraphModule", "deconvfix.frontends.fx_graph"),
     ("torch.nn.modules.module.Module", "deconvfix.frontends.torch_module"),
+    ("torch.export.exported_program.ExportedProgram", "deconvfix.frontends.exported_program"),
 )
 
 
@@ -49,7 +50,8 @@ def inspect(model: Any, example_inputs: Any | None = None) -> Inspection:
     """Lists the transposed convolutions of a model.
 
     Args:
-        model: A torch.nn.Module or torch.fx.GraphModule. It is not changed.
+        model: A torch.nn.Module, torch.fx.GraphModule or torch.export.ExportedProgram. It is not
+            changed.
         example_inputs: A tuple of positional inputs, or a pair (args tuple, kwargs dict). With it
             a copy of the model is run, and calls of torch.nn.functional.conv_transpose* are seen.
 
@@ -82,7 +84,8 @@ def convert(
     """Replaces the transposed convolutions of a model and proves the result.
 
     Args:
-        model: A torch.nn.Module or torch.fx.GraphModule; it is not changed unless `inplace`.
+        model: A torch.nn.Module, torch.fx.GraphModule or torch.export.ExportedProgram; it is not
+            changed unless `inplace`.
         to: "subpixel" (the same function), "resize" (upsampling and convolution, free of
             checkerboard artifacts) or "equalized" (the same layer with corrected weights).
         example_inputs: A tuple of positional inputs, or a pair (args tuple, kwargs dict). With it
@@ -210,7 +213,7 @@ def frontend_of(model: Any) -> Frontend:
     raise ModelError(
         "model",
         f"it is a {type(model).__module__}.{type(model).__qualname__}",
-        "a torch.nn.Module or a torch.fx.GraphModule is needed",
+        "a torch.nn.Module, GraphModule or ExportedProgram is needed",
         "Load the model first, for example with deconvfix.load for a checkpoint",
     )
 

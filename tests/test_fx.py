@@ -1,6 +1,8 @@
 """The graph pass, on traced graphs and on exported programs."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -118,3 +120,54 @@ def test_other_forms_replace_layers_and_refuse_calls(net, x):
     assert [each.decision for each in plan.decisions] == ["replaced", "refused", "refused"]
     result = ReplaceTransposedConvs(to="resize")(traced)
     assert [tuple(y.shape) for y in result.graph_module(x)] == [tuple(y.shape) for y in net(x)]
+
+
+def exported(net, x):
+    dynamic = {"x": {0: torch.export.Dim("batch"), 2: torch.export.Dim("height")}}
+    return torch.export.export(net, (x,), dynamic_shapes=dynamic)
+
+
+def test_convert_gives_an_exported_program_back(net, x):
+    program = exported(net, x)
+    conversion = deconvfix.convert(program, example_inputs=(x,))
+    assert isinstance(conversion.model, torch.export.ExportedProgram)
+    assert [layer.decision for layer in conversion.report.layers] == ["replaced"] * 3
+    assert conversion.report.parity.ok
+    assert conversion.report.still_running == ()
+    assert conversion.model.graph_signature == program.graph_signature
+    assert conversion.model.range_constraints == program.range_constraints
+    other = torch.randint(-2, 3, (3, 3, 7, 6)).double()
+    assert_same(conversion.model.module()(other), net(other))
+    assert len(executed_transposed_convolutions(program.module(), (x,))) == 3
+
+
+def test_a_program_is_proven_on_its_own_example_inputs(net, x):
+    report = deconvfix.convert(exported(net, x)).report
+    assert {each.what for each in report.parity.comparisons} >= {"output 0", "output 1"}
+
+
+def test_a_converted_program_loads_without_deconvfix(net, x, tmp_path):
+    path = tmp_path / "net.pt2"
+    torch.export.save(deconvfix.convert(exported(net, x)).model, path)
+    torch.save((x, net(x)), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch\n"
+        f"x, want = torch.load({str(tmp_path / 'expected.pt')!r})\n"
+        f"got = torch.export.load({str(path)!r}).module()(x)\n"
+        "assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want))\n"
+        "assert 'deconvfix' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_wrong_program_is_noticed(net, x):
+    program = exported(net, x)
+    converted = deconvfix.convert(program).model
+    node = next(n for n in converted.graph.nodes if n.target is torch.ops.aten.flip.default)
+    node.replace_all_uses_with(node.args[0])
+    converted.graph.erase_node(node)
+    converted.graph_module.recompile()
+    assert not deconvfix.verify(program, converted, (x,)).ok

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,17 @@ from torch.utils import _pytree as pytree
 
 from deconvfix.errors import ModelError
 
-__all__ = ["Inputs", "as_inputs", "copy_model", "flat_tensors", "map_tensors", "run_model"]
+__all__ = [
+    "Inputs",
+    "as_inputs",
+    "copy_model",
+    "copy_quietly",
+    "flat_tensors",
+    "map_tensors",
+    "run_model",
+]
+
+Copied = TypeVar("Copied")
 
 
 class Inputs(NamedTuple):
@@ -41,6 +52,13 @@ def as_inputs(example_inputs: Any) -> Inputs:
     return Inputs(example_inputs, {})
 
 
+def copy_quietly(value: Copied, memo: dict[int, Any]) -> Copied:
+    """A deep copy, without the warnings of torch about a class of its own in exported modules."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+        return copy.deepcopy(value, memo)
+
+
 def copy_model(model: nn.Module) -> nn.Module:
     """A deep copy.
 
@@ -54,7 +72,7 @@ def copy_model(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     try:
-        return copy.deepcopy(model, memo)
+        return copy_quietly(model, memo)
     except Exception as error:
         raise ModelError(
             type(model).__name__,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from deconvfix.errors import DeconvfixError
@@ -150,7 +151,7 @@ def _compare_layers(
                 continue
             calls = seen.get(name, [])[:2]
             comparisons += _compare_layer(name, old, new, calls, by_definition=plan is not None)
-        elif name in seen and new is not None and is_rerouted(new):
+        elif name in seen and (isinstance(old, GraphModule) or (new and is_rerouted(new))):
             comparisons += [_compare_call(name, call) for call in seen[name][:4]]
     return comparisons
 
