@@ -32,7 +32,7 @@ __all__ = [
     "PixelShuffle",
     "Resize",
     "Step",
-    "ZeroStuff",
+    "ZeroPhases",
     "run",
 ]
 
@@ -103,10 +103,11 @@ class PixelShuffle:
 
 
 @dataclass(frozen=True)
-class ZeroStuff:
-    """Spreads blocks of pixels: pixel `t*block + f` moves to `t*stride + f*gap`, the rest is zero.
+class ZeroPhases:
+    """(N, C*r_1*..*r_n, *L) -> (N, C*s_1*..*s_n, *L): channels of zeros for phases without a tap.
 
-    Follows a pixel shuffle by `blocks` where the taps reach only some phases of the stride.
+    Comes before a pixel shuffle by the strides, where the convolution computed only `blocks` of the
+    phases: phase f*gap of the result is phase f of the input, the others are zero.
     """
 
     blocks: tuple[int, ...]
@@ -116,10 +117,10 @@ class ZeroStuff:
 
 @dataclass(frozen=True)
 class AddBias:
-    """Adds the layer's bias, of shape (C,), where the convolution could not: after `ZeroStuff`."""
+    """Adds the layer's bias, of shape (C,), where the convolution could not: after `ZeroPhases`."""
 
 
-Step = Pad | Crop | Resize | Conv | ConvTranspose | PixelShuffle | ZeroStuff | AddBias
+Step = Pad | Crop | Resize | Conv | ConvTranspose | PixelShuffle | ZeroPhases | AddBias
 
 
 def run(steps: Sequence[Step], x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -154,9 +155,8 @@ def run(steps: Sequence[Step], x: Array, weight: Array, bias: Array | None = Non
                     x = _add_bias(x, bias)
             case PixelShuffle(factors):
                 x = _pixel_shuffle(x, factors)
-            case ZeroStuff(blocks, gaps, strides):
-                for axis, values in enumerate(zip(blocks, gaps, strides, strict=True), start=2):
-                    x = _zero_stuff_axis(x, axis, *values)
+            case ZeroPhases():
+                x = _zero_phases(x, step)
             case AddBias():
                 assert bias is not None
                 x = _add_bias(x, bias)
@@ -242,13 +242,16 @@ def _pixel_shuffle(x: Array, factors: tuple[int, ...]) -> Array:
     return x.reshape(*x.shape[:2], *(size * r for size, r in zip(sizes, factors, strict=True)))
 
 
-def _zero_stuff_axis(x: Array, axis: int, block: int, gap: int, stride: int) -> Array:
-    count = x.shape[axis] // block
-    y = np.zeros([count * stride if i == axis else n for i, n in enumerate(x.shape)], x.dtype)
-    before = (slice(None),) * axis
-    for f in range(block):
-        y[(*before, slice(f * gap, None, stride))] = x[(*before, slice(f, None, block))]
-    return y
+def _zero_phases(x: Array, step: ZeroPhases) -> Array:
+    batch, channels, *sizes = x.shape
+    # (N, C*r_1*..*r_n, *L) -> (N, C, r_1, .., r_n, *L)
+    x = x.reshape(batch, channels // math.prod(step.blocks), *step.blocks, *sizes)
+    y = np.zeros((*x.shape[:2], *step.strides, *sizes), x.dtype)
+    reached = (
+        slice(0, block * gap, gap) for block, gap in zip(step.blocks, step.gaps, strict=True)
+    )
+    y[(slice(None), slice(None), *reached)] = x
+    return y.reshape(batch, -1, *sizes)
 
 
 def _add_bias(x: Array, bias: Array) -> Array:

@@ -42,7 +42,7 @@ from deconvfix.forms.base import (
 )
 from deconvfix.rearrange import Flip, Merge, Permute, Repeat, Split, Verb, ZeroExtend
 from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import AddBias, Conv, Crop, PixelShuffle, Step, ZeroStuff
+from deconvfix.steps import AddBias, Conv, Crop, PixelShuffle, Step, ZeroPhases
 
 __all__ = ["SUBPIXEL"]
 
@@ -125,10 +125,10 @@ class Subpixel:
         return Settled(replace(settings, init="exact"), True, None, "the same function")
 
     def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
-        """Steps: pad or crop where needed, Conv, PixelShuffle, ZeroStuff where needed, Crop."""
+        """Steps: pad or crop where needed, Conv, ZeroPhases where needed, PixelShuffle, Crop."""
         axes = _axes(spec)
         phases = tuple(a.r for a in axes)
-        stuffed = any(a.r != a.s for a in axes)
+        partial = any(a.r != a.s for a in axes)
         conv = Conv(
             in_channels=spec.in_channels,
             out_channels=spec.out_channels * math.prod(phases),
@@ -136,21 +136,21 @@ class Subpixel:
             padding=(0,) * spec.ndim,
             dilation=tuple(a.dilation for a in axes),
             groups=spec.groups,
-            bias=spec.bias and not stuffed,
+            bias=spec.bias and not partial,
         )
         steps: list[Step] = [*zero_border(conv, tuple(a.pad for a in axes))]
-        if math.prod(phases) > 1:
-            steps.append(PixelShuffle(phases))
-        if stuffed:
-            steps.append(ZeroStuff(phases, tuple(a.gap for a in axes), tuple(a.s for a in axes)))
+        if partial:
+            steps.append(ZeroPhases(phases, tuple(a.gap for a in axes), spec.stride))
+        if math.prod(spec.stride) > 1:
+            steps.append(PixelShuffle(spec.stride))
         if any(any(a.crop) for a in axes):
             steps.append(Crop(tuple(a.crop for a in axes)))
-        if stuffed and spec.bias:
+        if partial and spec.bias:
             steps.append(AddBias())
         return Compiled(
             steps=tuple(steps),
             weight=_weight_verbs(axes),
-            bias=() if stuffed else (Repeat(math.prod(phases)),),
+            bias=() if partial else (Repeat(math.prod(phases)),),
             macs_per_position=spec.macs_per_position() // math.prod(spec.kernel_size) * _taps(axes),
         )
 

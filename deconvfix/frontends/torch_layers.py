@@ -91,16 +91,16 @@ class Upsample(nn.Upsample):
         return torch_steps.resize(input, self.factors, self.interpolation)
 
 
-class ZeroStuff(nn.Module):
-    """Spreads blocks of pixels over the phases that they belong to; see `steps.ZeroStuff`."""
+class ZeroPhases(nn.Module):
+    """Adds channels of zeros for the phases that no tap reaches; see `steps.ZeroPhases`."""
 
-    def __init__(self, step: steps.ZeroStuff) -> None:
+    def __init__(self, step: steps.ZeroPhases) -> None:
         super().__init__()
         self.step = step
 
     def forward(self, input: Tensor) -> Tensor:
-        """(.., *(count*block)) -> (.., *(count*stride))."""
-        return torch_steps.zero_stuff(input, self.step.blocks, self.step.gaps, self.step.strides)
+        """(.., C*r_1*..*r_n, *L) -> (.., C*s_1*..*s_n, *L)."""
+        return torch_steps.zero_phases(input, self.step.blocks, self.step.gaps, self.step.strides)
 
     def extra_repr(self) -> str:
         return str(self.step)
@@ -312,8 +312,8 @@ def _child(
             if len(factors) == 2 and factors[0] == factors[1]:
                 return "shuffle", nn.PixelShuffle(factors[0])
             return "shuffle", PixelShuffle(factors)
-        case steps.ZeroStuff():
-            return "stuff", ZeroStuff(step)
+        case steps.ZeroPhases():
+            return "zeros", ZeroPhases(step)
         case steps.AddBias():
             assert bias is not None
             return "add_bias", AddBias(nn.Parameter(bias), spec.ndim)

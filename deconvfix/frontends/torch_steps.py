@@ -31,7 +31,7 @@ from deconvfix.steps import (
     PixelShuffle,
     Resize,
     Step,
-    ZeroStuff,
+    ZeroPhases,
 )
 
 __all__ = [
@@ -46,7 +46,7 @@ __all__ = [
     "pixel_shuffle",
     "rearrange_tensor",
     "resize",
-    "zero_stuff",
+    "zero_phases",
 ]
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -106,8 +106,8 @@ def apply_steps(
                 x = convolution(x, weight, own_bias, 1, step.padding, step.dilation, groups)
             case PixelShuffle(factors):
                 x = pixel_shuffle(x, factors)
-            case ZeroStuff(blocks, gaps, strides):
-                x = zero_stuff(x, blocks, gaps, strides)
+            case ZeroPhases(blocks, gaps, strides):
+                x = zero_phases(x, blocks, gaps, strides)
             case AddBias():
                 assert bias is not None
                 x = add_bias(x, bias, weight.dim() - 2)
@@ -195,18 +195,25 @@ def pixel_shuffle(x: Tensor, factors: tuple[int, ...]) -> Tensor:
 
 
 @torch.fx.wrap
-def zero_stuff(
+def zero_phases(
     x: Tensor, blocks: tuple[int, ...], gaps: tuple[int, ...], strides: tuple[int, ...]
 ) -> Tensor:
-    """`steps.ZeroStuff`: (count*block) -> (count, block, gap) -> (count, stride) -> (count*stride)."""
-    for dim, (block, gap, stride) in enumerate(
-        zip(blocks, gaps, strides, strict=True), start=-len(blocks)
-    ):
-        later = [0, 0] * (-dim - 1)
-        x = torch.unflatten(x, dim, (-1, block))
-        x = F.pad(x.unsqueeze(dim), [*later, 0, gap - 1]).flatten(dim - 1, dim)
-        x = F.pad(x, [*later, 0, stride - block * gap]).flatten(dim - 1, dim)
-    return x
+    """`steps.ZeroPhases`."""
+    n = len(blocks)
+    # (.., C*r_1*..*r_n, *L) -> (.., C, r_1, .., r_n, *L)
+    x = torch.unflatten(x, -n - 1, (-1, *blocks))
+    for i, gap in enumerate(gaps):
+        if gap > 1 and blocks[i] > 1:
+            # (r) -> (r, 1) -> (r, gap) -> (r*gap)
+            dim = i - 2 * n
+            amounts = [0, 0] * (-dim - 1) + [0, gap - 1]
+            x = F.pad(x.unsqueeze(dim), amounts).flatten(dim - 1, dim)
+    # A block of one phase takes no gap: it is the first phase.
+    missing = [
+        s - (r * gap if r > 1 else 1) for r, gap, s in zip(blocks, gaps, strides, strict=True)
+    ]
+    amounts = [0, 0] * n + [amount for each in reversed(missing) for amount in (0, each)]
+    return F.pad(x, amounts).flatten(-2 * n - 1, -n - 1)
 
 
 @torch.fx.wrap
