@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from deconvfix.errors import ExportError, OptionError
+from deconvfix.errors import ExportError, ModelError, OptionError
 from deconvfix.files import check_output, output_folder, sha256
 from deconvfix.frontends.torch_inputs import Inputs, as_inputs, copy_model, map_tensors
 from deconvfix.onnx_verify import compare_with_torch, open_session
@@ -95,9 +95,17 @@ def export_onnx(
 
     Raises:
         ExportError: If torch cannot export the model, or ONNX Runtime does not agree with torch.
+        ModelError: If the model is no torch.nn.Module, or does not accept the inputs.
         OptionError: If an option cannot be met.
     """
     path = Path(path)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "model",
+            f"it is a {type(model).__name__}",
+            "a torch.nn.Module is exported",
+            "Give the module itself; for an exported program, program.module()",
+        )
     if path.suffix != ".onnx":
         raise OptionError(
             str(path),
@@ -119,18 +127,24 @@ def export_onnx(
     with output_folder(path, overwrite=overwrite) as folder:
         written = folder / path.name
         ir_model, session, notes = _first_that_runs(
-            model,
-            inputs,
-            opset,
-            written,
-            verify,
-            dynamic_shapes,
-            input_names,
-            output_names,
-            external_data,
-            {"deconvfix.torch": torch.__version__, **(metadata or {})},
+            functools.partial(
+                _export,
+                model,
+                inputs,
+                dynamic_shapes=dynamic_shapes,
+                input_names=input_names,
+                output_names=output_names,
+            ),
+            (opset,) if opset is not None else (newest_opset(), OLDEST_OPSET),
+            functools.partial(
+                _save,
+                path=written,
+                external_data=external_data,
+                metadata={"deconvfix.torch": torch.__version__, **(metadata or {})},
+            ),
+            (lambda: open_session(str(written))) if verify else (lambda: None),
         )
-        onnx.checker.check_model(str(written), full_check=True)
+        _check(written)
         parity: ParityReport | None = None
         shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
         if session is not None:
@@ -153,23 +167,20 @@ def export_onnx(
 
 
 def _first_that_runs(
-    model: nn.Module,
-    inputs: Inputs,
-    opset: int | None,
-    path: Path,
-    verify: bool,
-    dynamic_shapes: Any | None,
-    input_names: Sequence[str] | None,
-    output_names: Sequence[str] | None,
-    external_data: bool | None,
-    metadata: dict[str, str],
+    export: Callable[[int], torch.onnx.ONNXProgram],
+    opsets: Sequence[int],
+    save: Callable[[ir.Model], None],
+    load: Callable[[], onnxruntime.InferenceSession | None],
 ) -> tuple[ir.Model, onnxruntime.InferenceSession | None, list[str]]:
-    """Writes the file with the opset asked for; by default the newest that works for this model."""
+    """Exports, saves and loads with the first opset for which all of that works.
+
+    Returns:
+        The model, its session, and a sentence for each opset that did not work.
+    """
     notes: list[str] = []
     failure: ExportError | None = None
-    for version in (opset,) if opset is not None else (newest_opset(), OLDEST_OPSET):
-        program = _export(model, inputs, version, dynamic_shapes, input_names, output_names)
-        ir_model: ir.Model = program.model
+    for version in opsets:
+        ir_model: ir.Model = export(version).model
         try:
             if ir_model.opset_imports.get("") != version:
                 raise ExportError(
@@ -178,14 +189,25 @@ def _first_that_runs(
                     "another opset is needed",
                     f"Use opset {OLDEST_OPSET}",
                 )
-            ir_model.metadata_props.update(metadata)
-            _save(ir_model, path, external_data)
-            return ir_model, open_session(str(path)) if verify else None, notes
+            save(ir_model)
+            return ir_model, load(), notes
         except ExportError as error:
             failure = error
             notes.append(f"Opset {version} does not work for this model: {error.found}.")
     assert failure is not None
     raise failure
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            "onnx.checker",
+            f"it rejects the file ({error})",
+            "a valid ONNX file is needed",
+            "Try another opset",
+        ) from error
 
 
 @functools.cache
@@ -213,6 +235,7 @@ def _export(
     model: nn.Module,
     inputs: Inputs,
     opset: int,
+    *,
     dynamic_shapes: Any | None,
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
@@ -260,7 +283,10 @@ def _quiet() -> Iterator[None]:
                 each.setLevel(level)
 
 
-def _save(model: ir.Model, path: Path, external_data: bool | None) -> None:
+def _save(
+    model: ir.Model, *, path: Path, external_data: bool | None, metadata: dict[str, str]
+) -> None:
+    model.metadata_props.update(metadata)
     size = sum(
         value.const_value.nbytes
         for value in model.graph.initializers.values()

@@ -141,6 +141,14 @@ def test_convert_gives_an_exported_program_back(net, x):
     assert len(executed_transposed_convolutions(program.module(), (x,))) == 3
 
 
+def test_an_input_called_like_a_builtin_keeps_its_name():
+    layer = nn.ConvTranspose1d(2, 3, 4, 2)
+    program = torch.export.export(layer, (torch.randn(1, 2, 5),))
+    converted = deconvfix.convert(program).model
+    assert converted.graph_signature.user_inputs == ("input",)
+    converted.validate()
+
+
 def test_a_program_is_proven_on_its_own_example_inputs(net, x):
     report = deconvfix.convert(exported(net, x)).report
     assert {each.what for each in report.parity.comparisons} >= {"output 0", "output 1"}

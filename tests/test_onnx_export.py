@@ -467,3 +467,17 @@ def test_damaged_file_is_refused(exported, tmp_path, content):
 def test_missing_file_is_refused(exported, tmp_path):
     with pytest.raises(ExportError):
         verify_onnx(exported[1], tmp_path / "absent.onnx", (noise(1, 2, 4, 5),))
+
+
+def test_what_is_no_module_is_refused(tmp_path):
+    program = torch.export.export(nn.Conv1d(2, 3, 3).eval(), (noise(1, 2, 5),))
+    with pytest.raises(deconvfix.ModelError, match="it is a ExportedProgram"):
+        export_onnx(program, tmp_path / "net.onnx", (noise(1, 2, 5),))
+
+
+def test_exported_program_is_exported_as_its_module(tmp_path):
+    layer = nn.ConvTranspose1d(2, 3, 4, 2).eval()
+    program = deconvfix.convert(torch.export.export(layer, (noise(1, 2, 5),))).model
+    report = export_onnx(program.module(), tmp_path / "net.onnx", (noise(1, 2, 5),))
+    assert report.parity.ok
+    assert "ConvTranspose" not in report.operators

@@ -30,7 +30,14 @@ class ExportedProgramFrontend:
         self, model: ExportedProgram, example_inputs: Any | None, *, inplace: bool
     ) -> ExportedProgram:
         """A copy, unless `inplace`."""
-        return model if inplace else copy_quietly(model, {})
+        if inplace:
+            return model
+        copied = copy_quietly(model, {})
+        # torch's copy renames nodes that are called like Python's builtins ("input"), and the
+        # signature, which it does not rename, refers to nodes by their names.
+        for old, new in zip(model.graph.nodes, copied.graph.nodes, strict=True):
+            new.name = old.name
+        return copied
 
     def find(self, model: ExportedProgram, example_inputs: Any | None) -> Findings:
         """Transposed convolutions by the names of their nodes; nothing is run."""
