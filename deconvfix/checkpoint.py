@@ -25,6 +25,7 @@ __all__ = [
     "load_state",
     "read",
     "recipe_path",
+    "restore",
     "stored_dtypes",
     "write",
 ]
@@ -173,8 +174,11 @@ def load(
         CheckpointError: If the file cannot be read, or does not belong to this architecture.
         ModelError: If the recipe names layers that the model does not have.
     """
-    checkpoint = read(path, state_key)
-    model = FRONTEND.prepare(model, None, inplace=inplace)
+    return restore(read(path, state_key), FRONTEND.prepare(model, None, inplace=inplace))
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module) -> nn.Module:
+    """What `load` does, for a checkpoint that is read and a model that may be changed."""
     if checkpoint.recipe is not None:
         model = FRONTEND.apply(model, checkpoint.recipe)
     load_state(model, checkpoint)

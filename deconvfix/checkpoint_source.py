@@ -72,7 +72,7 @@ class Source:
             model = model.double()
         if checkpoint.recipe is not None:
             note = f"The checkpoint was converted before ({checkpoint.recipe.to})."
-            return checkpoints.load(self.path, model, state_key=self.state_key), (note,)
+            return checkpoints.restore(checkpoint, model), (note,)
         unused = checkpoints.load_state(model, checkpoint)
         notes = []
         if checkpoint.state_key:

@@ -17,6 +17,7 @@ from deconvfix.frontends.torch_inputs import (
     Inputs,
     as_inputs,
     copy_model,
+    dtype_name,
     flat_tensors,
     map_tensors,
     run_model,
@@ -148,8 +149,9 @@ def compare_with_torch(
         problems.append(
             "All outputs are constant, which is no evidence: give other example inputs."
         )
-    dtype = next((str(t.dtype) for t in flat_tensors(example) if t.is_floating_point()), "float32")
-    report = summarize([], comparisons, dtype.removeprefix("torch."), problems, notes)
+    floats = [dtype_name(each) for each in flat_tensors(example) if each.is_floating_point()]
+    dtype = next(iter(floats), "float32")
+    report = summarize([], comparisons, dtype, problems, notes)
     return report, tuple(shapes)
 
 

@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 import torch
 
+# Sums are ordered by the number of threads, and metrics are compared to three decimals.
 torch.set_num_threads(1)
 
 # derandomize: the same examples on every run, so that a failure is a change of the code.

@@ -28,15 +28,6 @@ LAYERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Sums are ordered by the number of threads, and a metric is compared to three decimals."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def load(name):
     module, _, builder = MANIFEST[name]["builder"].partition(":")
     model = getattr(importlib.import_module(module), builder)()

@@ -49,14 +49,6 @@ each_geometry = pytest.mark.parametrize("name", GEOMETRIES)
 some_geometries = pytest.mark.parametrize("name", FEW)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def integers(shape, seed, dtype=torch.float32, largest=2):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-largest, largest + 1, tuple(shape), generator=generator).to(dtype)

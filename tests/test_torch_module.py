@@ -34,14 +34,6 @@ announced_end_of_torchscript = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def integers(shape, seed, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-2, 3, tuple(shape), generator=generator).to(dtype)

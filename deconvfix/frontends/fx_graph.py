@@ -24,6 +24,7 @@ from deconvfix.frontends import torch_steps
 from deconvfix.frontends.base import Findings
 from deconvfix.frontends.torch_calls import Call, dtype_obstacle, parse
 from deconvfix.frontends.torch_find import call_path
+from deconvfix.frontends.torch_inputs import dtype_name
 from deconvfix.frontends.torch_module import TorchModuleFrontend
 from deconvfix.plan import Match, Options, Plan, make_plan
 
@@ -111,7 +112,7 @@ def _match(model: fx.GraphModule, node: fx.Node, call: Call) -> Match:
         name=node.name,
         op=call.function,
         spec=spec,
-        dtype="unknown" if weight is None else str(weight.dtype).removeprefix("torch."),
+        dtype="unknown" if weight is None else dtype_name(weight),
         input_sizes=sizes,
         obstacle=obstacle,
         exact_only=_EXACT_ONLY,

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from deconvfix.forms.base import Refusal
 from deconvfix.frontends import torch_steps
+from deconvfix.frontends.torch_inputs import dtype_name, running_modules
 from deconvfix.spec import ConvTransposeSpec
 
 __all__ = [
@@ -117,21 +118,17 @@ def dtype_obstacle(tensor: Tensor) -> Refusal | None:
     """Why tensors of this dtype are not converted."""
     if tensor.dtype.is_complex:
         return Refusal(
-            f"its weight is complex ({_name(tensor.dtype)})",
+            f"its weight is complex ({dtype_name(tensor)})",
             "real numbers are supported",
             "Keep this layer (exclude it), or run real and imaginary parts as two layers",
         )
     if tensor.is_quantized:
         return Refusal(
-            f"its weight is quantised ({_name(tensor.dtype)})",
+            f"its weight is quantised ({dtype_name(tensor)})",
             "floating-point weights are supported",
             "Convert the model before quantising it",
         )
     return None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -142,46 +139,35 @@ class Observed:
     call: Call
 
 
+Record = Callable[[Observed], None]
+Touch = Callable[[nn.Module | None, Tensor], None]
+
+
+class _Observe(TorchFunctionMode):
+    def __init__(self, stack: list[nn.Module], record: Record, touch: Touch | None) -> None:
+        super().__init__()
+        self.stack = stack
+        self.record = record
+        self.touch = touch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = parse(func, args, kwargs or {})
+        if call is not None:
+            self.record(Observed(tuple(self.stack), call))
+        if self.touch is not None:
+            for value in (*args, *(kwargs or {}).values()):
+                if isinstance(value, nn.Parameter):
+                    self.touch(self.stack[-1] if self.stack else None, value)
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
-def observe(
-    record: Callable[[Observed], None],
-    touch: Callable[[nn.Module | None, Tensor], None] | None = None,
-) -> Iterator[None]:
+def observe(record: Record, touch: Touch | None = None) -> Iterator[None]:
     """Reports every transposed convolution that runs in the context, before it runs.
 
     Args:
         record: Called for each one.
         touch: Called for each parameter that an operation gets, with the innermost module.
     """
-    stack: list[nn.Module] = []
-
-    def enter(module: nn.Module, args: Any) -> None:
-        stack.append(module)
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        while stack and stack.pop() is not module:
-            pass
-
-    class Observe(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            call = parse(func, args, kwargs or {})
-            if call is not None:
-                record(Observed(tuple(stack), call))
-            if touch is not None:
-                for value in (*args, *(kwargs or {}).values()):
-                    if isinstance(value, nn.Parameter):
-                        touch(stack[-1] if stack else None, value)
-            return func(*args, **(kwargs or {}))
-
-    hooks = (
-        nn.modules.module.register_module_forward_pre_hook(enter),
-        nn.modules.module.register_module_forward_hook(leave, always_call=True),
-    )
-    try:
-        with Observe():
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with running_modules() as stack, _Observe(stack, record, touch):
+        yield

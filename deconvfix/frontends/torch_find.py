@@ -15,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from deconvfix.forms.base import Refusal
 from deconvfix.frontends.torch_calls import Observed, dtype_obstacle
+from deconvfix.frontends.torch_inputs import dtype_name
 from deconvfix.frontends.torch_layers import ConvTransposeModule, read_weight, spec_of
 from deconvfix.plan import Match
 from deconvfix.spec import ConvTransposeSpec
@@ -142,7 +143,7 @@ def match_module(
         name=name,
         op=op,
         spec=spec_of(module),
-        dtype=str(weight.dtype).removeprefix("torch."),
+        dtype=dtype_name(weight),
         input_sizes=sizes,
         calls=calls,
         obstacle=dtype_obstacle(weight),
@@ -169,7 +170,7 @@ def match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
             name=f"{path}.{function}{suffix}".removeprefix("."),
             op=function,
             spec=spec,
-            dtype=str(weight.dtype).removeprefix("torch."),
+            dtype=dtype_name(weight),
             input_sizes=tuple(dict.fromkeys(map(_sizes, calls))),
             calls=len(calls),
             obstacle=dtype_obstacle(weight),

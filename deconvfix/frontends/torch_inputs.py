@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,9 +19,13 @@ __all__ = [
     "as_inputs",
     "copy_model",
     "copy_quietly",
+    "dtype_name",
     "flat_tensors",
+    "innermost_name",
     "map_tensors",
+    "names_of",
     "run_model",
+    "running_modules",
 ]
 
 Copied = TypeVar("Copied")
@@ -102,6 +107,44 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
             "example inputs must be what the model's forward takes",
             "Correct the example inputs",
         ) from error
+
+
+@contextmanager
+def running_modules() -> Iterator[list[nn.Module]]:
+    """A list that always holds the modules whose forward is running, the innermost last."""
+    stack: list[nn.Module] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        stack.append(module)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        while stack and stack.pop() is not module:
+            pass
+
+    hooks = (
+        nn.modules.module.register_module_forward_pre_hook(enter),
+        nn.modules.module.register_module_forward_hook(leave, always_call=True),
+    )
+    try:
+        yield stack
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def innermost_name(stack: Sequence[nn.Module], names: Mapping[nn.Module, str]) -> str:
+    """The name of the innermost module that has one; the root's, "", if none has."""
+    return next((names[module] for module in reversed(stack) if module in names), "")
+
+
+def names_of(model: nn.Module) -> dict[nn.Module, str]:
+    """The name of each registered module, the first one of those that have several."""
+    return {module: name for name, module in model.named_modules()}
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """The dtype in torch's words, without "torch."."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def flat_tensors(value: Any) -> list[Tensor]:

@@ -30,7 +30,13 @@ from deconvfix.frontends.torch_find import (
     match_module,
     owners_of_parameters,
 )
-from deconvfix.frontends.torch_inputs import as_inputs, copy_model, run_model
+from deconvfix.frontends.torch_inputs import (
+    as_inputs,
+    copy_model,
+    innermost_name,
+    names_of,
+    run_model,
+)
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.frontends.torch_reroute import is_rerouted, keep, keeps_some, reroute
 from deconvfix.frontends.torch_surgery import (
@@ -71,7 +77,7 @@ class TorchModuleFrontend:
         notes: list[str] = []
         if example_inputs is not None:
             probe = copy_model(model)
-            names = {module: name for name, module in probe.named_modules()}
+            names = names_of(probe)
             homes = {
                 id(parameter): module
                 for module in probe.modules()
@@ -80,8 +86,7 @@ class TorchModuleFrontend:
             }
 
             def record(each: Observed) -> None:
-                known = [names[module] for module in each.stack if module in names]
-                observed.setdefault(known[-1] if known else "", []).append(each)
+                observed.setdefault(innermost_name(each.stack, names), []).append(each)
 
             def touch(user: nn.Module | None, parameter: Tensor) -> None:
                 home = homes.get(id(parameter), user)

@@ -30,8 +30,11 @@ from deconvfix.frontends.torch_inputs import (
     Inputs,
     as_inputs,
     copy_model,
+    dtype_name,
     flat_tensors,
+    innermost_name,
     map_tensors,
+    names_of,
     run_model,
 )
 from deconvfix.frontends.torch_layers import (
@@ -88,7 +91,7 @@ def _in_float64(
     def double(tensor: Tensor) -> Tensor:
         return tensor.double() if tensor.is_floating_point() else tensor
 
-    own = next((p.dtype for p in before.parameters() if p.is_floating_point()), torch.float32)
+    own = next((dtype_name(p) for p in before.parameters() if p.is_floating_point()), "float32")
     try:
         wide_before, wide_after = copy_model(before).double(), copy_model(after).double()
         wide = [map_tensors(double, each) for each in examples]
@@ -98,7 +101,7 @@ def _in_float64(
                 run_model(copy_model(model), each)
     except (DeconvfixError, RuntimeError, NotImplementedError, TypeError):
         # Some models hold constants or casts that double() does not reach.
-        return before, after, examples, str(own).removeprefix("torch.")
+        return before, after, examples, own
     return wide_before, wide_after, wide, "float64"
 
 
@@ -126,20 +129,18 @@ def _compare_layers(
     before: nn.Module, after: nn.Module, examples: list[Inputs], plan: Plan | None
 ) -> list[Comparison]:
     """Every converted layer, on what it sees in the original and on inputs made up."""
-    names = {module: name for name, module in before.named_modules()}
     seen: dict[str, list[Call]] = {}
-
-    def record(observed: Observed) -> None:
-        if torch._C._functorch.is_functorch_wrapped_tensor(observed.call.input):
-            return  # the values of a vmap cannot be used outside it
-        known = [names[module] for module in observed.stack if module in names]
-        seen.setdefault(known[-1] if known else "", []).append(observed.call)
-
-    for example in examples[:1]:
+    if examples:
         probe = copy_model(before)
-        names = {module: name for name, module in probe.named_modules()}
+        names = names_of(probe)
+
+        def record(observed: Observed) -> None:
+            # The values of a vmap cannot be used outside it.
+            if not torch._C._functorch.is_functorch_wrapped_tensor(observed.call.input):
+                seen.setdefault(innermost_name(observed.stack, names), []).append(observed.call)
+
         with observe(record):
-            run_model(probe, example)
+            run_model(probe, examples[0])
     wanted = None if plan is None else {each.name: each for each in plan.replaced}
     order = [*seen, *(name for name, _ in before.named_modules() if name not in seen)]
     comparisons = []
@@ -203,13 +204,8 @@ def _compare_layer(
     weight = calls[0].weight if calls else current_weight(old).to(own_dtype)
     inputs = [("example inputs", call.input) for call in calls]
     shape = tuple(calls[0].input.shape) if calls else (2, spec.in_channels, *_small_sizes(spec))
-    generator = torch.Generator().manual_seed(2)
-    drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
-    inputs += [
-        ("seeded noise", drawn.to(weight)),
-        ("a constant", torch.full(shape, 0.5).to(weight)),
-        ("zeros", torch.zeros(shape).to(weight)),
-    ]
+    _, *made_up = input_variants(as_inputs(weight.new_zeros(shape)))
+    inputs += [(kind, each.args[0]) for kind, each in made_up]
     comparisons = []
     for kind, x in inputs:
         call = Call(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
 
 from deconvfix.errors import ModelError
 from deconvfix.forms import form
@@ -145,10 +146,8 @@ def set_weight(module: nn.Module, decision: Decision) -> None:
     if parametrize.is_parametrized(module, "weight"):
         module.weight = new
     elif "weight_v" in module._parameters:
-        norm: Any = next(
-            each
-            for each in module._forward_pre_hooks.values()
-            if type(each).__name__ == "WeightNorm"
+        norm = next(
+            each for each in module._forward_pre_hooks.values() if isinstance(each, WeightNorm)
         )
         module.get_parameter("weight_v").copy_(new)
         module.get_parameter("weight_g").copy_(torch.norm_except_dim(new, 2, norm.dim))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deconvfix.frontends.torch_inputs import as_inputs, run_model
+from deconvfix.frontends.torch_inputs import (
+    as_inputs,
+    innermost_name,
+    names_of,
+    run_model,
+    running_modules,
+)
 
 __all__ = ["executed_transposed_convolutions"]
 
@@ -16,16 +21,18 @@ __all__ = ["executed_transposed_convolutions"]
 class _Watch(TorchDispatchMode):
     """Sees every operator below autograd, also those of TorchScript and of custom functions."""
 
-    def __init__(self) -> None:
+    def __init__(self, stack: list[nn.Module], names: dict[nn.Module, str]) -> None:
         super().__init__()
-        self.stack: list[str] = []
+        self.stack = stack
+        self.names = names
         self.seen: list[str] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if is_transposed(func, args, kwargs or {}):
-            self.seen.append(self.stack[-1] if self.stack else "")
+            # Modules that are not registered count as part of the module that calls them.
+            self.seen.append(innermost_name(self.stack, self.names))
         return func(*args, **(kwargs or {}))
 
 
@@ -48,25 +55,8 @@ def executed_transposed_convolutions(model: nn.Module, example_inputs: Any) -> l
 
     The model is run once; pass a copy where that matters (batch statistics).
     """
-    watch = _Watch()
-    names = {module: name for name, module in model.named_modules()}
-
-    def enter(module: nn.Module, args: Any) -> None:
-        # Modules that are not registered count as part of the module that calls them.
-        watch.stack.append(names.get(module, watch.stack[-1] if watch.stack else ""))
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if watch.stack:
-            watch.stack.pop()
-
-    hooks = (
-        torch.nn.modules.module.register_module_forward_pre_hook(enter),
-        torch.nn.modules.module.register_module_forward_hook(leave, always_call=True),
-    )
-    try:
+    with running_modules() as stack:
+        watch = _Watch(stack, names_of(model))
         with watch:
             run_model(model, as_inputs(example_inputs))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return watch.seen
