@@ -21,7 +21,8 @@ from torch import nn
 from deconvfix.errors import ExportError, ModelError, OptionError
 from deconvfix.files import check_output, output_folder, sha256
 from deconvfix.frontends.torch_inputs import Inputs, as_inputs, copy_model, map_tensors
-from deconvfix.onnx_verify import compare_with_torch, open_session
+from deconvfix.onnx_runtime import open_session
+from deconvfix.onnx_verify import compare_with_torch
 from deconvfix.parity import ParityReport
 
 if TYPE_CHECKING:

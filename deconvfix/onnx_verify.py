@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,13 @@ from deconvfix.frontends.torch_inputs import (
     run_model,
 )
 from deconvfix.frontends.torch_montecarlo import perturbed_outputs
+from deconvfix.onnx_runtime import open_session, run_named
 from deconvfix.parity import RUNTIME_FACTOR, Comparison, ParityReport, summarize
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["compare_with_torch", "open_session", "run_session", "verify_onnx"]
+__all__ = ["compare_with_torch", "run_session", "verify_onnx"]
 
 
 def verify_onnx(model: nn.Module, path: Path, example_inputs: Any) -> ParityReport:
@@ -42,29 +42,6 @@ def verify_onnx(model: nn.Module, path: Path, example_inputs: Any) -> ParityRepo
     session = open_session(str(path))
     _check_names(session, model, inputs)
     return compare_with_torch(model, session, inputs, [])[0]
-
-
-def open_session(model: bytes | str) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU, quiet.
-
-    Raises:
-        ExportError: If ONNX Runtime refuses the file.
-    """
-    # Set before the import: ONNX Runtime writes telemetry files otherwise.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportError(
-            "ONNX Runtime",
-            f"it does not load the file ({error})",
-            "the file must run to be verified",
-            "Try another opset or dtype, or export without verification",
-        ) from error
 
 
 def run_session(session: onnxruntime.InferenceSession, inputs: Inputs) -> list[Tensor]:
@@ -82,17 +59,16 @@ def run_session(session: onnxruntime.InferenceSession, inputs: Inputs) -> list[T
             "each input of the file needs one tensor, and each tensor an input",
             "Give example inputs that are all tensors and all used",
         )
-    try:
-        feed = {name: tensor.detach().numpy() for name, tensor in zip(names, tensors, strict=True)}
-        return [torch.as_tensor(each) for each in session.run(None, feed)]
-    except Exception as error:
-        shapes = {name: tuple(each.shape) for name, each in zip(names, tensors, strict=True)}
+    strange = [dtype_name(each) for each in tensors if each.dtype == torch.bfloat16]
+    if strange:
         raise ExportError(
             "ONNX Runtime",
-            f"it fails on inputs of shapes {shapes} ({error})",
-            "the file must run wherever the model runs",
-            "Make only those axes dynamic that the model allows",
-        ) from error
+            f"it takes no {strange[0]} inputs from Python",
+            "the file must run to be verified",
+            "Export without verification (verify=False)",
+        )
+    feed = {name: tensor.detach().numpy() for name, tensor in zip(names, tensors, strict=True)}
+    return [torch.as_tensor(each) for each in run_named(session, feed)]
 
 
 def compare_with_torch(

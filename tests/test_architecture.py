@@ -24,7 +24,7 @@ LAYERS = (
     ("artifacts",),
     ("forms",),
     ("plan", "parity"),
-    ("inspection", "report"),
+    ("inspection", "report", "compare", "onnx_runtime"),
     ("frontends",),
     ("fx", "onnx_verify", "onnx_export", "checkpoint", "conversion"),
     ("checkpoint_source",),
@@ -32,7 +32,8 @@ LAYERS = (
     ("_cli_text", "_cli", "__main__"),
 )
 TORCH_FREE = ("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan",
-              "parity", "inspection", "report", "conversion", "_cli", "_cli_text")  # fmt: skip
+              "parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "_cli",
+              "_cli_text")  # fmt: skip
 
 
 def layer_of(name):
