@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 from rich.console import Console
 
-from deconvfix import __version__
+from deconvfix import __version__, jobs
 from deconvfix import _cli_text as text
 from deconvfix.errors import DeconvfixError
 from deconvfix.files import check_output, output_folder
 from deconvfix.forms import FORMS
 from deconvfix.forms.base import Init
+from deconvfix.source import Source, parse_arch_kwargs
 from deconvfix.steps import Interpolation, PadMode
 
 if TYPE_CHECKING:
-    from deconvfix.checkpoint_source import Source
     from deconvfix.report import ConversionReport
 
 __all__ = ["main"]
@@ -63,9 +63,8 @@ def _source_options(command: Command) -> Command:
         (
             click.option(
                 "--arch",
-                required=True,
                 metavar="MODULE:CALLABLE",
-                help="The code that builds the model.",
+                help="The code that builds the model; needed for checkpoints.",
             ),
             click.option(
                 "--arch-kwargs",
@@ -119,9 +118,7 @@ _output = click.option("-o", "--output", type=FILE, help="The file to write.")
 def inspect(model: Path, as_json: bool, **source: Any) -> None:
     """List the transposed convolutions of MODEL and their risk of a checkerboard."""
     with _working("Searching"):
-        from deconvfix.checkpoint_jobs import inspect_file
-
-        found = inspect_file(_source(model, **source))
+        found = jobs.of_file(model).inspect_file(_source(model, **source))
     _show(found.to_dict() if as_json else text.inspection(found))
 
 
@@ -215,9 +212,7 @@ def convert(
         inputs = (model, *filter(None, (source["inputs_file"],)))
         check_output(report_file, overwrite=force, inputs=inputs)
     with _working("Converting and verifying"):
-        from deconvfix.checkpoint_jobs import convert_file
-
-        report = convert_file(
+        report = jobs.of_file(model).convert_file(
             _source(model, **source),
             output,
             recipe=recipe,
@@ -250,9 +245,7 @@ def convert(
 def verify(ctx: click.Context, /, before: Path, after: Path, as_json: bool, **source: Any) -> None:
     """Hold AFTER (a converted checkpoint or an ONNX file) against the checkpoint BEFORE."""
     with _working("Verifying"):
-        from deconvfix.checkpoint_jobs import verify_files
-
-        report = verify_files(_source(before, **source), after)
+        report = jobs.of_file(before).verify_files(_source(before, **source), after)
     _show(report.to_dict() if as_json else text.parity(report))
     ctx.exit(0 if report.ok else 1)
 
@@ -283,26 +276,21 @@ def export(
     if output is None:
         raise click.UsageError("Give an output file with -o.", ctx)
     with _working("Exporting and verifying"):
-        from deconvfix.checkpoint_jobs import export_file
-
-        report = export_file(_source(model, **source), output, opset=opset, overwrite=force)
+        report = jobs.of_file(model).export_file(
+            _source(model, **source), output, opset=opset, overwrite=force
+        )
     _show(report.to_dict() if as_json else text.export(report))
 
 
-def _source(
-    path: Path,
-    arch: str,
-    arch_kwargs: str,
-    state_key: str | None,
-    inputs: tuple[str, ...],
-    inputs_file: Path | None,
-    dynamic: tuple[str, ...] = (),
-) -> Source:
-    from deconvfix.checkpoint_source import Source, parse_arch_kwargs
+def _source(path: Path, *, arch: str | None, arch_kwargs: str, **named: Any) -> Source:
+    """The model that a command names.
 
-    return Source(
-        path, arch, parse_arch_kwargs(arch_kwargs), state_key, inputs, inputs_file, dynamic
-    )
+    Raises:
+        click.UsageError: If it is a checkpoint, and no code is named that builds the model.
+    """
+    if arch is None and jobs.needs_architecture(path):
+        raise click.UsageError("Missing option '--arch': a checkpoint holds weights only.")
+    return Source(path, arch, parse_arch_kwargs(arch_kwargs), **named)
 
 
 @contextlib.contextmanager

@@ -11,18 +11,19 @@ from torch import nn
 
 import deconvfix.checkpoint as checkpoints
 from deconvfix import __version__
-from deconvfix.checkpoint_source import Source
-from deconvfix.conversion import Conversion, convert, inspect
-from deconvfix.errors import CheckpointError, OptionError, ParityError
+from deconvfix.checkpoint_source import CheckpointSource
+from deconvfix.conversion import convert, inspect
+from deconvfix.errors import OptionError, ParityError
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.torch_compare import equal
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.inspection import Inspection
+from deconvfix.jobs import read_recipe, told_of, write_recipe
 from deconvfix.onnx_export import ExportReport, export_onnx
 from deconvfix.onnx_verify import verify_onnx
 from deconvfix.parity import ParityReport
-from deconvfix.plan import Plan
 from deconvfix.report import ConversionReport
+from deconvfix.source import Source
 
 __all__ = ["convert_file", "export_file", "inspect_file", "verify_files"]
 
@@ -31,8 +32,9 @@ _EXPORT_RUNS = "the export to ONNX runs the model"
 
 def inspect_file(source: Source) -> Inspection:
     """Lists the transposed convolutions of a checkpoint's model."""
-    model, notes = source.model()
-    found = inspect(model, source.example_inputs(model))
+    checkpoint = CheckpointSource.of(source)
+    model, notes = checkpoint.model()
+    found = inspect(model, checkpoint.example_inputs(model))
     return Inspection(found.layers, (*notes, *found.notes))
 
 
@@ -57,8 +59,15 @@ def convert_file(
         opset: Of an ONNX output.
         options: As for `deconvfix.convert`.
     """
+    source = CheckpointSource.of(source)
     if dry_run:
-        return _plan_file(source, recipe, overwrite, options)
+        if recipe is not None:
+            check_output(recipe, overwrite=overwrite, inputs=source.files)
+        model, notes = source.model()
+        example = source.example_inputs(model)
+        conversion = convert(model, example_inputs=example, verify=False, **options)
+        write_recipe(conversion.plan.after(source.checkpoint.recipe), recipe, overwrite)
+        return told_of(source, conversion, notes, None)
     assert output is not None
     if output.suffix not in (*checkpoints.SUFFIXES, ".onnx"):
         raise OptionError(
@@ -69,13 +78,13 @@ def convert_file(
         )
     inputs = (*source.files, *filter(None, (recipe,)))
     check_output(output, overwrite=overwrite, inputs=inputs)
-    plan = None if recipe is None else Plan.from_json(_read_text(recipe))
+    plan = read_recipe(recipe)
     onnx = output.suffix == ".onnx"
     model, notes = source.model(wide=not onnx)
     example = source.required_inputs(model, _EXPORT_RUNS) if onnx else source.example_inputs(model)
     conversion = convert(model, example_inputs=example, plan=plan, **options)
     whole_plan = conversion.plan.after(source.checkpoint.recipe)
-    report = _told_of(source, conversion, notes, output)
+    report = told_of(source, conversion, notes, output)
     if onnx:
         exported = export_onnx(
             conversion.model,
@@ -103,6 +112,7 @@ def export_file(
     source: Source, output: Path, *, opset: int | None = None, overwrite: bool = False
 ) -> ExportReport:
     """Exports a checkpoint's model (converted or not) to ONNX."""
+    source = CheckpointSource.of(source)
     check_output(output, overwrite=overwrite, inputs=source.files)
     model, _ = source.model()
     return export_onnx(
@@ -115,8 +125,9 @@ def export_file(
     )
 
 
-def verify_files(before: Source, after: Path) -> ParityReport:
+def verify_files(source: Source, after: Path) -> ParityReport:
     """Holds a converted checkpoint, or an ONNX file, against the original checkpoint."""
+    before = CheckpointSource.of(source)
     model, _ = before.model()
     if after.suffix == ".onnx":
         example = before.required_inputs(model, "an ONNX file is verified by running it")
@@ -126,37 +137,8 @@ def verify_files(before: Source, after: Path) -> ParityReport:
     return compare_modules(model, converted, [] if inputs is None else [inputs], None)
 
 
-def _plan_file(
-    source: Source, recipe: Path | None, overwrite: bool, options: dict[str, Any]
-) -> ConversionReport:
-    """A dry run: plans, and writes the plan if a file for it is named."""
-    if recipe is not None:
-        check_output(recipe, overwrite=overwrite, inputs=source.files)
-    model, notes = source.model()
-    example = source.example_inputs(model)
-    conversion = convert(model, example_inputs=example, verify=False, **options)
-    if recipe is not None:
-        with output_folder(recipe, overwrite=overwrite) as folder:
-            text = conversion.plan.after(source.checkpoint.recipe).to_json()
-            (folder / recipe.name).write_text(text, encoding="utf-8")
-    return _told_of(source, conversion, notes, None)
-
-
-def _told_of(
-    source: Source, conversion: Conversion, notes: tuple[str, ...], output: Path | None
-) -> ConversionReport:
-    """The report, told of the files."""
-    report = conversion.report
-    return replace(
-        report,
-        input=str(source.path),
-        output=None if output is None else str(output),
-        notes=(*notes, *report.notes),
-    )
-
-
 def _check_reload(
-    path: Path, model: nn.Module, source: Source, dtypes: dict[str, torch.dtype]
+    path: Path, model: nn.Module, source: CheckpointSource, dtypes: dict[str, torch.dtype]
 ) -> None:
     """What was written must come back, bit for bit as far as its dtype goes."""
     architecture = source.architecture()
@@ -172,15 +154,3 @@ def _check_reload(
                 "what was written must come back",
                 "Nothing was written; report this as a bug",
             )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            str(path),
-            f"it cannot be read ({error})",
-            "a recipe is needed",
-            "Write one with --dry-run --recipe FILE",
-        ) from error

@@ -5,51 +5,41 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect as python_inspect
-import json
-import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import deconvfix.checkpoint as checkpoints
 from deconvfix.errors import ModelError, OptionError
 from deconvfix.frontends.torch_inputs import Inputs
+from deconvfix.source import Described, Source
 
-__all__ = ["Source", "parse_arch_kwargs"]
-
-# Example inputs that the command line makes up: 4 GiB in float32.
-_MOST_ELEMENTS = 2**30
+__all__ = ["CheckpointSource", "bound_inputs"]
 
 
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint, its architecture, and inputs for it, as named on the command line.
+class CheckpointSource(Source):
+    """A checkpoint, its architecture, and inputs for it, as named on the command line."""
 
-    Attributes:
-        path: The checkpoint.
-        arch: "module:callable" that builds the model.
-        arch_kwargs: Keyword arguments for it.
-        state_key: Where the state dict is in the file.
-        inputs: "NAME=1x3x64x64" or "NAME=1x77:int64" for each input.
-        inputs_file: A .npz file with an array for each input.
-        dynamic: "NAME=0,2,3": axes that may change.
-    """
+    @classmethod
+    def of(cls, source: Source) -> CheckpointSource:
+        """The same named things.
 
-    path: Path
-    arch: str
-    arch_kwargs: dict[str, Any]
-    state_key: str | None = None
-    inputs: tuple[str, ...] = ()
-    inputs_file: Path | None = None
-    dynamic: tuple[str, ...] = ()
+        Raises:
+            OptionError: If nothing builds the model.
+        """
+        if source.arch is None:
+            raise OptionError(
+                str(source.path),
+                "nothing says which code builds the model",
+                "a checkpoint holds weights only",
+                "Name the code with --arch module:callable",
+            )
+        return cls(**{each.name: getattr(source, each.name) for each in fields(source)})
 
     @functools.cached_property
     def checkpoint(self) -> checkpoints.Checkpoint:
@@ -58,6 +48,7 @@ class Source:
 
     def architecture(self) -> nn.Module:
         """A new instance of the architecture, in eval mode."""
+        assert self.arch is not None
         return _build(self.arch, self.arch_kwargs).eval()
 
     def model(self, *, wide: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
@@ -85,13 +76,7 @@ class Source:
 
     def example_inputs(self, model: nn.Module) -> Inputs | None:
         """Inputs by the names of forward's arguments; None if none were described."""
-        named = {**_described(self.inputs), **_stored(self.inputs_file)}
-        if not named:
-            return None
-        floats = {each.dtype for each in model.parameters() if each.is_floating_point()}
-        if floats == {torch.float64}:
-            named = {n: x.double() if x.is_floating_point() else x for n, x in named.items()}
-        return _bind(model, named)
+        return bound_inputs(self, model, list(model.parameters()))
 
     def required_inputs(self, model: nn.Module, reason: str) -> Inputs:
         """The same where the job needs them.
@@ -109,14 +94,42 @@ class Source:
             )
         return example
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that are read."""
-        return (self.path, *filter(None, (self.inputs_file,)))
 
-    def dynamic_shapes(self) -> dict[str, dict[int, str]] | None:
-        """For torch.onnx.export: axis 0 is called "batch", the others NAME_axis."""
-        return _dynamic(self.dynamic, self.inputs, self.inputs_file) if self.dynamic else None
+def bound_inputs(source: Source, model: nn.Module, state: Sequence[Tensor]) -> Inputs | None:
+    """The inputs that a source names as arguments of a model; None if it names none.
+
+    Args:
+        source: Names them.
+        model: Its forward's arguments have these names.
+        state: The model's tensors; if they are all float64, the inputs are too.
+    """
+    named = {each.name: _tensor(each, number) for number, each in enumerate(source.described())}
+    try:
+        named |= {name: torch.from_numpy(array) for name, array in source.stored().items()}
+    except TypeError as error:
+        raise OptionError(
+            str(source.inputs_file),
+            f"it holds what torch has no tensors for ({error})",
+            "arrays of numbers are needed",
+            "Write it with numpy.savez(path, NAME=array, ...)",
+        ) from error
+    if not named:
+        return None
+    if {each.dtype for each in state if each.is_floating_point()} == {torch.float64}:
+        named = {n: x.double() if x.is_floating_point() else x for n, x in named.items()}
+    return _bind(model, named)
+
+
+def _tensor(described: Described, number: int) -> Tensor:
+    dtype = getattr(torch, described.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise OptionError(
+            "input",
+            f"torch has no dtype {described.dtype!r}",
+            "NAME=1x3x64x64 or NAME=1x77:int64 is needed",
+            "Correct the dtype, or leave it out for float32",
+        )
+    return torch.from_numpy(described.values(number)).to(dtype)
 
 
 def _build(arch: str, arch_kwargs: dict[str, Any]) -> nn.Module:
@@ -153,56 +166,6 @@ def _build(arch: str, arch_kwargs: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _described(descriptions: Sequence[str]) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    named = {}
-    for text in descriptions:
-        name, _, rest = text.partition("=")
-        sizes, _, dtype_name = rest.partition(":")
-        dtype = getattr(torch, dtype_name or "float32", None)
-        digits = sizes.split("x") if sizes else []
-        if (
-            not name
-            or not rest
-            or not isinstance(dtype, torch.dtype)
-            or not all(each.isdecimal() and len(each) < 10 for each in digits)
-        ):
-            raise OptionError(
-                "input",
-                f"the value is {text!r}",
-                "NAME=1x3x64x64 or NAME=1x77:int64 is needed",
-                "Give the name of forward's argument, its shape and, if not float32, its dtype",
-            )
-        shape = [int(each) for each in digits]
-        if math.prod(shape) > _MOST_ELEMENTS:
-            raise OptionError(
-                "input",
-                f"{text!r} has {math.prod(shape):,} elements",
-                f"at most {_MOST_ELEMENTS:,} are made up",
-                "Describe a smaller input",
-            )
-        if dtype.is_floating_point or dtype.is_complex:
-            named[name] = torch.randn(shape, generator=generator).to(dtype)
-        else:
-            named[name] = torch.randint(0, 2, shape, generator=generator).to(dtype)
-    return named
-
-
-def _stored(path: Path | None) -> dict[str, Tensor]:
-    if path is None:
-        return {}
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
-        raise OptionError(
-            str(path),
-            f"it cannot be read ({error})",
-            "a .npz file with one array for each input is needed",
-            "Write it with numpy.savez(path, NAME=array, ...)",
-        ) from error
-
-
 def _bind(model: nn.Module, named: dict[str, Tensor]) -> Inputs:
     """Positional where forward allows it, so that the exported inputs get their names."""
     parameters = python_inspect.signature(model.forward).parameters
@@ -222,43 +185,3 @@ def _bind(model: nn.Module, named: dict[str, Tensor]) -> Inputs:
         args.append(named[name])
     positional = list(parameters)[: len(args)]
     return Inputs(tuple(args), {name: x for name, x in named.items() if name not in positional})
-
-
-def _dynamic(
-    dynamic: Sequence[str], inputs: Sequence[str], inputs_file: Path | None
-) -> dict[str, dict[int, str]]:
-    names = [*(text.partition("=")[0] for text in inputs), *_stored(inputs_file)]
-    shapes: dict[str, dict[int, str]] = {name: {} for name in names}
-    for text in dynamic:
-        name, _, axes = text.partition("=")
-        if name not in shapes or not all(each.isdecimal() for each in axes.split(",")):
-            raise OptionError(
-                "dynamic",
-                f"the value is {text!r}",
-                f"NAME=0,2,3 with a name of an input is needed ({', '.join(names)})",
-                "Correct the value",
-            )
-        shapes[name] = {
-            int(axis): "batch" if axis == "0" else f"{name}_{axis}" for axis in axes.split(",")
-        }
-    return shapes
-
-
-def parse_arch_kwargs(text: str) -> dict[str, Any]:
-    """Reads --arch-kwargs.
-
-    Raises:
-        OptionError: If it is not a JSON object.
-    """
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise OptionError(
-            "arch-kwargs",
-            f"the value is {text!r}",
-            "a JSON object is needed",
-            'Write it like {"width": 64}',
-        )
-    return value

@@ -20,7 +20,7 @@ from deconvfix.plan import Match, Options, Plan, make_plan
 from deconvfix.report import ConversionReport, Fidelity, layer_reports
 from deconvfix.steps import Interpolation, PadMode
 
-__all__ = ["Conversion", "convert", "frontend_of", "inspect", "verify", "versions"]
+__all__ = ["Conversion", "convert", "frontend_of", "inspect", "parity_error", "verify", "versions"]
 
 # Class that a model must have among its ancestors -> module with a FRONTEND. Nothing is imported
 # before a model asks for it. The first match counts.
@@ -28,6 +28,8 @@ FRONTENDS: tuple[tuple[str, str], ...] = (
     ("torch.fx.graph_module.GraphModule", "deconvfix.frontends.fx_graph"),
     ("torch.nn.modules.module.Module", "deconvfix.frontends.torch_module"),
     ("torch.export.exported_program.ExportedProgram", "deconvfix.frontends.exported_program"),
+    ("onnx_ir.Model", "deconvfix.frontends.onnx_model"),
+    ("onnx.onnx_ml_pb2.ModelProto", "deconvfix.frontends.onnx_proto"),
 )
 
 
@@ -167,12 +169,7 @@ def convert(
         versions=versions(),
     )
     if parity is not None and not parity.ok:
-        raise ParityError(
-            parity.first_departure or type(model).__name__,
-            " ".join(parity.problems).rstrip("."),
-            "the converted model must agree with the original up to rounding",
-            "Exclude the layer that is named, and report this as a bug with the layer's geometry",
-        )
+        raise parity_error(parity, type(model).__name__)
     if still_running:
         raise ParityError(
             still_running[0] or type(model).__name__,
@@ -218,10 +215,20 @@ def frontend_of(model: Any) -> Frontend:
     )
 
 
+def parity_error(parity: ParityReport, where: str) -> ParityError:
+    """The error for a proof that failed; `where` names the model if no layer departs."""
+    return ParityError(
+        parity.first_departure or where,
+        " ".join(parity.problems).rstrip("."),
+        "the converted model must agree with the original up to rounding",
+        "Exclude the layer that is named, and report this as a bug with the layer's geometry",
+    )
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that take part, as far as they are installed."""
     found = {"deconvfix": __version__}
-    for name in ("torch", "onnx", "onnxruntime", "numpy"):
+    for name in ("torch", "onnx", "onnx-ir", "onnxruntime", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

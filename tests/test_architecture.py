@@ -26,13 +26,14 @@ LAYERS = (
     ("plan", "parity"),
     ("inspection", "report", "compare", "onnx_runtime"),
     ("frontends",),
-    ("fx", "onnx_verify", "onnx_export", "checkpoint", "conversion"),
-    ("checkpoint_source",),
-    ("checkpoint_jobs",),
+    ("fx", "onnx", "onnx_file", "onnx_verify", "onnx_export", "checkpoint", "conversion"),
+    ("source",),
+    ("jobs", "checkpoint_source"),
+    ("checkpoint_jobs", "onnx_jobs"),
     ("_cli_text", "_cli", "__main__"),
 )
 TORCH_FREE = ("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan",
-              "parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "_cli",
+              "parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs", "_cli",
               "_cli_text")  # fmt: skip
 
 

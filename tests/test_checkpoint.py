@@ -16,9 +16,9 @@ from torch.nn.utils.parametrizations import weight_norm
 import deconvfix
 from deconvfix import checkpoint
 from deconvfix.checkpoint_jobs import convert_file
-from deconvfix.checkpoint_source import Source
 from deconvfix.errors import CheckpointError, DeconvfixError, ModelError
 from deconvfix.plan import Plan
+from deconvfix.source import Source
 
 PICKLED = [".pt", ".pth", ".ckpt"]
 ALL = [".safetensors", *PICKLED]

@@ -1,0 +1,316 @@
+"""One ConvTranspose node replaced by the nodes of its new form.
+
+    ConvTranspose(x, W, b) -> y            becomes   Conv(x, W', b'), shuffle, crop -> y
+    DQ -> ConvTranspose -> Relu -> Q -> y  becomes   DQ -> Conv -> Relu -> Q, shuffle, crop -> y
+
+The second keeps the pattern that runtimes execute in int8: the shuffle and the crop commute with
+everything that treats elements alike, so they follow the QuantizeLinear. Nothing may stand between DQ
+and Conv there, so phases without a tap are computed from zero taps (zero points, once quantised).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from deconvfix.forms import form
+from deconvfix.forms.base import Compiled, Settings
+from deconvfix.frontends.onnx_layer import DynamicSize, Layer
+from deconvfix.frontends.onnx_values import Operand, constant
+from deconvfix.frontends.onnx_weights import Store, Weights
+from deconvfix.frontends.onnx_writer import (
+    NEWEST_WITHOUT_BROADCAST,
+    OLDEST_IR_WITH_FREE_INITIALIZERS,
+    Writer,
+)
+from deconvfix.plan import Decision
+from deconvfix.rearrange import Merge, Split, Verb, ZeroExtend, rearrange
+from deconvfix.spec import ConvTransposeSpec
+from deconvfix.steps import Conv, Crop, Step
+
+__all__ = ["Surgeon", "quantised_tail"]
+
+# Functions of each element alone, which runtimes fuse between a convolution and QuantizeLinear.
+_ELEMENTWISE = ("Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
+
+
+class Surgeon:
+    """Replaces layers of one model.
+
+    Args:
+        model: The model, which is changed.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.store = Store(model)
+
+    def operate(self, layer: Layer, decision: Decision) -> None:
+        """Carries out one decision of a plan."""
+        assert decision.spec
+        assert decision.settings
+        assert decision.form
+        operands = layer.node.inputs[1:]
+        if decision.form == "equalized":
+            self._set_weight(layer, decision)
+        else:
+            _Operation(self, layer, decision).replace()
+        for value in operands:
+            self._remove_if_unused(value)
+
+    def _set_weight(self, layer: Layer, decision: Decision) -> None:
+        assert decision.spec
+        assert decision.settings
+        assert layer.weight
+        new = form("equalized").fit(decision.spec, decision.settings, layer.read_weight())
+        writer = Writer(self.store.names, layer.name, layer.opset)
+        array = new.astype(layer.weight.dtype.numpy())
+        key = (decision.spec, decision.settings)
+        value = self.store.put(writer, Operand.of(layer.node.inputs[1]), array, key)
+        layer.graph.insert_before(layer.node, writer.nodes)
+        layer.node.replace_input_with(1, value)
+
+    def _remove_if_unused(self, value: ir.Value | None) -> None:
+        """Removes what only the replaced node has used: constants, and what computes with them."""
+        if value is None or value.uses() or value.is_graph_output():
+            return
+        producer = value.producer()
+        if producer is not None:
+            if any(each.uses() or each.is_graph_output() for each in producer.outputs):
+                return
+            operands = producer.inputs
+            assert producer.graph is not None
+            producer.graph.remove(producer, safe=True)
+            for each in operands:
+                self._remove_if_unused(each)
+        elif value.is_initializer() and value.graph is not None:
+            if value.is_graph_input():
+                if self.model.ir_version >= OLDEST_IR_WITH_FREE_INITIALIZERS:
+                    return  # callers may set it
+                value.graph.inputs.remove(value)
+            graph = value.graph
+            if graph is not None:
+                graph.initializers.pop(str(value.name), None)
+
+
+def quantised_tail(node: ir.Node) -> list[ir.Node]:
+    """The elementwise nodes and the QuantizeLinear that follow, if both sides are quantised."""
+    x = node.inputs[0]
+    source = None if x is None else x.producer()
+    if source is None or source.op_type != "DequantizeLinear":
+        return []
+    tail: list[ir.Node] = []
+    value = node.outputs[0]
+    while not value.is_graph_output() and len(value.uses()) == 1:
+        ((following, index),) = value.uses()
+        if index != 0 or following.graph is not node.graph or following.domain != "":
+            break
+        tail.append(following)
+        if following.op_type == "QuantizeLinear":
+            scale = following.inputs[1]
+            tensor = None if scale is None else constant(scale, 0)
+            return tail if tensor is not None and tensor.size == 1 else []
+        if following.op_type not in _ELEMENTWISE:
+            break
+        value = following.outputs[0]
+    return []
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The exact form as ONNX writes it: what to do before the shuffle, and after."""
+
+    weight: tuple[Verb, ...]
+    bias: tuple[Verb, ...]
+    before: tuple[Step, ...]
+    after: tuple[Step, ...]
+
+
+class _Operation:
+    """One layer of one model."""
+
+    def __init__(self, surgeon: Surgeon, layer: Layer, decision: Decision) -> None:
+        assert decision.spec
+        assert decision.settings
+        self.surgeon = surgeon
+        self.layer = layer
+        self.form = str(decision.form)
+        self.settings: Settings = decision.settings
+        self.node = layer.node
+        self.dynamic: DynamicSize | None = layer.dynamic_size
+        self.spec: ConvTransposeSpec = decision.spec
+        if self.dynamic is not None:
+            # Up to s - 1 positions of bias alone may follow: ONNX Runtime refuses more.
+            more = zip(self.spec.output_padding, self.spec.stride, strict=True)
+            self.spec = replace(self.spec, output_padding=tuple(op + s - 1 for op, s in more))
+        # The prefix of the new names: the node's own name, unique by the fresh names.
+        own = layer.node.name or layer.node.outputs[0].name or "ConvTranspose"
+        self.writer = Writer(surgeon.store.names, own, layer.opset, like=layer.node)
+        self.weights = Weights(surgeon.store, self.writer, self.spec)
+
+    def replace(self) -> None:
+        """Writes the new nodes, and puts their result under the name of the old one."""
+        tail = quantised_tail(self.node) if self.form == "subpixel" else []
+        plain = bool(tail) or self.layer.opset <= NEWEST_WITHOUT_BROADCAST
+        written = self._written(plain)
+        x, spec = self.node.inputs[0], self.spec
+        assert x is not None
+        weight = self._weight(written.weight)
+        bias = self._bias(written.bias)
+        sizes = self.layer.input_size
+        y, sizes = self.writer.steps(  # type: ignore[assignment]
+            written.before, x, weight, bias, spec.in_channels, sizes
+        )
+        conv = next(each for each in written.before if isinstance(each, Conv))
+        graph = self.layer.graph
+        if tail:
+            graph.insert_before(self.node, self.writer.nodes)
+            self.writer.nodes = []
+            tail[0].replace_input_with(0, y)
+            for each in tail:
+                each.outputs[0].shape = None  # of the phases now, not of the pixels
+            y = tail[-1].outputs[0]
+        y, _ = self.writer.steps(written.after, y, None, bias, conv.out_channels, sizes)
+        if self.dynamic is not None:
+            y = self._dynamic_crop(x, y)
+        if tail:
+            self._take_over(tail[-1], y)
+            graph.remove(self.node, safe=True)
+            return
+        old = self.node.outputs[0]
+        y.metadata_props.update(old.metadata_props)
+        y.doc_string = old.doc_string
+        ir.convenience.replace_nodes_and_values(
+            graph, self.node, [self.node], self.writer.nodes, [old], [y]
+        )
+
+    def _take_over(self, quantize: ir.Node, y: ir.Value) -> None:
+        """The last new value becomes what QuantizeLinear's output was."""
+        old = quantize.outputs[0]
+        if y is old:  # nothing to shuffle
+            return
+        first = self.writer.nodes[0]
+        y.type = old.type
+        name, old.name = old.name, self.surgeon.store.names.fresh(f"{self.writer.prefix}/phases")
+        y.name = name
+        uses = [(node, index) for node, index in old.uses() if node is not first]
+        self.layer.graph.insert_after(quantize, self.writer.nodes)
+        for node, index in uses:
+            node.replace_input_with(index, y)
+        outputs = self.layer.graph.outputs
+        for number, value in enumerate(outputs):
+            if value is old:
+                y.shape = None
+                outputs[number] = y
+
+    def _written(self, plain: bool) -> _Written:
+        """The form's steps, cut at the convolution; `plain`: nothing but a Conv before the shuffle."""
+        spec, verbs = (self.spec, ()) if not plain else _dense(self.spec)
+        compiled = form(self.form).compile(spec, self.settings)
+        if self.form == "subpixel" and _crops_first(compiled):
+            crop = Crop(spec.padding)
+            spec = replace(spec, padding=((0, 0),) * spec.ndim)
+            compiled = form(self.form).compile(spec, self.settings)
+            compiled = replace(compiled, steps=(*compiled.steps, crop))
+        steps = compiled.steps
+        cut = 1 + next(i for i, step in enumerate(steps) if isinstance(step, Conv))
+        return _Written((*verbs, *compiled.weight), compiled.bias, steps[:cut], steps[cut:])
+
+    # --- operands ---
+
+    def _weight(self, verbs: tuple[Verb, ...]) -> ir.Value:
+        operand = Operand.of(self.node.inputs[1])
+        if self.form == "resize":
+            assert self.layer.weight
+            kernel = form("resize").fit(self.spec, self.settings, self.layer.read_weight())
+            array = rearrange(verbs, kernel, self.spec.groups)
+            array = array.astype(self.layer.weight.dtype.numpy())
+            return self.surgeon.store.put(self.writer, operand, array, (verbs, self.settings))
+        return self.weights.rearranged(operand, verbs, self.spec.weight_shape)
+
+    def _bias(self, verbs: tuple[Verb, ...]) -> ir.Value | None:
+        old = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        if old is None or not verbs:
+            return old
+        return self.weights.rearranged(Operand.of(old), verbs, (self.spec.out_channels,))
+
+    # --- sizes that are known at run time only ---
+
+    def _dynamic_crop(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        """y from `begin` on, begin = floor or ceil of max(0, (L - 1)*s + K + op - L_out) / 2."""
+        assert self.dynamic is not None
+        spec, write = self.layer.spec, self.writer
+        assert spec is not None
+        n = spec.ndim
+        rest = [
+            big_k + op - s - length
+            for big_k, op, s, length in zip(
+                spec.effective_kernel_size,
+                spec.output_padding,
+                spec.stride,
+                self.dynamic.output_size,
+                strict=True,
+            )
+        ]
+
+        def numbers(values: Sequence[float], dtype: Any) -> ir.Value:
+            return write.constant(np.array(values, dtype), "numbers")
+
+        size = write.gather(write.op("Shape", x), range(2, n + 2), 0)
+        # Relu and halves in float32: sizes are exact there.
+        size = write.op("Cast", size, to=int(ir.DataType.FLOAT))
+        natural = write.op("Mul", size, numbers(spec.stride, np.float32))
+        cut = write.op("Relu", write.op("Add", natural, numbers(rest, np.float32)))
+        half = write.op("Mul", cut, numbers([0.5] * n, np.float32))
+        half = write.op("Floor" if self.dynamic.begin_floor else "Ceil", half)
+        begin = write.op("Cast", half, to=int(ir.DataType.INT64))
+        end = write.op("Add", begin, numbers(self.dynamic.output_size, np.int64))
+        return write.op("Slice", y, begin, end, numbers(range(2, n + 2), np.int64))
+
+
+def _crops_first(compiled: Compiled) -> bool:
+    """Whether a crop of the input follows a padding of it, which Conv's own pads cannot express."""
+    kinds = [type(step) for step in compiled.steps]
+    return Crop in kinds[: kinds.index(Conv)]
+
+
+def _dense(spec: ConvTransposeSpec) -> tuple[ConvTransposeSpec, tuple[Verb, ...]]:
+    """The same layer with all its taps written out, and zero taps for what no tap reaches.
+
+    Returns:
+        A spec without dilation and output_padding and with at least one tap for each phase, and the
+        verbs that bring a weight, group axis first, to its kernel.
+    """
+    kernel = tuple(
+        max(big_k + op, s)
+        for big_k, op, s in zip(
+            spec.effective_kernel_size, spec.output_padding, spec.stride, strict=True
+        )
+    )
+    n = spec.ndim
+    verbs: list[Verb] = []
+    if max(spec.dilation) > 1:
+        # (k) -> (k, 1) -> (k, d) -> (k*d)
+        verbs += [Split(3 + i, (-1, 1)) for i in reversed(range(n))]
+        gaps = (amount for d in spec.dilation for amount in (0, d - 1))
+        verbs += [ZeroExtend((0, 0, 0, *gaps)), *(Merge(3 + i, 4 + i) for i in range(n))]
+    spread = [k * d for k, d in zip(spec.kernel_size, spec.dilation, strict=True)]
+    verbs.append(ZeroExtend((0, 0, 0, *(big - k for big, k in zip(kernel, spread, strict=True)))))
+    grown = [
+        big - big_k - op
+        for big, big_k, op in zip(
+            kernel, spec.effective_kernel_size, spec.output_padding, strict=True
+        )
+    ]
+    dense = replace(
+        spec,
+        kernel_size=kernel,
+        padding=tuple((b, e + more) for (b, e), more in zip(spec.padding, grown, strict=True)),
+        output_padding=(0,) * n,
+        dilation=(1,) * n,
+    )
+    return dense, tuple(verbs)

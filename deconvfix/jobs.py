@@ -1,0 +1,74 @@
+"""What the command line does with model files: one module of jobs for each kind of file.
+
+Each has the functions inspect_file, convert_file, verify_files and export_file.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from deconvfix.conversion import Conversion
+from deconvfix.errors import CheckpointError
+from deconvfix.files import output_folder
+from deconvfix.plan import Plan
+from deconvfix.report import ConversionReport
+from deconvfix.source import Source
+
+__all__ = ["needs_architecture", "of_file", "read_recipe", "told_of", "write_recipe"]
+
+# Suffix -> module. Every other file is taken for a checkpoint, which needs code to build its model.
+_JOBS = {".onnx": "deconvfix.onnx_jobs", ".pt2": "deconvfix.program_jobs"}
+_CHECKPOINT_JOBS = "deconvfix.checkpoint_jobs"
+
+
+def of_file(path: Path) -> Any:
+    """The module with the jobs for a file; nothing else is imported."""
+    return importlib.import_module(_JOBS.get(path.suffix, _CHECKPOINT_JOBS))
+
+
+def needs_architecture(path: Path) -> bool:
+    """Whether a file holds weights only, without the model."""
+    return path.suffix not in _JOBS
+
+
+def told_of(
+    source: Source, conversion: Conversion, notes: tuple[str, ...], output: Path | None
+) -> ConversionReport:
+    """The report, told of the files."""
+    report = conversion.report
+    return replace(
+        report,
+        input=str(source.path),
+        output=None if output is None else str(output),
+        notes=(*notes, *report.notes),
+    )
+
+
+def read_recipe(path: Path | None) -> Plan | None:
+    """The plan in a file, if one is named.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            str(path),
+            f"it cannot be read ({error})",
+            "a recipe is needed",
+            "Write one with --dry-run --recipe FILE",
+        ) from error
+    return Plan.from_json(text)
+
+
+def write_recipe(plan: Plan, path: Path | None, overwrite: bool) -> None:
+    """Writes a plan, if a file for it is named."""
+    if path is not None:
+        with output_folder(path, overwrite=overwrite) as folder:
+            (folder / path.name).write_text(plan.to_json(), encoding="utf-8")

@@ -1,0 +1,5 @@
+"""The onnx_ir pass, for use in an onnx_ir.passes.PassManager."""
+
+from deconvfix.frontends.onnx_model import ReplaceTransposedConvs
+
+__all__ = ["ReplaceTransposedConvs"]

@@ -1,0 +1,168 @@
+"""What the command line does with ONNX files. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx
+
+from deconvfix import onnx_file
+from deconvfix.conversion import convert, inspect, parity_error
+from deconvfix.errors import ExportError, OptionError
+from deconvfix.files import check_output, output_folder
+from deconvfix.frontends.onnx_model import FRONTEND
+from deconvfix.frontends.onnx_parity import compare_models
+from deconvfix.inspection import Inspection
+from deconvfix.jobs import read_recipe, told_of, write_recipe
+from deconvfix.onnx_file import OnnxFile
+from deconvfix.parity import ParityReport
+from deconvfix.report import ConversionReport
+from deconvfix.source import Source
+
+__all__ = ["convert_file", "export_file", "inspect_file", "verify_files"]
+
+
+def inspect_file(source: Source) -> Inspection:
+    """Lists the transposed convolutions of an ONNX file."""
+    return inspect(onnx_file.read(source.path).model)
+
+
+def convert_file(
+    source: Source,
+    output: Path | None,
+    *,
+    recipe: Path | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    opset: int | None = None,
+    **options: Any,
+) -> ConversionReport:
+    """Converts an ONNX file into an ONNX file; what is proven is the file that was written.
+
+    Args:
+        source: The file, and inputs for it.
+        output: .onnx; None only for a dry run.
+        recipe: A recipe to carry out; with `dry_run` the file to write it to.
+        dry_run: Plan only.
+        overwrite: Whether existing files may be replaced.
+        opset: Not for ONNX files: theirs stays.
+        options: As for `deconvfix.convert`.
+    """
+    if opset is not None:
+        raise OptionError(
+            "opset",
+            f"the value is {opset}",
+            "an ONNX file keeps its own",
+            "Leave out --opset, or convert the file first (onnx.version_converter)",
+        )
+    if dry_run:
+        if recipe is not None:
+            check_output(recipe, overwrite=overwrite, inputs=source.files)
+        file = onnx_file.read(source.path)
+        conversion = convert(file.model, verify=False, **options)
+        write_recipe(conversion.plan, recipe, overwrite)
+        return told_of(source, conversion, (), None)
+    assert output is not None
+    if output.suffix != ".onnx":
+        raise OptionError(
+            str(output),
+            f"the suffix is {output.suffix!r}",
+            "an ONNX file is converted into an ONNX file",
+            "Choose an output that ends in .onnx",
+        )
+    inputs = (*source.files, *filter(None, (recipe,)))
+    check_output(output, overwrite=overwrite, inputs=inputs)
+    file = onnx_file.read(source.path)
+    examples = _examples(source, file)
+    conversion = convert(file.model, plan=read_recipe(recipe), verify=False, **options)
+    report = told_of(source, conversion, (), output)
+    with output_folder(output, overwrite=overwrite) as folder:
+        written = folder / output.name
+        onnx_file.write(written, file, conversion.model)
+        _check(source.path, written)
+        after = onnx_file.read(written).model
+        paths = (source.path, written)
+        parity = compare_models(file.model, after, examples, conversion.plan, paths)
+        if report.fidelity is not None and examples:
+            psnr = FRONTEND.psnr_db(file.model, after, examples[0])
+            report = replace(report, fidelity=replace(report.fidelity, psnr_db=psnr))
+        report = replace(report, parity=parity)
+        if not parity.ok:
+            raise parity_error(parity, str(source.path))
+    return report
+
+
+def verify_files(source: Source, after: Path) -> ParityReport:
+    """Holds an ONNX file against the one that it comes from."""
+    if after.suffix != ".onnx":
+        raise OptionError(
+            str(after),
+            f"the suffix is {after.suffix!r}",
+            "an ONNX file is compared with an ONNX file",
+            "Name two files of one kind, or the checkpoint that an ONNX file comes from",
+        )
+    before = onnx_file.read(source.path)
+    converted = onnx_file.read(after).model
+    examples = _examples(source, before)
+    return compare_models(before.model, converted, examples, None, (source.path, after))
+
+
+def export_file(
+    source: Source, output: Path, *, opset: int | None = None, overwrite: bool = False
+) -> NoReturn:
+    """An ONNX file needs no export.
+
+    Raises:
+        OptionError: Always.
+    """
+    raise OptionError(
+        str(source.path),
+        "it is an ONNX file already",
+        "a checkpoint or a .pt2 file is exported",
+        "Use `deconvfix convert` to replace its transposed convolutions",
+    )
+
+
+def _examples(source: Source, file: OnnxFile) -> list[dict[str, Any]]:
+    """The inputs that were named, in the dtypes of the file's own inputs."""
+    dtypes = {each.name: each.dtype for each in file.model.graph.inputs}
+    feed = source.stored()
+    for number, each in enumerate(source.described()):
+        declared = dtypes.get(each.name)
+        values = each.values(number)
+        own = declared.numpy() if declared is not None else np.dtype(np.float32)
+        feed[each.name] = values.astype(own if each.dtype == "float32" else _dtype(each.dtype))
+    return [feed] if feed else []
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError as error:
+        raise OptionError(
+            "input",
+            f"NumPy has no dtype {name!r}",
+            "NAME=1x3x64x64 or NAME=1x77:int64 is needed",
+            "Correct the dtype, or leave it out",
+        ) from error
+
+
+def _check(before: Path, after: Path) -> None:
+    """The converted file must pass the checks that the original passes."""
+    for full in (False, True):
+        try:
+            onnx.checker.check_model(str(before), full_check=full)
+        except Exception:
+            return  # ONNX Runtime runs files that onnx.checker rejects
+        try:
+            onnx.checker.check_model(str(after), full_check=full)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(
+                "onnx.checker",
+                f"it rejects the converted file ({error})",
+                "a file that passes before must pass afterwards",
+                "Nothing was written; report this as a bug with the layer's geometry",
+            ) from error
