@@ -344,8 +344,7 @@ class Writer:
                 x = self.reshape(x, [0, left, factors[i], before, *map(_copied, rest)])
                 x = self.transpose(x, [0, 1, 3, 2, *range(4, 4 + len(rest))])
                 sizes[i : i + 1] = _times(sizes[i : i + 1], factors[i : i + 1])
-                x = self.reshape(x, [0, left, *map(_copied, sizes)])
-        return x
+        return self.reshape(x, [0, channels, *map(_copied, sizes)])
 
     def _shuffle_open(self, x: ir.Value, factors: Sequence[int], channels: int) -> ir.Value:
         """For open sizes: Reshape copies all axes but the pair that it merges."""
