@@ -163,12 +163,16 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
                 if parts[0] != root or len(parts) < 2 or {"", ".", ".."} & set(parts):
                     raise _refusal(path, name, "its name leads out of the archive's folder")
                 if not re.fullmatch(r"[\w.\-/ ]+", name):
-                    raise _refusal(path, repr(name), "its name has characters that torch never uses")
+                    raise _refusal(
+                        path, repr(name), "its name has characters that torch never uses"
+                    )
                 if name in seen:
                     raise _refusal(path, name, "it is there twice")
                 seen.add(name)
                 if each.compress_type != zipfile.ZIP_STORED or each.flag_bits & 1:
-                    raise _refusal(path, name, "it is compressed or encrypted, which torch never does")
+                    raise _refusal(
+                        path, name, "it is compressed or encrypted, which torch never does"
+                    )
             yield archive
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
         raise ModelError(
@@ -183,7 +187,9 @@ def _copy_data(path: Path, source: zipfile.ZipFile, vetted: zipfile.ZipFile) -> 
     """Copies what is data into `vetted`; raises for anything else."""
     members = {each.filename.split("/", 1)[1]: each for each in source.infolist()}
     if "serialized_exported_program.json" in str(source.namelist()):
-        raise _refusal(path, "serialized_exported_program.json", "it is of a layout before torch 2.8")
+        raise _refusal(
+            path, "serialized_exported_program.json", "it is of a layout before torch 2.8"
+        )
     for name in (*_FORMAT, _PROGRAM, *(config for _, config in _TENSORS.values())):
         if name not in members:
             raise ModelError(

@@ -37,19 +37,19 @@ _IDENTIFIER = re.compile(r"([^\W\d]\w*)?")
 _DOTTED = re.compile(r"[\w.\-/: ]*")
 _KEY = re.compile(r"[\w.\- ]*")
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
-_SYMPY_CALLS = frozenset(
-    "Symbol Integer Float Rational Add Mul Pow Max Min Abs Mod floor ceiling Eq Ne Ge Gt Le Lt Equality "
-    "Unequality GreaterThan StrictGreaterThan LessThan StrictLessThan And Or Not Piecewise "
-    "ExprCondPair Tuple FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv "
-    "LShift RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator "
-    "TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity".split()
+_SYMPY_CALL = re.compile(
+    r"Symbol|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Abs|Mod|floor|ceiling|Eq|Ne|Ge|Gt|Le|Lt"
+    r"|Equality|Unequality|(Strict)?(GreaterThan|LessThan)|And|Or|Not|Piecewise|ExprCondPair|Tuple"
+    r"|FloorDiv|ModularIndexing|Where|PythonMod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift"
+    r"|PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv|IsNonOverlappingAndDenseIndicator"
+    r"|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|ToFloat|Identity"
 )
 _POWERS = frozenset({"Pow", "PowByNatural", "LShift"})
 _LARGEST_EXPONENT = 64
-_GUARD_NAMES = frozenset(
-    "L math torch inf max min abs int float round cast_symbool_to_symint_guardless".split()
+_GUARD_NAME = re.compile(
+    r"L|math|torch|inf|max|min|abs|int|float|round|cast_symbool_to_symint_guardless"
 )
-_GUARD_ATTRIBUTES = re.compile(r"size|stride|storage_offset|trunc|floor|ceil|sqrt|sym_\w+")
+_GUARD_ATTRIBUTE = re.compile(r"size|stride|storage_offset|trunc|floor|ceil|sqrt|sym_\w+")
 _PLAIN_NODES = (
     ast.Expression,
     ast.Load,
@@ -134,8 +134,8 @@ def _elements(tensor_meta: dict[str, Any]) -> int:
 
 
 def _is_text(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
-    return lambda value: value is None or (
-        isinstance(value, str) and pattern.fullmatch(value) is not None
+    return lambda value: (
+        value is None or (isinstance(value, str) and pattern.fullmatch(value) is not None)
     )
 
 
@@ -175,9 +175,10 @@ def _is_size(text: Any) -> bool:
 def _belongs_to_size(node: ast.AST) -> bool:
     match node:
         case ast.Call(func=ast.Name(id=name)):
-            return name in _SYMPY_CALLS and (name not in _POWERS or _is_small_power(node))
+            known = _SYMPY_CALL.fullmatch(name) is not None
+            return known and (not _is_power(node) or _is_small(node))
         case ast.BinOp(op=ast.Pow() | ast.LShift()):
-            return _is_small_power(node)
+            return _is_small(node)
         case ast.Constant(value=str(text)):
             return bool(_IDENTIFIER.fullmatch(text) or _NUMBER.fullmatch(text))
         case ast.keyword() | ast.Name():
@@ -187,21 +188,26 @@ def _belongs_to_size(node: ast.AST) -> bool:
     return isinstance(node, _PLAIN_NODES)
 
 
-def _is_small_power(power: ast.AST) -> bool:
+def _is_power(node: ast.AST) -> bool:
+    match node:
+        case ast.Call(func=ast.Name(id=name)):
+            return name in _POWERS
+        case ast.BinOp(op=ast.Pow() | ast.LShift()):
+            return True
+    return False
+
+
+def _is_small(power: ast.AST) -> bool:
     """sympy computes powers of numbers at once, however large: only small exponents, no towers."""
-    for node in ast.walk(power):
-        if node is not power and isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if node.func.id in _POWERS:
-                return False
-        if node is not power and isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-            return False
-    exponent = power.right if isinstance(power, ast.BinOp) else power.args[-1:]  # type: ignore[attr-defined]
-    for top in exponent if isinstance(exponent, list) else [exponent]:
-        for node in ast.walk(top):
-            if isinstance(node, ast.Constant) and isinstance(node.value, int):
-                if node.value > _LARGEST_EXPONENT:
-                    return False
-    return True
+    inside = [each for each in ast.walk(power) if each is not power]
+    exponents = [power.right] if isinstance(power, ast.BinOp) else getattr(power, "args", [])[1:]
+    numbers = [
+        each.value
+        for exponent in exponents
+        for each in ast.walk(exponent)
+        if isinstance(each, ast.Constant) and isinstance(each.value, int)
+    ]
+    return not any(map(_is_power, inside)) and max(numbers, default=0) <= _LARGEST_EXPONENT
 
 
 def _is_guard(text: Any) -> bool:
@@ -215,15 +221,15 @@ def _belongs_to_guard(node: ast.AST) -> bool:
         case ast.Call(func=ast.Name() | ast.Attribute(), keywords=[]) | ast.Subscript():
             return True
         case ast.Attribute(attr=attribute):
-            return _GUARD_ATTRIBUTES.fullmatch(attribute) is not None
+            return _GUARD_ATTRIBUTE.fullmatch(attribute) is not None
         case ast.Name(id=name):
-            return name in _GUARD_NAMES
+            return _GUARD_NAME.fullmatch(name) is not None
         case ast.Constant(value=str(text)):
             return _KEY.fullmatch(text) is not None
         case ast.Constant(value=int() | float()):
             return True
         case ast.BinOp(op=ast.Pow() | ast.LShift()):
-            return _is_small_power(node)
+            return _is_small(node)
     return isinstance(node, _PLAIN_NODES)
 
 
