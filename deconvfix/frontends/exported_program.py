@@ -36,7 +36,7 @@ from deconvfix.frontends.torch_compare import psnr_db
 from deconvfix.frontends.torch_inputs import as_inputs, copy_quietly
 from deconvfix.frontends.torch_layers import read_weight
 from deconvfix.frontends.torch_parity import compare_modules
-from deconvfix.frontends.torch_watch import executed_transposed_convolutions
+from deconvfix.frontends.torch_watch import is_transposed
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Match, Plan
 
@@ -71,7 +71,7 @@ class ExportedProgramFrontend:
         for decision in plan.replaced:
             found = _call_of(calls, decision)
             if decision.form == "subpixel":
-                rewrite(found.node)
+                rewrite(found)
             else:
                 _fit(model, found, decision)
         finish(model.graph_module)
@@ -79,10 +79,19 @@ class ExportedProgramFrontend:
         return model
 
     def left(self, model: ExportedProgram, plan: Plan, example_inputs: Any) -> Sequence[str]:
-        """What still runs, if nothing was to be kept."""
+        """What is still in the graphs, by the operators' schemas, if nothing was to be kept.
+
+        A graph holds all that the program runs, on whichever branch.
+        """
         if any(each.decision != "replaced" or each.form == "equalized" for each in plan.decisions):
             return []
-        return executed_transposed_convolutions(model.module(), example_inputs)
+        return [
+            f"{path}.{node.name}".removeprefix(".")
+            for path, owner in model.graph_module.named_modules()
+            if isinstance(owner, fx.GraphModule)
+            for node in owner.graph.nodes
+            if is_transposed(node.target, node.args, node.kwargs)
+        ]
 
     def verify(
         self,
@@ -153,12 +162,15 @@ def _stored(program: ExportedProgram, found: GraphCall) -> tuple[dict[str, Any],
     """The dictionary and the key under which the program stores a call's weight, if it does."""
     if found.owner is not program.graph_module or not isinstance(found.call.weight, fx.Node):
         return None
-    for spec in program.graph_signature.input_specs:
-        if getattr(spec.arg, "name", None) == found.call.weight.name and spec.target:
-            if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-                for home in (program.state_dict, program.constants):
-                    if isinstance(home.get(spec.target), Tensor):
-                        return home, spec.target
+    targets = {
+        spec.arg.name: spec.target
+        for spec in program.graph_signature.input_specs
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    }
+    key = targets.get(found.call.weight.name)
+    for home in (program.state_dict, program.constants):
+        if key is not None and isinstance(home.get(key), Tensor):
+            return home, key
     return None
 
 
@@ -174,17 +186,10 @@ def _match(program: ExportedProgram, name: str, found: GraphCall) -> Match:
         return replace(match, exact_only=computed)
     home, key = stored
     weight: Tensor = home[key]
-    shared = (
-        [
-            other
-            for each in (program.state_dict, program.constants)
-            for other, value in each.items()
-            if (other, value) != (key, weight)
-            and isinstance(value, Tensor)
-            and _overlap(value, weight)
-        ]
-        if not weight.is_meta
-        else []
+    tensors = (*program.state_dict.items(), *program.constants.items())
+    shared = any(
+        other != key and isinstance(value, Tensor) and _overlap(value, weight)
+        for other, value in tensors
     )
     exact_only = None
     if shared or len(found.call.weight.users) > 1:
@@ -209,7 +214,9 @@ def _match(program: ExportedProgram, name: str, found: GraphCall) -> Match:
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    """Whether two tensors share memory; those on the meta device have none."""
+    address = one.untyped_storage().data_ptr()
+    return address != 0 and address == other.untyped_storage().data_ptr()
 
 
 def _fitted_weight(program: ExportedProgram, found: GraphCall, decision: Decision) -> Tensor:
@@ -252,9 +259,9 @@ def _steps_function(decision: Decision) -> Any:
     spec = decision.spec
     compiled = form(decision.form).compile(spec, decision.settings)
 
-    def function(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if bias is not None:
-            bias = torch_steps.rearrange_tensor(compiled.bias, bias)
+    # make_fx takes no argument with a default.
+    def function(x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
+        bias = torch_steps.rearrange_tensor(compiled.bias, biases[0]) if biases else None
         return torch_steps.apply_steps(compiled.steps, x, weight, bias, spec.groups)
 
     return function
@@ -269,6 +276,7 @@ def _fit(program: ExportedProgram, found: GraphCall, decision: Decision) -> None
     """Replaces a layer by a fitted form."""
     _set_weight(program, found, _fitted_weight(program, found, decision))
     if decision.form != "equalized":
+        # Composite operators even in decomposed programs: aten.upsample_* is one, and in every backend.
         inline(found.node, _steps_function(decision), _operands(found))
 
 
@@ -276,5 +284,5 @@ def _fit_call(program: ExportedProgram, found: GraphCall, decision: Decision) ->
     """The same by a function call, as the reference that the graph's operators are held against."""
     _set_weight(program, found, _fitted_weight(program, found, decision))
     if decision.form != "equalized":
-        found.node.target = _steps_function(decision)
         found.node.args, found.node.kwargs = tuple(_operands(found)), {}
+        found.node.target = _steps_function(decision)

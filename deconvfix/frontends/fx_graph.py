@@ -51,11 +51,17 @@ _EXACT_ONLY = Refusal(
 
 
 class GraphCall(NamedTuple):
-    """A transposed convolution in a graph: the graph's module, the node, and the node's arguments."""
+    """A transposed convolution in a graph: the graph's module and the node."""
 
     owner: fx.GraphModule
     node: fx.Node
-    call: Call
+
+    @property
+    def call(self) -> Call:
+        """The arguments that the node has now: they change while nodes before it are rewritten."""
+        call = parse(self.node.target, self.node.args, dict(self.node.kwargs))
+        assert call is not None
+        return call
 
 
 class FxFrontend(TorchModuleFrontend):
@@ -77,7 +83,7 @@ class FxFrontend(TorchModuleFrontend):
         super().apply(model, Plan(plan.to, layers))
         for decision in plan.replaced:
             if decision.name in calls:
-                rewrite(calls[decision.name].node)
+                rewrite(calls[decision.name])
         finish(model)
         return model
 
@@ -116,10 +122,9 @@ def find_calls(model: fx.GraphModule) -> Iterator[tuple[str, GraphCall]]:
         if not isinstance(owner, fx.GraphModule):
             continue
         for node in owner.graph.nodes:
-            if node.op == "call_function":
-                call = parse(node.target, node.args, dict(node.kwargs))
-                if call is not None:
-                    yield f"{path}.{node.name}".removeprefix("."), GraphCall(owner, node, call)
+            called = node.op == "call_function"
+            if called and parse(node.target, node.args, dict(node.kwargs)) is not None:
+                yield f"{path}.{node.name}".removeprefix("."), GraphCall(owner, node)
 
 
 def finish(model: fx.GraphModule) -> None:
@@ -132,9 +137,10 @@ def finish(model: fx.GraphModule) -> None:
 
 def match_call(name: str, found: GraphCall) -> Match:
     """Describes a call, as far as it is known before running."""
-    owner, _, call = found
+    owner, call = found.owner, found.call
     weight, x = _value(owner, call.weight), _value(owner, call.input)
-    obstacle, spec, sizes = None, None, ()
+    obstacle, spec = None, None
+    sizes: tuple[tuple[int, ...], ...] = ()
     if isinstance(weight, Tensor):
         obstacle = dtype_obstacle(weight)
         if all(isinstance(n, int) for n in (*weight.shape, call.groups)):
@@ -166,10 +172,9 @@ def _value(model: fx.GraphModule, argument: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def rewrite(node: fx.Node) -> None:
+def rewrite(found: GraphCall) -> None:
     """Puts the sub-pixel form in the place of a call."""
-    call = parse(node.target, node.args, dict(node.kwargs))
-    assert call is not None
+    node, call = found.node, found.call
     if not isinstance(node.target, torch._ops.OpOverload):
         node.target = torch_steps.conv_transpose
         node.args, node.kwargs = (), call.arguments
@@ -180,12 +185,27 @@ def rewrite(node: fx.Node) -> None:
         values = dict(zip(("input", "weight", "bias"), tensors, strict=False))
         return torch_steps.conv_transpose(**{**call.arguments, **values})
 
-    inline(node, form, operands)
+    inline(node, form, operands, decomposed=call.function == "convolution")
 
 
-def inline(node: fx.Node, function: Callable[..., Tensor], operands: Sequence[fx.Node]) -> None:
-    """Replaces a node by the aten operators that `function` runs on the operands' values."""
-    traced = make_fx(function, tracing_mode="symbolic")(*(each.meta["val"] for each in operands))
+def inline(
+    node: fx.Node,
+    function: Callable[..., Tensor],
+    operands: Sequence[fx.Node],
+    *,
+    decomposed: bool = False,
+) -> None:
+    """Replaces a node by the aten operators that `function` runs on the operands' values.
+
+    Args:
+        node: The node; its name and value go to the last of the operators.
+        function: Takes the operands, none of them by default.
+        operands: Nodes with values.
+        decomposed: Whether composite operators (aten.conv2d, aten.pad) are broken up, as
+            `run_decompositions` does.
+    """
+    values = [each.meta["val"] for each in operands]
+    traced = make_fx(function, tracing_mode="symbolic", pre_dispatch=not decomposed)(*values)
     placeholders = [each for each in traced.graph.nodes if each.op == "placeholder"]
     mapping = dict(zip(placeholders, operands, strict=True))
     graph = node.graph
