@@ -154,14 +154,13 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
                 raise zipfile.BadZipFile(f"{len(members)} members")
             root = members[0].filename.split("/")[0]
             size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
-            if sum(each.file_size for each in members) > size:
-                raise zipfile.BadZipFile("its members are larger than the file")
             seen = set()
             for each in members:
                 name = each.filename
                 parts = name.split("/")
                 if parts[0] != root or len(parts) < 2 or {"", ".", ".."} & set(parts):
-                    raise _refusal(path, name, "its name leads out of the archive's folder")
+                    found = "it is outside the archive's folder, as in files older than torch 2.8"
+                    raise _refusal(path, name, found)
                 if not re.fullmatch(r"[\w.\-/ ]+", name):
                     raise _refusal(
                         path, repr(name), "its name has characters that torch never uses"
@@ -173,6 +172,8 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
                     raise _refusal(
                         path, name, "it is compressed or encrypted, which torch never does"
                     )
+            if sum(each.file_size for each in members) > size:
+                raise zipfile.BadZipFile("its members are larger than the file")
             yield archive
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
         raise ModelError(
@@ -186,10 +187,6 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
 def _copy_data(path: Path, source: zipfile.ZipFile, vetted: zipfile.ZipFile) -> None:
     """Copies what is data into `vetted`; raises for anything else."""
     members = {each.filename.split("/", 1)[1]: each for each in source.infolist()}
-    if "serialized_exported_program.json" in str(source.namelist()):
-        raise _refusal(
-            path, "serialized_exported_program.json", "it is of a layout before torch 2.8"
-        )
     for name in (*_FORMAT, _PROGRAM, *(config for _, config in _TENSORS.values())):
         if name not in members:
             raise ModelError(

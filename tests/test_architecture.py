@@ -26,7 +26,7 @@ LAYERS = (
     ("plan", "parity"),
     ("inspection", "report"),
     ("frontends",),
-    ("fx", "onnx_verify", "onnx_export", "checkpoint", "conversion"),
+    ("fx", "onnx_verify", "onnx_export", "checkpoint", "conversion", "program_text", "program_file"),
     ("checkpoint_source",),
     ("checkpoint_jobs",),
     ("_cli_text", "_cli", "__main__"),

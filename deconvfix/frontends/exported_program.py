@@ -141,7 +141,9 @@ def _module_path(node: fx.Node) -> str | None:
     """The path of the torch.nn.ConvTranspose that the node was; None for calls in other code."""
     stack = node.meta.get("nn_module_stack") or {}
     path, kind = next(reversed(stack.values()), ("", ""))
-    return str(path) if "ConvTranspose" in str(kind) else None
+    # Strict exports of branches put the model below a module of their own.
+    own = str(path).removeprefix("_export_root.")
+    return own if "ConvTranspose" in str(kind) else None
 
 
 def _call_of(calls: dict[str, GraphCall], decision: Decision) -> GraphCall:
