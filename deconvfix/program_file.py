@@ -118,15 +118,17 @@ def _reason(error: BaseException) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """torch warns about its own internals; what matters comes as an error."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export")]
+    levels = [each.level for each in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL)
+        for each in loggers:
+            each.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for each, level in zip(loggers, levels, strict=True):
+                each.setLevel(level)
 
 
 # --- looking through an archive -----------------------------------------------------------------
