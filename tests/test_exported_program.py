@@ -278,3 +278,20 @@ def test_onnx_needs_the_programs_own_axes_and_inputs(tmp_path):
     program.example_inputs = None
     with pytest.raises(DeconvfixError, match="there are no example inputs"):
         deconvfix.export_onnx(program, tmp_path / "net.onnx")
+
+
+class Mapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, 2, 4, 4))
+
+    def forward(self, x):
+        return torch.vmap(lambda each: F.conv_transpose2d(each[None], self.w, stride=2))(x)
+
+
+def test_calls_inside_vmap_wait_for_a_decomposition():
+    program = torch.export.export(Mapped(), (torch.randn(2, 3, 6, 7),))
+    (layer,) = deconvfix.convert(program).report.layers
+    assert "it runs inside torch.vmap" in layer.reason
+    conversion = deconvfix.convert(program.run_decompositions())
+    assert list(decisions(conversion).values()) == ["replaced"]

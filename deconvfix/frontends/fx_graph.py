@@ -48,6 +48,11 @@ _EXACT_ONLY = Refusal(
     "another form replaces a layer that has its own module",
     "Convert this layer to 'subpixel', or exclude it",
 )
+_INSIDE_VMAP = Refusal(
+    "it runs inside torch.vmap",
+    "the graph must hold the shapes of plain tensors",
+    "Call run_decompositions() on the program first, or exclude this layer",
+)
 
 
 class GraphCall(NamedTuple):
@@ -146,7 +151,9 @@ def match_call(name: str, found: GraphCall) -> Match:
         if all(isinstance(n, int) for n in (*weight.shape, call.groups)):
             # The geometry is that of the values; only the shape of the weight is read.
             spec = Call(**{**vars(call), "weight": weight}).spec()
-        if x is not None:
+        if x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
+            obstacle = _INSIDE_VMAP
+        elif x is not None:
             spatial = tuple(x.shape[2 - weight.dim() :])
             sizes = (spatial,) if all(isinstance(n, int) for n in spatial) else ()
     return Match(
