@@ -50,8 +50,9 @@ class _Group(click.Group):
 def main() -> None:
     """Replaces the transposed convolutions of trained models, and proves it.
 
-    MODEL is a checkpoint (.safetensors, .pt, .pth, .ckpt) with --arch module:callable, the code that
-    builds the model. Nothing in a checkpoint is executed.
+    MODEL is an ONNX file (.onnx), a program of torch.export (.pt2), or a checkpoint (.safetensors, .pt,
+    .pth, .ckpt) with --arch module:callable, the code that builds the model. Nothing in a file is
+    executed.
 
     Shell completion, for bash: eval "$(_DECONVFIX_COMPLETE=bash_source deconvfix)"
     """
@@ -85,6 +86,9 @@ def _source_options(command: Command) -> Command:
                 help="An input of the model, e.g. x=1x3x64x64 or ids=1x77:int64. Repeatable.",
             ),
             click.option(
+                "--trust", is_flag=True, help="Let a .pt2 file of your own run code as it loads."
+            ),
+            click.option(
                 "--inputs",
                 "inputs_file",
                 type=FILE,
@@ -111,7 +115,7 @@ _as_json = click.option(
 _output = click.option("-o", "--output", type=FILE, help="The file to write.")
 
 
-@main.command(epilog="Example: deconvfix inspect net.pth --arch net:Generator --input x=1x64x8x8")
+@main.command(epilog="Example: deconvfix inspect net.onnx")
 @click.argument("model", type=FILE)
 @_source_options
 @_as_json
@@ -123,7 +127,8 @@ def inspect(model: Path, as_json: bool, **source: Any) -> None:
 
 
 @main.command(
-    epilog="Example: deconvfix convert net.pth --arch net:Generator --input x=1x64x8x8 -o net.onnx"
+    epilog="Examples: deconvfix convert net.onnx -o fixed.onnx; "
+    "deconvfix convert net.pth --arch net:Generator --input x=1x64x8x8 -o net.onnx"
 )
 @click.argument("model", type=FILE)
 @_output
@@ -198,8 +203,8 @@ def convert(
     """Replace the transposed convolutions of MODEL.
 
     The suffix of the output chooses what is written: a checkpoint with its recipe (.safetensors,
-    .pt, .pth, .ckpt; deconvfix.load reads it) or an ONNX file (.onnx). It appears only after the
-    result was verified.
+    .pt, .pth, .ckpt; deconvfix.load reads it), a program (.pt2) or an ONNX file (.onnx). It appears
+    only after the result was verified.
     """
     if output is None and not dry_run:
         raise click.UsageError("Give an output file with -o, or use --dry-run.", ctx)
@@ -243,7 +248,7 @@ def convert(
 @_as_json
 @click.pass_context
 def verify(ctx: click.Context, /, before: Path, after: Path, as_json: bool, **source: Any) -> None:
-    """Hold AFTER (a converted checkpoint or an ONNX file) against the checkpoint BEFORE."""
+    """Hold AFTER (a converted file, or an ONNX file) against BEFORE, the file that it comes from."""
     with _working("Verifying"):
         report = jobs.of_file(before).verify_files(_source(before, **source), after)
     _show(report.to_dict() if as_json else text.parity(report))

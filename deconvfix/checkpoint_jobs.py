@@ -13,12 +13,12 @@ import deconvfix.checkpoint as checkpoints
 from deconvfix import __version__
 from deconvfix.checkpoint_source import CheckpointSource
 from deconvfix.conversion import convert, inspect
-from deconvfix.errors import OptionError, ParityError
+from deconvfix.errors import OptionError
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.torch_compare import equal
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.inspection import Inspection
-from deconvfix.jobs import read_recipe, told_of, write_recipe
+from deconvfix.jobs import read_recipe, reloaded_error, told_of, write_recipe
 from deconvfix.onnx_export import ExportReport, export_onnx
 from deconvfix.onnx_verify import verify_onnx
 from deconvfix.parity import ParityReport
@@ -148,9 +148,4 @@ def _check_reload(
     for name, value in model.state_dict().items():
         stored = value.to(dtypes.get(name, value.dtype)).to(again[name].dtype)
         if not equal(stored.cpu(), again[name].cpu()):
-            raise ParityError(
-                name,
-                "the written checkpoint gives another value",
-                "what was written must come back",
-                "Nothing was written; report this as a bug",
-            )
+            raise reloaded_error(name)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from deconvfix import __version__
@@ -33,6 +35,13 @@ FRONTENDS: tuple[tuple[str, str], ...] = (
 )
 
 
+# Suffix of a file that holds a whole model -> module with a function that reads it.
+FILES = {
+    ".onnx": ("deconvfix.onnx_file", "read_proto"),
+    ".pt2": ("deconvfix.program_file", "read"),
+}
+
+
 @dataclass(frozen=True)
 class Conversion:
     """A converted model with the plan that was carried out and the report about it.
@@ -52,14 +61,16 @@ def inspect(model: Any, example_inputs: Any | None = None) -> Inspection:
     """Lists the transposed convolutions of a model.
 
     Args:
-        model: A torch.nn.Module, torch.fx.GraphModule or torch.export.ExportedProgram. It is not
-            changed.
+        model: A torch.nn.Module, torch.fx.GraphModule, torch.export.ExportedProgram,
+            onnx.ModelProto, onnx_ir.Model, or a path (.onnx, .pt2). It is not changed.
         example_inputs: A tuple of positional inputs, or a pair (args tuple, kwargs dict). With it
-            a copy of the model is run, and calls of torch.nn.functional.conv_transpose* are seen.
+            a copy of the module is run, and calls of torch.nn.functional.conv_transpose* are seen;
+            in programs and ONNX models every call is seen without.
 
     Raises:
         ModelError: If the model is of another kind, or does not accept the inputs.
     """
+    model = opened(model)
     frontend = frontend_of(model)
     # Only the shapes of lazy layers change a model, and only example inputs give them.
     prepared = frontend.prepare(model, example_inputs, inplace=example_inputs is None)
@@ -86,12 +97,14 @@ def convert(
     """Replaces the transposed convolutions of a model and proves the result.
 
     Args:
-        model: A torch.nn.Module, torch.fx.GraphModule or torch.export.ExportedProgram; it is not
-            changed unless `inplace`.
+        model: A torch.nn.Module, torch.fx.GraphModule, torch.export.ExportedProgram,
+            onnx.ModelProto, onnx_ir.Model, or a path (.onnx gives an onnx.ModelProto back, .pt2 an
+            ExportedProgram). It is not changed unless `inplace`.
         to: "subpixel" (the same function), "resize" (upsampling and convolution, free of
             checkerboard artifacts) or "equalized" (the same layer with corrected weights).
         example_inputs: A tuple of positional inputs, or a pair (args tuple, kwargs dict). With it
             functional calls are found by running a copy, and the model is compared end to end.
+            Programs have inputs of their own, and for ONNX models they can be made up.
         interpolation: For "resize": "nearest" or "linear".
         padding_mode: For "resize": "reflect", "replicate" or "zeros". None: "zeros" for layers
             whose kernel divides (they stay the same function), "reflect" for the others.
@@ -115,6 +128,8 @@ def convert(
         RefusedError: A layer was refused and `strict` is set.
         ParityError: The converted model departs from the original.
     """
+    named = os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
+    model = opened(model)
     frontend = frontend_of(model)
     options = Options(
         to=to,
@@ -158,7 +173,7 @@ def convert(
             psnr = frontend.psnr_db(reference, converted, example_inputs)
             fidelity = Fidelity(psnr, fidelity.ripple_db_before, fidelity.ripple_db_after)
     report = ConversionReport(
-        input=type(model).__name__,
+        input=named,
         output=None,
         to=plan.to,
         layers=layer_reports(plan),
@@ -169,10 +184,10 @@ def convert(
         versions=versions(),
     )
     if parity is not None and not parity.ok:
-        raise parity_error(parity, type(model).__name__)
+        raise parity_error(parity, named)
     if still_running:
         raise ParityError(
-            still_running[0] or type(model).__name__,
+            still_running[0] or named,
             f"a transposed convolution still runs there after the conversion ({len(still_running)} "
             "in all)",
             "every layer that is replaced must be gone",
@@ -187,13 +202,35 @@ def verify(before: Any, after: Any, inputs: Any) -> ParityReport:
     Args:
         before: The original model.
         after: The converted model, of the same kind.
-        inputs: Example inputs as for `convert`, or a list of them.
+        inputs: Example inputs as for `convert`, or a list of them (which may be empty for programs
+            and ONNX models).
 
     Returns:
         The report; `ok` says whether the two agree up to rounding.
     """
+    before, after = opened(before), opened(after)
     examples: Sequence[Any] = inputs if isinstance(inputs, list) else [inputs]
     return frontend_of(before).verify(before, after, examples, None)
+
+
+def opened(model: Any) -> Any:
+    """The model in a file, if `model` is a path; else the model itself.
+
+    Raises:
+        ModelError: If the file cannot be read, or holds no whole model.
+    """
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    path = Path(model)
+    if path.suffix not in FILES:
+        raise ModelError(
+            str(path),
+            f"the suffix is {path.suffix!r}",
+            f"a file that holds a whole model is needed: {', '.join(FILES)}",
+            "For a checkpoint, build the model and load the weights (deconvfix.load)",
+        )
+    module, function = FILES[path.suffix]
+    return getattr(importlib.import_module(module), function)(path)
 
 
 def frontend_of(model: Any) -> Frontend:
@@ -210,7 +247,7 @@ def frontend_of(model: Any) -> Frontend:
     raise ModelError(
         "model",
         f"it is a {type(model).__module__}.{type(model).__qualname__}",
-        "a torch.nn.Module, GraphModule or ExportedProgram is needed",
+        "a torch module, graph module or exported program, an ONNX model, or a path is needed",
         "Load the model first, for example with deconvfix.load for a checkpoint",
     )
 
@@ -247,8 +284,9 @@ def _ripples(matches: Sequence[Match], plan: Plan) -> Fidelity | None:
     changed = [each for each in plan.replaced if not each.exact]
     for decision in changed:
         match = found.get(decision.name)
-        if match is None or match.read_weight is None or decision.spec is None:
+        if match is None or match.read_weight is None or match.spec != decision.spec:
             continue
+        assert decision.spec
         weight = match.read_weight()
         before = max(before, ripple_db(decision.spec, weight))
         assert decision.form

@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from deconvfix.conversion import Conversion
-from deconvfix.errors import CheckpointError
+from deconvfix.errors import CheckpointError, ParityError
 from deconvfix.files import output_folder
 from deconvfix.plan import Plan
 from deconvfix.report import ConversionReport
 from deconvfix.source import Source
 
-__all__ = ["needs_architecture", "of_file", "read_recipe", "told_of", "write_recipe"]
+__all__ = [
+    "needs_architecture",
+    "of_file",
+    "read_recipe",
+    "reloaded_error",
+    "told_of",
+    "write_recipe",
+]
 
 # Suffix -> module. Every other file is taken for a checkpoint, which needs code to build its model.
 _JOBS = {".onnx": "deconvfix.onnx_jobs", ".pt2": "deconvfix.program_jobs"}
@@ -44,6 +51,16 @@ def told_of(
         input=str(source.path),
         output=None if output is None else str(output),
         notes=(*notes, *report.notes),
+    )
+
+
+def reloaded_error(where: str) -> ParityError:
+    """The error for a written file that does not give back what was written."""
+    return ParityError(
+        where,
+        "the written file gives another value",
+        "what was written must come back",
+        "Nothing was written; report this as a bug",
     )
 
 

@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from deconvfix.errors import ExportError, ModelError, OptionError
 from deconvfix.files import check_output, output_folder, sha256
@@ -65,9 +66,9 @@ class ExportReport:
 
 
 def export_onnx(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     path: str | os.PathLike[str],
-    example_inputs: Any,
+    example_inputs: Any | None = None,
     *,
     dynamic_shapes: Any | None = None,
     opset: int | None = None,
@@ -81,11 +82,13 @@ def export_onnx(
     """Exports a model to ONNX in eval mode and holds ONNX Runtime against torch.
 
     Args:
-        model: The model; it is not changed.
+        model: The model, or an exported program; it is not changed.
         path: The ONNX file to write; it appears only after the verification.
-        example_inputs: A tuple of positional inputs, or a pair (args tuple, kwargs dict).
+        example_inputs: A tuple of positional inputs, or a pair (args tuple, kwargs dict). An exported
+            program has its own, which are the default.
         dynamic_shapes: Which axes may change, with a name for each: {"x": {0: "batch", 2: "height"}}
-            by the names of forward's arguments (anything that torch.onnx.export takes).
+            by the names of forward's arguments (anything that torch.onnx.export takes). An exported
+            program brings its own.
         opset: 18 or newer; by default the newest that the installed ONNX Runtime runs.
         input_names: Names in the file; by default those of forward's arguments.
         output_names: Names in the file.
@@ -96,16 +99,16 @@ def export_onnx(
 
     Raises:
         ExportError: If torch cannot export the model, or ONNX Runtime does not agree with torch.
-        ModelError: If the model is no torch.nn.Module, or does not accept the inputs.
+        ModelError: If the model is of another kind, does not accept the inputs, or has none.
         OptionError: If an option cannot be met.
     """
     path = Path(path)
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module | ExportedProgram):
         raise ModelError(
             "model",
             f"it is a {type(model).__name__}",
-            "a torch.nn.Module is exported",
-            "Give the module itself; for an exported program, program.module()",
+            "a torch.nn.Module or ExportedProgram is exported",
+            "Give the model itself",
         )
     if path.suffix != ".onnx":
         raise OptionError(
@@ -122,15 +125,36 @@ def export_onnx(
             f"{OLDEST_OPSET} or newer is needed",
             "Use a newer opset",
         )
+    program = model if isinstance(model, ExportedProgram) else None
+    if program is not None and dynamic_shapes is not None:
+        raise OptionError(
+            "dynamic_shapes",
+            "an exported program is given with it",
+            "its dynamic axes are those that it was exported with",
+            "Leave the option out, or export the program again with these axes",
+        )
+    if example_inputs is None and program is not None:
+        example_inputs = program.example_inputs
+    if example_inputs is None:
+        raise ModelError(
+            type(model).__name__,
+            "there are no example inputs",
+            "the export and its proof run the model",
+            "Give example inputs",
+        )
     # torch.export would put the strides of a view into the graph.
     inputs = map_tensors(lambda tensor: tensor.cpu().contiguous(), as_inputs(example_inputs))
-    model = copy_model(model).cpu().eval()
+    # The file is held against `model`; a program has its mode from the export.
+    if isinstance(model, ExportedProgram):
+        model = model.module()
+    model = copy_model(model).cpu()
+    model = model if program is not None else model.eval()
     with output_folder(path, overwrite=overwrite) as folder:
         written = folder / path.name
         ir_model, session, notes = _first_that_runs(
             functools.partial(
                 _export,
-                model,
+                model if program is None else program,
                 inputs,
                 dynamic_shapes=dynamic_shapes,
                 input_names=input_names,
@@ -233,7 +257,7 @@ def newest_opset() -> int:
 
 
 def _export(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     inputs: Inputs,
     opset: int,
     *,
@@ -245,7 +269,7 @@ def _export(
         try:
             # The copy keeps the exporter's attribute changes away from the next attempt.
             program = torch.onnx.export(
-                copy_model(model),
+                copy_model(model) if isinstance(model, nn.Module) else model,
                 inputs.args,
                 kwargs=inputs.kwargs or None,
                 dynamo=True,

@@ -26,15 +26,20 @@ LAYERS = (
     ("plan", "parity"),
     ("inspection", "report", "compare", "onnx_runtime"),
     ("frontends",),
-    ("fx", "onnx", "onnx_file", "onnx_verify", "onnx_export", "checkpoint", "conversion"),
+    (
+        *("fx", "onnx", "onnx_file", "onnx_verify", "onnx_export", "checkpoint"),
+        *("program_text", "program_file", "conversion"),
+    ),
     ("source",),
     ("jobs", "checkpoint_source"),
-    ("checkpoint_jobs", "onnx_jobs"),
+    ("checkpoint_jobs", "onnx_jobs", "program_jobs"),
     ("_cli_text", "_cli", "__main__"),
 )
-TORCH_FREE = ("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan",
-              "parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs", "_cli",
-              "_cli_text")  # fmt: skip
+TORCH_FREE = (
+    *("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan"),
+    *("parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs"),
+    *("_cli", "_cli_text"),
+)
 
 
 def layer_of(name):

@@ -1,26 +1,48 @@
 """Front end for torch.export.ExportedProgram: signature, state and dynamic shapes stay as they are.
 
 The graph of aten operators is rewritten by the pass of `fx_graph`, on a copy. What comes out saves and
-loads like any exported program, without deconvfix.
+loads like any exported program, without deconvfix. A layer that was a module goes by the module's path,
+"decoder.up", other calls by the names of their nodes.
+
+Fitted forms need a weight that the program stores and nothing else uses: its entry in the state gets the
+corrected weight, or the kernel of the resize-convolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
-from deconvfix.frontends import fx_graph
+from deconvfix.errors import ModelError
+from deconvfix.forms import form
+from deconvfix.forms.base import Refusal
+from deconvfix.frontends import torch_steps
 from deconvfix.frontends.base import Findings
+from deconvfix.frontends.fx_graph import (
+    GraphCall,
+    find_calls,
+    finish,
+    inline,
+    match_call,
+    rewrite,
+)
 from deconvfix.frontends.torch_compare import psnr_db
-from deconvfix.frontends.torch_inputs import copy_quietly
+from deconvfix.frontends.torch_inputs import as_inputs, copy_quietly
+from deconvfix.frontends.torch_layers import read_weight
 from deconvfix.frontends.torch_parity import compare_modules
-from deconvfix.frontends.torch_watch import executed_transposed_convolutions
+from deconvfix.frontends.torch_watch import is_transposed
 from deconvfix.parity import ParityReport
-from deconvfix.plan import Plan
+from deconvfix.plan import Decision, Match, Plan
 
 __all__ = ["FRONTEND", "ExportedProgramFrontend"]
+
+_HINT = "Convert this layer to 'subpixel', or exclude it"
 
 
 class ExportedProgramFrontend:
@@ -40,20 +62,36 @@ class ExportedProgramFrontend:
         return copied
 
     def find(self, model: ExportedProgram, example_inputs: Any | None) -> Findings:
-        """Transposed convolutions by the names of their nodes; nothing is run."""
-        return fx_graph.FRONTEND.find(model.graph_module, None)
+        """Transposed convolutions in the program and the graphs inside it; nothing is run."""
+        return Findings(tuple(_match(model, name, each) for name, each in _named_calls(model)))
 
     def apply(self, model: ExportedProgram, plan: Plan) -> ExportedProgram:
-        """Rewrites the graph in place; torch then checks the program."""
-        fx_graph.FRONTEND.apply(model.graph_module, plan)
+        """Rewrites graph and state in place; torch then checks the program."""
+        calls = dict(_named_calls(model))
+        for decision in plan.replaced:
+            found = _call_of(calls, decision)
+            if decision.form == "subpixel":
+                rewrite(found)
+            else:
+                _fit(model, found, decision)
+        finish(model.graph_module)
         model.validate()
         return model
 
     def left(self, model: ExportedProgram, plan: Plan, example_inputs: Any) -> Sequence[str]:
-        """What still runs, if nothing was to be kept."""
-        if any(each.decision != "replaced" for each in plan.decisions):
+        """What is still in the graphs, by the operators' schemas, if nothing was to be kept.
+
+        A graph holds all that the program runs, on whichever branch.
+        """
+        if any(each.decision != "replaced" or each.form == "equalized" for each in plan.decisions):
             return []
-        return executed_transposed_convolutions(model.module(), example_inputs)
+        return [
+            f"{path}.{node.name}".removeprefix(".")
+            for path, owner in model.graph_module.named_modules()
+            if isinstance(owner, fx.GraphModule)
+            for node in owner.graph.nodes
+            if is_transposed(node.target, node.args, node.kwargs)
+        ]
 
     def verify(
         self,
@@ -62,16 +100,191 @@ class ExportedProgramFrontend:
         inputs: Sequence[Any],
         plan: Plan | None,
     ) -> ParityReport:
-        """Compares the programs as modules, on their own example inputs if there are no others."""
+        """Compares the programs as modules, on their own example inputs if there are no others.
+
+        Fitted layers are held against the original program with the same layers fitted by torch's
+        own functions instead of operators in the graph.
+        """
         if not inputs and before.example_inputs is not None:
             inputs = [before.example_inputs]
+        if plan is not None and not all(each.exact for each in plan.decisions):
+            before = self.prepare(before, None, inplace=False)
+            calls = dict(_named_calls(before))
+            for decision in plan.replaced:
+                if decision.form != "subpixel":
+                    _fit_call(before, _call_of(calls, decision), decision)
+            finish(before.graph_module)
+            plan = None
         return compare_modules(before.module(), after.module(), inputs, plan)
 
     def psnr_db(
         self, before: ExportedProgram, after: ExportedProgram, example_inputs: Any
     ) -> float | None:
         """See `torch_compare.psnr_db`."""
-        return psnr_db(before.module(), after.module(), example_inputs)
+        return psnr_db(before.module(), after.module(), as_inputs(example_inputs))
 
 
 FRONTEND = ExportedProgramFrontend()
+
+
+def _named_calls(program: ExportedProgram) -> Iterator[tuple[str, GraphCall]]:
+    """Calls by their modules' paths, where that is unique, and otherwise by their nodes."""
+    calls = list(find_calls(program.graph_module))
+    paths = [_module_path(each.node) for _, each in calls]
+    nodes = {name for name, _ in calls}
+    for (name, each), path in zip(calls, paths, strict=True):
+        unique = path is not None and paths.count(path) == 1 and path not in nodes
+        yield (path if unique and path else name), each
+
+
+def _module_path(node: fx.Node) -> str | None:
+    """The path of the torch.nn.ConvTranspose that the node was; None for calls in other code."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path, kind = next(reversed(stack.values()), ("", ""))
+    # Strict exports of branches put the model below a module of their own.
+    own = str(path).removeprefix("_export_root.")
+    return own if "ConvTranspose" in str(kind) else None
+
+
+def _call_of(calls: dict[str, GraphCall], decision: Decision) -> GraphCall:
+    if decision.name not in calls:
+        raise ModelError(
+            decision.name,
+            "the program has no such call",
+            "the plan must belong to this program",
+            "Use the recipe that was made for this program",
+        )
+    return calls[decision.name]
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+def _stored(program: ExportedProgram, found: GraphCall) -> tuple[dict[str, Any], str] | None:
+    """The dictionary and the key under which the program stores a call's weight, if it does."""
+    if found.owner is not program.graph_module or not isinstance(found.call.weight, fx.Node):
+        return None
+    targets = {
+        spec.arg.name: spec.target
+        for spec in program.graph_signature.input_specs
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    }
+    key = targets.get(found.call.weight.name)
+    for home in (program.state_dict, program.constants):
+        if key is not None and isinstance(home.get(key), Tensor):
+            return home, key
+    return None
+
+
+def _match(program: ExportedProgram, name: str, found: GraphCall) -> Match:
+    match = match_call(name, found)
+    stored = _stored(program, found)
+    if stored is None or match.spec is None:
+        computed = Refusal(
+            "its weight is computed while the program runs, or belongs to a graph inside it",
+            "another form needs a weight of its own that the program stores",
+            _HINT,
+        )
+        return replace(match, exact_only=computed)
+    home, key = stored
+    weight: Tensor = home[key]
+    tensors = (*program.state_dict.items(), *program.constants.items())
+    shared = any(
+        other != key and isinstance(value, Tensor) and _overlap(value, weight)
+        for other, value in tensors
+    )
+    exact_only = None
+    if shared or len(found.call.weight.users) > 1:
+        exact_only = Refusal(
+            f"its weight {key} is used elsewhere too",
+            "a fitted weight fits one place only",
+            _HINT,
+        )
+    elif key in program.graph_signature.buffers_to_mutate.values():
+        exact_only = Refusal(
+            f"the program changes its weight {key}", "a fitted weight stays as it is", _HINT
+        )
+    elif weight.is_meta:
+        exact_only = Refusal(
+            "its weight is on the meta device", "values are needed for a fit", _HINT
+        )
+    return replace(
+        match,
+        exact_only=exact_only,
+        read_weight=None if weight.is_meta else lambda: read_weight(home[key]),
+    )
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors share memory; those on the meta device have none."""
+    address = one.untyped_storage().data_ptr()
+    return address != 0 and address == other.untyped_storage().data_ptr()
+
+
+def _fitted_weight(program: ExportedProgram, found: GraphCall, decision: Decision) -> Tensor:
+    """The kernel of a fitted form, in the layout of its convolution and in the weight's dtype."""
+    stored = _stored(program, found)
+    if stored is None or decision.spec is None or decision.spec != match_call("", found).spec:
+        raise ModelError(
+            decision.name,
+            f"the call is {match_call('', found).spec}",
+            f"the plan was made for {decision.spec} with a stored weight",
+            "Use the recipe that was made for this program",
+        )
+    home, key = stored
+    assert decision.form is not None
+    assert decision.settings is not None
+    target = form(decision.form)
+    kernel = target.fit(decision.spec, decision.settings, read_weight(home[key]))
+    verbs = target.compile(decision.spec, decision.settings).weight
+    new = torch.from_numpy(kernel).to(home[key].detach())
+    if verbs:
+        new = torch_steps.rearrange_tensor(verbs, new, decision.spec.groups)
+    return new.contiguous()
+
+
+def _set_weight(program: ExportedProgram, found: GraphCall, new: Tensor) -> None:
+    stored = _stored(program, found)
+    assert stored is not None
+    home, key = stored
+    old, node = home[key], found.call.weight
+    is_parameter = isinstance(old, nn.Parameter)
+    home[key] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+    node.meta["val"] = node.meta["val"].fake_mode.from_tensor(home[key], static_shapes=True)
+
+
+def _steps_function(decision: Decision) -> Any:
+    """The steps of a resize-convolution as a function of input, weight and bias."""
+    assert decision.spec is not None
+    assert decision.form is not None
+    assert decision.settings is not None
+    spec = decision.spec
+    compiled = form(decision.form).compile(spec, decision.settings)
+
+    # make_fx takes no argument with a default.
+    def function(x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
+        bias = torch_steps.rearrange_tensor(compiled.bias, biases[0]) if biases else None
+        return torch_steps.apply_steps(compiled.steps, x, weight, bias, spec.groups)
+
+    return function
+
+
+def _operands(found: GraphCall) -> list[Any]:
+    call = found.call
+    return [each for each in (call.input, call.weight, call.bias) if each is not None]
+
+
+def _fit(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
+    """Replaces a layer by a fitted form."""
+    _set_weight(program, found, _fitted_weight(program, found, decision))
+    if decision.form != "equalized":
+        # Composite operators even in decomposed programs: aten.upsample_* is one, and in every backend.
+        inline(found.node, _steps_function(decision), _operands(found))
+
+
+def _fit_call(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
+    """The same by a function call, as the reference that the graph's operators are held against."""
+    _set_weight(program, found, _fitted_weight(program, found, decision))
+    if decision.form != "equalized":
+        found.node.args, found.node.kwargs = tuple(_operands(found)), {}
+        found.node.target = _steps_function(decision)

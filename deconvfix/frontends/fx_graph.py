@@ -7,12 +7,15 @@
 
 The last needs the values that torch.export leaves in `node.meta["val"]`: the inlined operators come from
 running the form on them, so symbolic shapes stay symbolic.
+
+Graphs inside graphs (the branches of torch.cond, the bodies of loops, regions without gradients) are
+searched and rewritten in the same way; "true_graph_0.conv_transpose2d" is a node of such a graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,13 +31,42 @@ from deconvfix.frontends.torch_inputs import dtype_name
 from deconvfix.frontends.torch_module import TorchModuleFrontend
 from deconvfix.plan import Match, Options, Plan, make_plan
 
-__all__ = ["FRONTEND", "FxFrontend", "ReplaceTransposedConvs"]
+__all__ = [
+    "FRONTEND",
+    "FxFrontend",
+    "GraphCall",
+    "ReplaceTransposedConvs",
+    "find_calls",
+    "finish",
+    "inline",
+    "match_call",
+    "rewrite",
+]
 
 _EXACT_ONLY = Refusal(
     "it is a function call in the graph",
     "another form replaces a layer that has its own module",
     "Convert this layer to 'subpixel', or exclude it",
 )
+_INSIDE_VMAP = Refusal(
+    "it runs inside torch.vmap",
+    "the graph must hold the shapes of plain tensors",
+    "Call run_decompositions() on the program first, or exclude this layer",
+)
+
+
+class GraphCall(NamedTuple):
+    """A transposed convolution in a graph: the graph's module and the node."""
+
+    owner: fx.GraphModule
+    node: fx.Node
+
+    @property
+    def call(self) -> Call:
+        """The arguments that the node has now: they change while nodes before it are rewritten."""
+        call = parse(self.node.target, self.node.args, dict(self.node.kwargs))
+        assert call is not None
+        return call
 
 
 class FxFrontend(TorchModuleFrontend):
@@ -44,21 +76,20 @@ class FxFrontend(TorchModuleFrontend):
         """Layers by name, calls by the name of their node."""
         assert isinstance(model, fx.GraphModule)
         modules = super().find(model, example_inputs).matches
-        nodes = [_match(model, node, call) for node, call in _calls(model)]
+        nodes = [match_call(name, each) for name, each in find_calls(model)]
         layers = tuple(each for each in modules if call_path(each.name, each.op) is None)
         return Findings((*layers, *nodes))
 
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """Rewrites the graph in place; `model` is returned, recompiled."""
         assert isinstance(model, fx.GraphModule)
-        nodes = {node.name: node for node, _ in _calls(model)}
-        layers = tuple(each for each in plan.decisions if each.name not in nodes)
+        calls = dict(find_calls(model))
+        layers = tuple(each for each in plan.decisions if each.name not in calls)
         super().apply(model, Plan(plan.to, layers))
         for decision in plan.replaced:
-            if decision.name in nodes:
-                _rewrite(nodes[decision.name])
-        model.graph.lint()
-        model.recompile()
+            if decision.name in calls:
+                rewrite(calls[decision.name])
+        finish(model)
         return model
 
 
@@ -90,26 +121,43 @@ class ReplaceTransposedConvs(PassBase):
         return make_plan(FRONTEND.find(graph_module, None).matches, self.options)
 
 
-def _calls(model: fx.GraphModule) -> list[tuple[fx.Node, Call]]:
-    found = []
-    for node in model.graph.nodes:
-        if node.op == "call_function":
-            call = parse(node.target, node.args, dict(node.kwargs))
-            if call is not None:
-                found.append((node, call))
-    return found
+def find_calls(model: fx.GraphModule) -> Iterator[tuple[str, GraphCall]]:
+    """The calls in a graph and in the graphs inside it, by the names of graph and node."""
+    for path, owner in model.named_modules():
+        if not isinstance(owner, fx.GraphModule):
+            continue
+        for node in owner.graph.nodes:
+            called = node.op == "call_function"
+            if called and parse(node.target, node.args, dict(node.kwargs)) is not None:
+                yield f"{path}.{node.name}".removeprefix("."), GraphCall(owner, node)
 
 
-def _match(model: fx.GraphModule, node: fx.Node, call: Call) -> Match:
-    weight = _value(model, call.weight)
-    obstacle, spec, sizes = None, None, ()
+def finish(model: fx.GraphModule) -> None:
+    """Checks the changed graphs and makes their code anew."""
+    for each in model.modules():
+        if isinstance(each, fx.GraphModule):
+            each.graph.lint()
+            each.recompile()
+
+
+def match_call(name: str, found: GraphCall) -> Match:
+    """Describes a call, as far as it is known before running."""
+    owner, call = found.owner, found.call
+    weight, x = _value(owner, call.weight), _value(owner, call.input)
+    obstacle, spec = None, None
+    sizes: tuple[tuple[int, ...], ...] = ()
     if isinstance(weight, Tensor):
         obstacle = dtype_obstacle(weight)
         if all(isinstance(n, int) for n in (*weight.shape, call.groups)):
             # The geometry is that of the values; only the shape of the weight is read.
             spec = Call(**{**vars(call), "weight": weight}).spec()
+        if x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
+            obstacle = _INSIDE_VMAP
+        elif x is not None:
+            spatial = tuple(x.shape[2 - weight.dim() :])
+            sizes = (spatial,) if all(isinstance(n, int) for n in spatial) else ()
     return Match(
-        name=node.name,
+        name=name,
         op=call.function,
         spec=spec,
         dtype="unknown" if weight is None else dtype_name(weight),
@@ -131,9 +179,9 @@ def _value(model: fx.GraphModule, argument: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _rewrite(node: fx.Node) -> None:
-    call = parse(node.target, node.args, dict(node.kwargs))
-    assert call is not None
+def rewrite(found: GraphCall) -> None:
+    """Puts the sub-pixel form in the place of a call."""
+    node, call = found.node, found.call
     if not isinstance(node.target, torch._ops.OpOverload):
         node.target = torch_steps.conv_transpose
         node.args, node.kwargs = (), call.arguments
@@ -144,12 +192,27 @@ def _rewrite(node: fx.Node) -> None:
         values = dict(zip(("input", "weight", "bias"), tensors, strict=False))
         return torch_steps.conv_transpose(**{**call.arguments, **values})
 
-    _inline(node, form, operands)
+    inline(node, form, operands, decomposed=call.function == "convolution")
 
 
-def _inline(node: fx.Node, function: Callable[..., Tensor], operands: Sequence[fx.Node]) -> None:
-    """Replaces a node by the aten operators that `function` runs on the operands' values."""
-    traced = make_fx(function, tracing_mode="symbolic")(*(each.meta["val"] for each in operands))
+def inline(
+    node: fx.Node,
+    function: Callable[..., Tensor],
+    operands: Sequence[fx.Node],
+    *,
+    decomposed: bool = False,
+) -> None:
+    """Replaces a node by the aten operators that `function` runs on the operands' values.
+
+    Args:
+        node: The node; its name and value go to the last of the operators.
+        function: Takes the operands, none of them by default.
+        operands: Nodes with values.
+        decomposed: Whether composite operators (aten.conv2d, aten.pad) are broken up, as
+            `run_decompositions` does.
+    """
+    values = [each.meta["val"] for each in operands]
+    traced = make_fx(function, tracing_mode="symbolic", pre_dispatch=not decomposed)(*values)
     placeholders = [each for each in traced.graph.nodes if each.op == "placeholder"]
     mapping = dict(zip(placeholders, operands, strict=True))
     graph = node.graph

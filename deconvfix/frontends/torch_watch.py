@@ -15,7 +15,7 @@ from deconvfix.frontends.torch_inputs import (
     running_modules,
 )
 
-__all__ = ["executed_transposed_convolutions"]
+__all__ = ["executed_transposed_convolutions", "is_transposed"]
 
 
 class _Watch(TorchDispatchMode):

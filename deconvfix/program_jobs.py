@@ -1,0 +1,128 @@
+"""What the command line does with .pt2 files, the programs of torch.export."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from deconvfix import __version__, program_file
+from deconvfix.checkpoint_source import bound_inputs
+from deconvfix.conversion import convert, inspect
+from deconvfix.conversion import verify as verify_models
+from deconvfix.errors import OptionError
+from deconvfix.files import check_output, output_folder
+from deconvfix.frontends.torch_compare import equal
+from deconvfix.frontends.torch_inputs import Inputs
+from deconvfix.inspection import Inspection
+from deconvfix.jobs import read_recipe, reloaded_error, told_of, write_recipe
+from deconvfix.onnx_export import ExportReport, export_onnx
+from deconvfix.onnx_verify import verify_onnx
+from deconvfix.parity import ParityReport
+from deconvfix.report import ConversionReport
+from deconvfix.source import Source
+
+__all__ = ["convert_file", "export_file", "inspect_file", "verify_files"]
+
+
+def inspect_file(source: Source) -> Inspection:
+    """Lists the transposed convolutions of a program."""
+    return inspect(program_file.read(source.path, trust=source.trust))
+
+
+def convert_file(
+    source: Source,
+    output: Path | None,
+    *,
+    recipe: Path | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    opset: int | None = None,
+    **options: Any,
+) -> ConversionReport:
+    """Converts a program into a program or an ONNX file.
+
+    Args:
+        source: The file, and inputs for it; by default those that it was exported with.
+        output: .pt2 or .onnx; None only for a dry run.
+        recipe: A recipe to carry out; with `dry_run` the file to write it to.
+        dry_run: Plan only.
+        overwrite: Whether existing files may be replaced.
+        opset: Of an ONNX output.
+        options: As for `deconvfix.convert`.
+    """
+    if dry_run:
+        if recipe is not None:
+            check_output(recipe, overwrite=overwrite, inputs=source.files)
+        program = program_file.read(source.path, trust=source.trust)
+        conversion = convert(program, verify=False, **options)
+        write_recipe(conversion.plan, recipe, overwrite)
+        return told_of(source, conversion, (), None)
+    assert output is not None
+    if output.suffix not in (program_file.SUFFIX, ".onnx"):
+        raise OptionError(
+            str(output),
+            f"the suffix is {output.suffix!r}",
+            "a program is converted into a .pt2 or an .onnx file",
+            "Choose the output's kind by its suffix",
+        )
+    inputs = (*source.files, *filter(None, (recipe,)))
+    check_output(output, overwrite=overwrite, inputs=inputs)
+    program = program_file.read(source.path, trust=source.trust)
+    example = _example(source, program)
+    conversion = convert(program, example_inputs=example, plan=read_recipe(recipe), **options)
+    report = told_of(source, conversion, (), output)
+    if output.suffix == ".onnx":
+        exported = export_onnx(
+            conversion.model,
+            output,
+            example,
+            opset=opset,
+            overwrite=overwrite,
+            metadata={
+                "deconvfix.version": __version__,
+                "deconvfix.recipe": conversion.plan.to_json(),
+            },
+        )
+        return replace(report, export=exported.parity)
+    with output_folder(output, overwrite=overwrite) as folder:
+        written = folder / output.name
+        program_file.write(conversion.model, written)
+        # The copy is our own; what was trusted before may be in it.
+        again = program_file.read(written, trust=source.trust)
+        stored = again.state_dict
+        for name, value in conversion.model.state_dict.items():
+            if name not in stored or not equal(value, stored[name]):
+                raise reloaded_error(name)
+        parity = verify_models(conversion.model, again, [] if example is None else [example])
+        if parity.comparisons and not parity.ok:
+            raise reloaded_error(str(output))
+    return report
+
+
+def export_file(
+    source: Source, output: Path, *, opset: int | None = None, overwrite: bool = False
+) -> ExportReport:
+    """Exports a program (converted or not) to ONNX."""
+    check_output(output, overwrite=overwrite, inputs=source.files)
+    program = program_file.read(source.path, trust=source.trust)
+    example = _example(source, program)
+    return export_onnx(program, output, example, opset=opset, overwrite=overwrite)
+
+
+def verify_files(source: Source, after: Path) -> ParityReport:
+    """Holds a program, or an ONNX file, against the program that it comes from."""
+    program = program_file.read(source.path, trust=source.trust)
+    example = _example(source, program)
+    if after.suffix == ".onnx":
+        return verify_onnx(program.module(), after, example or program.example_inputs)
+    converted = program_file.read(after, trust=source.trust)
+    return verify_models(program, converted, [] if example is None else [example])
+
+
+def _example(source: Source, program: ExportedProgram) -> Inputs | None:
+    state = [each for each in program.state_dict.values() if isinstance(each, Tensor)]
+    return bound_inputs(source, program.module(), state)
