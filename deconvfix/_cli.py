@@ -127,7 +127,7 @@ def inspect(model: Path, as_json: bool, **source: Any) -> None:
 
 
 @main.command(
-    epilog="Examples: deconvfix convert net.onnx -o fixed.onnx; "
+    epilog="Example: deconvfix convert net.onnx -o fixed.onnx; from a checkpoint: "
     "deconvfix convert net.pth --arch net:Generator --input x=1x64x8x8 -o net.onnx"
 )
 @click.argument("model", type=FILE)

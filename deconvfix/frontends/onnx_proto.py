@@ -35,6 +35,8 @@ class OnnxProtoFrontend:
 
     def apply(self, model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
         """Rewrites the model in place."""
+        if not plan.replaced:
+            return model
         new = ir.to_proto(onnx_model.FRONTEND.apply(ir.from_proto(model), plan))
         carry_over(model, new)
         model.CopyFrom(new)
