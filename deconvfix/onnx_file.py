@@ -56,7 +56,10 @@ def read(path: Path) -> OnnxFile:
     try:
         model = ir.from_proto(proto)
     except Exception as error:
-        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+        root = error
+        while root.__cause__ is not None:
+            root = root.__cause__  # type: ignore[assignment]
+        raise _unreadable(path, f"onnx_ir does not read it ({root})") from error
     for graph in model.graphs():
         ir.external_data.set_base_dir(graph, path.absolute().parent)
     for function in model.functions.values():
@@ -185,8 +188,10 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
 
 def _too_short(data: Path, entries: dict[str, str]) -> str | None:
     try:
-        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        offset, length = (int(entries.get(each, 0)) for each in ("offset", "length"))
     except ValueError:
         return "its offset or length is no number"
-    size = data.stat().st_size
-    return None if 0 <= end <= size else f"{data.name!r} has {size:,} bytes instead of {end:,}"
+    if min(offset, length) < 0:
+        return "its offset or length is negative"
+    size, end = data.stat().st_size, offset + length
+    return None if end <= size else f"{data.name!r} has {size:,} bytes instead of {end:,}"

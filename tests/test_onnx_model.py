@@ -191,9 +191,10 @@ def test_backend_test_of_onnx(case):
 
 
 # Geometries of ONNX Runtime's own tests of the operator: x, w, bias, attributes.
+HALF = {"output_padding": [1, 1], "pads": [1] * 4, "strides": [2, 2]}
 RUNTIME_SETS = {
     "1d": ((1, 1, 3), (1, 2, 3), False, {}),
-    "2d": ((1, 1, 3, 3), (1, 1, 3, 3), False, {"output_padding": [1, 1], "pads": [1] * 4, "strides": [2, 2]}),
+    "2d": ((1, 1, 3, 3), (1, 1, 3, 3), False, HALF),
     "2d_bias_1": ((1, 1, 5, 5), (1, 1, 3, 3), True, {"pads": [1] * 4}),
     "2d_bias_2": ((1, 1, 7, 7), (1, 1, 2, 2), True, {}),
     "output_shape_1": ((1, 3, 4, 4), (3, 3, 3, 3), False, {"output_shape": [4, 4]}),
@@ -209,7 +210,7 @@ RUNTIME_SETS = {
     "dilation_4": ((1, 1, 3, 3), (1, 1, 2, 2), False, {"dilations": [3, 3]}),
     "dilation_group_1": ((1, 2, 3, 3), (2, 1, 2, 2), False, {"dilations": [2, 2], "group": 2}),
     "strides_and_dilations": ((1, 1, 1, 2), (1, 1, 1, 4), False, {"strides": [1, 2], "dilations": [1, 3]}),
-    "no_pictures": ((0, 1, 3, 3), (1, 1, 3, 3), False, {"output_padding": [1, 1], "pads": [1] * 4, "strides": [2, 2]}),
+    "no_pictures": ((0, 1, 3, 3), (1, 1, 3, 3), False, HALF),
     "3d": ((1, 1, 3, 4, 5), (1, 2, 3, 3, 3), True, {}),
     "1d_asymmetric": ((1, 1, 4), (1, 2, 2), False, {"pads": [1, 0]}),
     "1d_same_upper": ((1, 1, 4), (1, 2, 2), False, {"auto_pad": "SAME_UPPER"}),

@@ -217,6 +217,8 @@ def _compare(
     want: NDArray[Any],
     departures: Sequence[NDArray[Any]],
 ) -> Comparison | None:
+    if equal_arrays(got, want):
+        return Comparison(name, where, 0.0, 0.0, True)
     if want.dtype.kind == "f":
         info = np.finfo(want.dtype)
         rounding = rounding_of(want, departures, float(info.eps), float(info.tiny))

@@ -1,0 +1,474 @@
+"""ONNX files: as data, whole or not at all, by the library and at the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+import deconvfix
+from deconvfix import onnx_file
+from deconvfix._cli import main
+from deconvfix.errors import ModelError
+
+FLOAT = TensorProto.FLOAT
+
+
+def net(*, x_type=FLOAT, shape=("n", 3, "h", "w"), extra=(), seed=0):
+    """relu(x) through two transposed convolutions; `extra` nodes may make x from other inputs."""
+    rng = np.random.default_rng(seed)
+    initializers = [
+        numpy_helper.from_array(rng.standard_normal((3, 5, 4, 3)).astype(np.float32), "up1.weight"),
+        numpy_helper.from_array(rng.standard_normal(5).astype(np.float32), "up1.bias"),
+        numpy_helper.from_array(rng.standard_normal((5, 2, 3, 3)).astype(np.float32), "up2.weight"),
+    ]
+    up1 = helper.make_node(
+        "ConvTranspose", ["r", "up1.weight", "up1.bias"], ["a"], name="up1",
+        strides=[2, 3], pads=[1, 0, 2, 1],
+    )  # fmt: skip
+    up2 = helper.make_node("ConvTranspose", ["a", "up2.weight"], ["y"], name="up2", strides=[2, 2])
+    first = helper.make_node("Relu", ["image" if extra else "x"], ["r"])
+    graph = helper.make_graph(
+        [*extra, first, up1, up2],
+        "net",
+        [helper.make_tensor_value_info("x", x_type, shape)],
+        [helper.make_tensor_value_info("y", FLOAT, [shape[0], 2, None, None])],
+        initializers,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(net(), path)
+    return path
+
+
+@pytest.fixture
+def external(tmp_path):
+    """The same with its weights in a file beside it."""
+    path = tmp_path / "net.onnx"
+    onnx.save(net(), path, save_as_external_data=True, location="net.data", size_threshold=0)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+def convert(path, output, *arguments):
+    return run("convert", path, "-o", output, *arguments)
+
+
+def operators(path):
+    return {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+
+
+def assert_fails_in_words(result, *fragments):
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert all(fragment in result.stderr for fragment in fragments), result.stderr
+
+
+# --- conversion ---------------------------------------------------------------------------------
+
+
+def test_file_is_converted_and_verified(file, tmp_path):
+    output = tmp_path / "fixed.onnx"
+    result = convert(file, output)
+    assert result.exit_code == 0, result.output
+    assert "2 transposed convolutions found: 2 replaced; verified." in result.stdout
+    assert {"Conv", "DepthToSpace"} < operators(output)
+    assert "ConvTranspose" not in operators(output)
+    assert sorted(os.listdir(tmp_path)) == ["fixed.onnx", "net.onnx"]
+    verified = run("verify", file, output, "--json")
+    assert verified.exit_code == 0
+    assert json.loads(verified.stdout)["ok"] is True
+
+
+def test_report_as_json(file, tmp_path):
+    result = convert(file, tmp_path / "fixed.onnx", "--json", "--report", tmp_path / "report.html")
+    report = json.loads(result.stdout)
+    assert report["input"] == str(file)
+    assert report["output"] == str(tmp_path / "fixed.onnx")
+    assert [each["name"] for each in report["layers"]] == ["up1", "up2"]
+    assert {each["decision"] for each in report["layers"]} == {"replaced"}
+    assert report["parity"]["ok"] is True
+    assert report["fidelity"] is None
+    assert "up1" in (tmp_path / "report.html").read_text()
+
+
+def test_inspection_as_json(file):
+    found = json.loads(run("inspect", file, "--json").stdout)
+    first, second = found["layers"]
+    assert (first["name"], first["op"], first["ndim"]) == ("up1", "ConvTranspose", 2)
+    assert (first["in_channels"], first["out_channels"]) == (3, 5)
+    assert first["padding"] == [[1, 2], [0, 1]]
+    assert (first["uneven_overlap"], second["uneven_overlap"]) == (False, True)
+    assert first["ripple_db"] is not None
+    assert first["refusal"] is None
+
+
+def test_nothing_imports_torch(file, tmp_path):
+    code = (
+        "import sys; from deconvfix._cli import main\n"
+        f"for arguments in (['inspect', {str(file)!r}], "
+        f"['convert', {str(file)!r}, '-o', {str(tmp_path / 'fixed.onnx')!r}]):\n"
+        "    main(arguments, standalone_mode=False)\n"
+        "assert 'onnxruntime' in sys.modules and 'torch' not in sys.modules, 'torch'"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_fitted_forms_are_written_and_their_change_is_measured(file, tmp_path):
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, x=np.random.default_rng(0).random((1, 3, 8, 9), np.float32))
+    for form in ("resize", "equalized"):
+        output = tmp_path / f"{form}.onnx"
+        result = convert(file, output, "--to", form, "--inputs", inputs, "--json")
+        report = json.loads(result.stdout)
+        assert report["parity"]["ok"] is True
+        assert report["fidelity"]["psnr_db"] > 0
+        assert report["fidelity"]["ripple_db_after"] < -100 < report["fidelity"]["ripple_db_before"]
+        assert run("verify", file, output).exit_code == 1
+
+
+def test_a_plan_is_written_and_carried_out(file, tmp_path):
+    recipe = tmp_path / "plan.json"
+    dry = run("convert", file, "--dry-run", "--recipe", recipe, "--exclude", "up2")
+    assert dry.exit_code == 0
+    result = convert(file, tmp_path / "fixed.onnx", "--recipe", recipe)
+    assert "1 replaced, 1 kept; verified." in result.stdout
+    assert "ConvTranspose" in operators(tmp_path / "fixed.onnx")
+
+
+def test_a_file_without_transposed_convolution_stays_the_same(file, tmp_path):
+    fixed, again = tmp_path / "fixed.onnx", tmp_path / "again.onnx"
+    assert convert(file, fixed).exit_code == 0
+    result = convert(fixed, again)
+    assert result.exit_code == 0
+    assert "0 transposed convolutions found: nothing to do" in result.stdout
+    assert onnx.load(fixed) == onnx.load(again)
+
+
+def test_python_takes_and_gives(file):
+    conversion = deconvfix.convert(file)
+    assert isinstance(conversion.model, onnx.ModelProto)
+    assert conversion.report.input == str(file)
+    assert "ConvTranspose" not in {node.op_type for node in conversion.model.graph.node}
+    assert deconvfix.verify(str(file), conversion.model, []).ok
+    assert [each.name for each in deconvfix.inspect(str(file)).layers] == ["up1", "up2"]
+    with pytest.raises(ModelError, match="a file that holds a whole model"):
+        deconvfix.inspect("net.safetensors")
+
+
+# --- inputs -------------------------------------------------------------------------------------
+
+
+def test_integers_and_booleans_are_made_up(tmp_path):
+    """Ids become a picture by an embedding; a mask is a boolean."""
+    table = numpy_helper.from_array(
+        np.random.default_rng(1).standard_normal((7, 12)).astype(np.float32), "table"
+    )
+    shape = numpy_helper.from_array(np.array([0, 3, 2, -1]), "shape")
+    extra = (
+        helper.make_node("Gather", ["table", "x"], ["rows"]),
+        helper.make_node("Reshape", ["rows", "shape"], ["pixels"]),
+        helper.make_node("Where", ["keep", "pixels", "pixels"], ["image"]),
+    )
+    model = net(x_type=TensorProto.INT64, shape=("n", "t"), extra=extra)
+    model.graph.initializer.extend([table, shape])
+    model.graph.input.append(helper.make_tensor_value_info("keep", TensorProto.BOOL, [1]))
+    onnx.save(model, tmp_path / "ids.onnx")
+    result = convert(tmp_path / "ids.onnx", tmp_path / "out.onnx", "--json")
+    compared = {each["what"] for each in json.loads(result.stdout)["parity"]["comparisons"]}
+    assert compared == {"up1", "up2", "y"}
+
+
+def strings(tmp_path):
+    extra = (helper.make_node("Cast", ["x"], ["image"], to=FLOAT),)
+    onnx.save(net(x_type=TensorProto.STRING, extra=extra), tmp_path / "strings.onnx")
+    return tmp_path / "strings.onnx"
+
+
+def test_strings_are_asked_for(tmp_path):
+    path = strings(tmp_path)
+    result = convert(path, tmp_path / "out.onnx")
+    assert result.exit_code == 0
+    told = " ".join(result.stdout.split())
+    assert "no inputs could be made up for it: give some (--inputs FILE.npz)" in told
+
+
+def test_strings_are_taken_from_a_file(tmp_path):
+    path = strings(tmp_path)
+    words = np.random.default_rng(0).integers(0, 9, (1, 3, 4, 5)).astype(str)
+    np.savez(tmp_path / "words.npz", x=words)
+    result = convert(path, tmp_path / "out.onnx", "--inputs", tmp_path / "words.npz", "--json")
+    report = json.loads(result.stdout)
+    assert "y" in {each["what"] for each in report["parity"]["comparisons"]}
+
+
+def test_described_inputs_are_used(file, tmp_path):
+    result = convert(file, tmp_path / "out.onnx", "--input", "x=2x3x5x7", "--json")
+    assert json.loads(result.stdout)["parity"]["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (("--input", "z=1x3x4x4"), "the model's inputs are 'x'"),
+        (("--input", "x=1x4x4x4"), "it fails on inputs of shapes"),
+        (("--input", "x=1x3x4x4:float33"), "NAME=1x3x64x64"),
+        (("--opset", "20"), "an ONNX file keeps its own"),
+        (("--include", "down*"), "'down*' matches none of the 2 layers"),
+    ],
+    ids=["name", "shape", "dtype", "opset", "pattern"],
+)
+def test_what_does_not_fit_is_told(file, tmp_path, arguments, fragment):
+    result = convert(file, tmp_path / "out.onnx", *arguments)
+    assert_fails_in_words(result, fragment)
+    assert os.listdir(tmp_path) == ["net.onnx"]
+
+
+# --- files that are not what they should be -----------------------------------------------------
+
+
+def empty(folder):
+    (folder / "bad.onnx").write_bytes(b"")
+
+
+def noise(folder):
+    (folder / "bad.onnx").write_bytes(np.random.default_rng(0).bytes(5000))
+
+
+def truncated(folder):
+    content = net().SerializeToString()
+    (folder / "bad.onnx").write_bytes(content[: len(content) // 2])
+
+
+def folder_of_that_name(folder):
+    (folder / "bad.onnx").mkdir()
+
+
+def pipe(folder):
+    os.mkfifo(folder / "bad.onnx")
+
+
+def endless(folder):
+    (folder / "bad.onnx").symlink_to("/dev/zero")
+
+
+def missing(folder):
+    pass
+
+
+def not_an_onnx_model(folder):
+    """A valid message of the format, but empty."""
+    (folder / "bad.onnx").write_bytes(onnx.ModelProto(producer_name="nobody").SerializeToString())
+
+
+def json_text(folder):
+    (folder / "bad.onnx").write_text('{"graph": []}')
+
+
+BAD = [empty, noise, truncated, folder_of_that_name, pipe, endless, missing, not_an_onnx_model]
+
+
+@pytest.mark.parametrize("make", [*BAD, json_text], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_malformed_file_is_a_sentence(tmp_path, make, command):
+    make(tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    more = ["-o", tmp_path / "out.onnx"] if command == "convert" else []
+    assert_fails_in_words(run(command, tmp_path / "bad.onnx", *more), "bad.onnx: ", "; ")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_cut_anywhere_is_a_sentence_or_a_model(tmp_path):
+    """Protobuf reads some prefixes of a file as a smaller message: never a traceback."""
+    content = net().SerializeToString()
+    for length in range(0, len(content), 97):
+        (tmp_path / "cut.onnx").write_bytes(content[:length])
+        result = run("inspect", tmp_path / "cut.onnx")
+        assert result.exit_code in (0, 1), result.exception
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_output_of_another_kind_is_refused(file, tmp_path):
+    assert_fails_in_words(convert(file, tmp_path / "out.pt2"), "an output that ends in .onnx")
+    assert_fails_in_words(run("verify", file, tmp_path / "x.pt2"), "compared with an ONNX file")
+    assert_fails_in_words(
+        run("export", file, "-o", tmp_path / "x.onnx"), "it is an ONNX file already"
+    )
+
+
+def test_existing_files_are_kept(file, tmp_path):
+    (tmp_path / "out.onnx").write_text("mine")
+    assert_fails_in_words(convert(file, tmp_path / "out.onnx"), "existing files are kept")
+    assert_fails_in_words(convert(file, file, "--force"), "the output is also an input")
+    assert (tmp_path / "out.onnx").read_text() == "mine"
+
+
+def test_nothing_is_written_when_the_proof_fails(file, tmp_path, monkeypatch):
+    """The control of everything above: a wrong conversion does not become a file."""
+    write = onnx_file.write
+
+    def tampered(path, source, model):
+        weight = model.graph.initializers["up1.weight"]
+        array = weight.const_value.numpy().copy()
+        array[[0, 1]] = array[[1, 0]]  # two phases
+        weight.const_value = type(weight.const_value)(array, name=weight.name)
+        write(path, source, model)
+
+    monkeypatch.setattr(onnx_file, "write", tampered)
+    assert_fails_in_words(
+        convert(file, tmp_path / "out.onnx"), "up1", "times what rounding explains"
+    )
+    assert os.listdir(tmp_path) == ["net.onnx"]
+
+
+# --- weights in files of their own --------------------------------------------------------------
+
+
+def test_external_data_is_read_and_written(external, tmp_path):
+    output = tmp_path / "fixed.onnx"
+    assert convert(external, output).exit_code == 0
+    assert sorted(os.listdir(tmp_path)) == ["fixed.onnx", "fixed.onnx.data", "net.data", "net.onnx"]
+    stored = {
+        each.name: each for each in onnx.load(output, load_external_data=False).graph.initializer
+    }
+    assert stored["up1.weight"].data_location == TensorProto.EXTERNAL
+    assert deconvfix.verify(external, output, []).ok
+    original = {each.name: each for each in onnx.load(external).graph.initializer}
+    copied = {each.name: each for each in onnx.load(output).graph.initializer}
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(copied["up1.bias"])[:6],
+        np.repeat(numpy_helper.to_array(original["up1.bias"]), 6)[:6],
+    )
+
+
+def test_a_path_in_python_reads_external_data(external):
+    model = deconvfix.convert(external).model
+    assert not any(each.external_data for each in model.graph.initializer)
+
+
+def relocate(path, location, **entries):
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+            elif entry.key in entries:
+                entry.value = entries[entry.key]
+    path.write_bytes(model.SerializeToString())
+
+
+def outside(path):
+    secret = path.parent.parent / f"{path.parent.name}.secret"
+    secret.write_bytes((path.parent / "net.data").read_bytes())
+    relocate(path, f"../{secret.name}")
+
+
+def absolute(path):
+    relocate(path, str(path.parent / "net.data"))
+
+
+def link(path):
+    (path.parent / "link.data").symlink_to("/etc/hostname")
+    relocate(path, "link.data")
+
+
+def device(path):
+    (path.parent / "link.data").symlink_to("/dev/zero")
+    relocate(path, "link.data")
+
+
+def gone(path):
+    (path.parent / "net.data").unlink()
+
+
+def too_short(path):
+    (path.parent / "net.data").write_bytes(b"\0" * 16)
+
+
+def bad_offset(path):
+    relocate(path, "net.data", offset="-5")
+
+
+def bad_length(path):
+    relocate(path, "net.data", length="many")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [outside, absolute, link, device, gone, too_short, bad_offset, bad_length],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_external_data_stays_in_its_folder(external, tmp_path, spoil):
+    spoil(external)
+    result = convert(external, tmp_path / "out.onnx")
+    assert_fails_in_words(result, "is stored outside the file, and", "the model's own folder only")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_large_models_are_never_in_memory(tmp_path):
+    """A 300 MB model, most of it untouched, with far less memory than its weights.
+
+    `benchmarks/memory.py` does the same with 4 GB.
+    """
+    elements = 75_000_000
+    model = net()
+    big = TensorProto(name="big", data_type=FLOAT, dims=[elements])
+    big.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "big.data"), ("offset", "0"), ("length", str(4 * elements))):
+        big.external_data.add(key=key, value=value)
+    model.graph.initializer.append(big)
+    model.graph.node.append(helper.make_node("ReduceMax", ["big"], ["z"], axes=[0]))
+    model.graph.output.append(helper.make_tensor_value_info("z", FLOAT, [1]))
+    path = tmp_path / "large.onnx"
+    path.write_bytes(model.SerializeToString())
+    with open(tmp_path / "big.data", "wb") as data:
+        data.truncate(4 * elements)
+    code = (
+        "import resource; from pathlib import Path; from deconvfix import onnx_file\n"
+        "from deconvfix.conversion import convert\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        f"file = onnx_file.read(Path({str(path)!r}))\n"
+        "model = convert(file.model, verify=False).model\n"
+        f"onnx_file.write(Path({str(tmp_path / 'out.onnx')!r}), file, model)\n"
+        "print(peak() - before)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) < 100_000, "kilobytes"
+    assert (tmp_path / "out.onnx.data").stat().st_size >= 4 * elements
+
+
+# --- a trained model from a package -------------------------------------------------------------
+
+
+def test_text_detector_finds_the_same_text(tmp_path):
+    """PP-OCR as the package `rapidocr` ships it, on a real picture, before and after."""
+    rapidocr = pytest.importorskip("rapidocr")
+    model = Path(rapidocr.__file__).parent / "models" / "PP-OCRv6_det_small.onnx"
+    output = tmp_path / "detector.onnx"
+    assert convert(model, output).exit_code == 0
+    assert "ConvTranspose" in operators(model)
+    assert "ConvTranspose" not in operators(output)
+    old, new = onnx.load(model), onnx.load(output)
+    assert [each.name for each in new.graph.input] == [each.name for each in old.graph.input]
+    assert [each.name for each in new.graph.output] == [each.name for each in old.graph.output]
+    onnx.checker.check_model(new, full_check=True)
