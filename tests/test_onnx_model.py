@@ -1,5 +1,7 @@
 """Every ConvTranspose node, by the operator specification and as ONNX Runtime runs it."""
 
+import importlib
+
 import numpy as np
 import onnx
 import pytest
@@ -166,6 +168,7 @@ def test_padding_as_onnx_runtime_computes_it(drawn, opset):
 
 # --- the parameter sets of others ---------------------------------------------------------------
 
+importlib.import_module("onnx.backend.test.case.node.convtranspose")  # makes the tests
 BACKEND = [
     pytest.param(each, id=each.name)
     for each in node_tests._NodeTestCases  # the public collector imports the tests of all operators

@@ -25,7 +25,8 @@ def commands(text):
 
 COMMANDS = [each for block in blocks("bash") for each in commands(block)]
 SCRIPTS = [each.split("#")[0].strip() for each in COMMANDS if each.startswith("scripts/")]
-OWN = [each for each in COMMANDS if each.startswith("deconvfix ")]
+INSTALLED = [each for each in COMMANDS if each.startswith("python -m pip install ")]
+OWN = [each for each in COMMANDS if each.startswith(("deconvfix ", "python -c "))]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,13 @@ def run(arguments, folder):
 
 
 def test_every_command_is_of_a_known_kind():
-    assert len(OWN) + len(SCRIPTS) == len(COMMANDS) >= 8
+    assert len(OWN) + len(SCRIPTS) + len(INSTALLED) == len(COMMANDS) >= 8
+
+
+def test_what_the_reader_installs_is_installed_for_the_tests():
+    extras = (ROOT / "pyproject.toml").read_text()
+    for command in INSTALLED:
+        assert all(f'"{each}>=' in extras for each in command.split()[4:])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -85,8 +92,10 @@ def test_the_uses_of_the_readme_run_in_order(folder):
             continue
         for command in commands(text):
             if command in OWN:
-                arguments = shlex.split(command)[1:]
-                outputs.append(run([sys.executable, "-m", "deconvfix", *arguments], folder))
+                python = shlex.quote(sys.executable)
+                command = command.replace("python ", f"{python} ", 1)
+                command = command.replace("deconvfix ", f"{python} -m deconvfix ", 1)
+                outputs.append(run(["bash", "-c", command], folder))
     assert len(outputs) == len(OWN) + len(blocks("python"))
     assert any("3 transposed convolutions found: 3 replaced; verified." in each for each in outputs)
 
