@@ -16,7 +16,7 @@ from deconvfix.conversion import verify as verify_models
 from deconvfix.errors import OptionError
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.torch_compare import equal
-from deconvfix.frontends.torch_inputs import Inputs
+from deconvfix.frontends.torch_inputs import Inputs, as_inputs, flat_tensors, run_model
 from deconvfix.inspection import Inspection
 from deconvfix.jobs import read_recipe, reloaded_error, told_of, write_recipe
 from deconvfix.onnx_export import ExportReport, export_onnx
@@ -93,13 +93,7 @@ def convert_file(
         program_file.write(conversion.model, written)
         # The copy is our own; what was trusted before may be in it.
         again = program_file.read(written, trust=source.trust)
-        stored = again.state_dict
-        for name, value in conversion.model.state_dict.items():
-            if name not in stored or not equal(value, stored[name]):
-                raise reloaded_error(name)
-        parity = verify_models(conversion.model, again, [] if example is None else [example])
-        if parity.comparisons and not parity.ok:
-            raise reloaded_error(str(output))
+        _check_reload(conversion.model, again, example or conversion.model.example_inputs)
     return report
 
 
@@ -121,6 +115,19 @@ def verify_files(source: Source, after: Path) -> ParityReport:
         return verify_onnx(program.module(), after, example or program.example_inputs)
     converted = program_file.read(after, trust=source.trust)
     return verify_models(program, converted, [] if example is None else [example])
+
+
+def _check_reload(written: ExportedProgram, again: ExportedProgram, example: Any | None) -> None:
+    """What was written must come back, bit for bit: the state, and the outputs."""
+    for name, value in written.state_dict.items():
+        if name not in again.state_dict or not equal(value, again.state_dict[name]):
+            raise reloaded_error(name)
+    if example is not None:
+        wanted, got = (
+            flat_tensors(run_model(each.module(), as_inputs(example))) for each in (written, again)
+        )
+        if len(wanted) != len(got) or not all(map(equal, wanted, got)):
+            raise reloaded_error("outputs")
 
 
 def _example(source: Source, program: ExportedProgram) -> Inputs | None:

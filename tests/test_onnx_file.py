@@ -5,19 +5,23 @@ import os
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 import deconvfix
+import fixtures.models
 from deconvfix import onnx_file
 from deconvfix._cli import main
 from deconvfix.errors import ModelError
 
 FLOAT = TensorProto.FLOAT
+FIXTURES = Path(fixtures.models.__file__).parent
 
 
 def net(*, x_type=FLOAT, shape=("n", 3, "h", "w"), extra=(), seed=0):
@@ -471,3 +475,33 @@ def test_text_detector_finds_the_same_text(tmp_path):
     assert [each.name for each in new.graph.input] == [each.name for each in old.graph.input]
     assert [each.name for each in new.graph.output] == [each.name for each in old.graph.output]
     onnx.checker.check_model(new, full_check=True)
+
+
+TRAINED = {
+    "audio_upsampler": {"spectrum": {0: "batch", 2: "frames"}},
+    "digits_generator": {"z": {0: "batch"}},
+    "photo_autoencoder": {"image": {0: "batch", 2: "height", 3: "width"}},
+    "segmenter": {"image": {0: "batch", 2: "height", 3: "width"}},
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained_network_exported_and_converted(tmp_path, name):
+    """The fixtures as files: one and two dimensions, groups, dynamic axes."""
+    builder = getattr(fixtures.models, name)
+    weights = FIXTURES / f"{name}.safetensors"
+    with np.load(FIXTURES / f"{name}_heldout.npz") as heldout:
+        inputs = {key: heldout[key][:1] for key in heldout.files if key != "target"}
+    deconvfix.export_onnx(
+        deconvfix.load(weights, builder()).eval(),
+        tmp_path / "net.onnx",
+        tuple(torch.from_numpy(each) for each in inputs.values()),
+        dynamic_shapes=TRAINED[name],
+        verify=False,
+    )
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    options = ("--inputs", tmp_path / "inputs.npz", "--strict", "--json")
+    result = convert(tmp_path / "net.onnx", tmp_path / "out.onnx", *options)
+    assert json.loads(result.stdout)["parity"]["ok"] is True
+    assert "ConvTranspose" in operators(tmp_path / "net.onnx")
+    assert "ConvTranspose" not in operators(tmp_path / "out.onnx")
