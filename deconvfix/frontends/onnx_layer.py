@@ -25,7 +25,13 @@ from numpy.typing import NDArray
 
 from deconvfix.errors import SpecError
 from deconvfix.forms.base import Refusal
-from deconvfix.frontends.onnx_values import DEFAULT_DOMAINS, Known, constant
+from deconvfix.frontends.onnx_values import (
+    DEFAULT_DOMAINS,
+    Known,
+    check_calls,
+    constant,
+    is_quantizer,
+)
 from deconvfix.spec import ConvTransposeSpec
 
 __all__ = ["DynamicSize", "Layer", "find_layers"]
@@ -36,6 +42,11 @@ _DTYPE_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
 _DYNAMIC_SLICE = 10
 # Weights that are not stored are extended by Pad, which ONNX Runtime has from this opset on.
 _RUNNING_PAD = 2
+# Functions hold no initializers, and before this opset Constant nodes hold no integers.
+_FUNCTION_CONSTANTS = 9
+# ONNX Runtime reads the nodes of a function by the operator set of the model. From this one on they
+# are written alike for all.
+_FUNCTION_NODES = 11
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,12 @@ class Layer:
 
 
 def find_layers(model: ir.Model) -> tuple[Layer, ...]:
-    """All ConvTranspose nodes of the model, in subgraphs and functions too, in the model's order."""
+    """All ConvTranspose nodes of the model, in subgraphs and functions too, in the model's order.
+
+    Raises:
+        ModelError: If the model's functions cannot be inlined.
+    """
+    check_calls(model)
     context = Known(model)
     layers: list[Layer] = []
     taken: set[str] = set()
@@ -177,15 +193,19 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
             )
         }
     except LookupError as error:
-        return replace(layer, obstacle=_depends_on_the_call(str(error.args[0])))
+        return replace(layer, obstacle=_depends_on_the_call(f"attribute {error.args[0]}"))
+    for what, value in (("input", x), ("weight", w), ("bias", b)):
+        if any(given is None for given, _ in context.given(value, function)):
+            return replace(layer, obstacle=_depends_on_the_call(what))
     layer = replace(layer, attributes={k: v for k, v in settings.items() if v is not None})
     x_shape, w_shape = context.shape(x, function), context.shape(w, function)
     y_shape, b_shape = context.shape(node.outputs[0], function), context.shape(b, function)
     kernel = settings["kernel_shape"] or (None if w_shape is None else w_shape[2:])
     if kernel is None or any(k is None for k in kernel):
         return replace(layer, obstacle=_UNKNOWN_KERNEL)
-    if w_shape is not None and any(
-        mine not in (None, theirs) for mine, theirs in zip(w_shape[2:], kernel, strict=False)
+    if w_shape is not None and (
+        len(w_shape) - 2 != len(kernel)
+        or any(mine not in (None, theirs) for mine, theirs in zip(w_shape[2:], kernel, strict=True))
     ):
         return replace(layer, obstacle=_contradiction("kernel_shape", kernel, w_shape[2:]))
     n = len(kernel)
@@ -221,6 +241,10 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
         return replace(layer, obstacle=Refusal(error.found, error.needed, error.todo))
     if dynamic_size is not None and scope.opset < _DYNAMIC_SLICE:
         return replace(layer, obstacle=_needs_newer_slice(scope.opset))
+    main = _opset(context.model.opset_imports)
+    alike = scope.opset == main or min(scope.opset, main) >= _FUNCTION_NODES
+    if function is not None and (scope.opset < _FUNCTION_CONSTANTS or not alike):
+        return replace(layer, obstacle=_old_function(scope.opset, main))
     if weight is None and scope.opset < _RUNNING_PAD:
         return replace(layer, obstacle=_NEEDS_PAD)
     return replace(layer, spec=spec, dynamic_size=dynamic_size, input_size=input_size)
@@ -262,7 +286,7 @@ def _stored_weight(value: ir.Value | None, ir_version: int) -> tuple[Any, str]:
     if tensor is not None and tensor.dtype in _FLOATS:
         return tensor, ""
     producer = None if value is None else value.producer()
-    if producer is not None and producer.op_type == "DequantizeLinear":
+    if producer is not None and is_quantizer(producer, "DequantizeLinear"):
         return None, "its weight is quantised"
     return None, "its weight is computed while the model runs"
 
@@ -302,10 +326,19 @@ def _not_floating(dtype: str) -> Refusal:
     )
 
 
-def _depends_on_the_call(attribute: str) -> Refusal:
+def _depends_on_the_call(what: str) -> Refusal:
     return Refusal(
-        f"its attribute {attribute} differs between the calls of the function that it is in",
+        f"its {what} is not the same, or left out, at the calls of the function that it is in",
         "one geometry is needed",
+        "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
+    )
+
+
+def _old_function(opset: int, main: int) -> Refusal:
+    return Refusal(
+        f"it is in a function of opset {opset}, in a model of opset {main}",
+        f"both must be {_FUNCTION_NODES} or newer, or the same and not older than "
+        f"{_FUNCTION_CONSTANTS}",
         "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
     )
 

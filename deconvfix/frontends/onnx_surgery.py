@@ -20,7 +20,7 @@ import onnx_ir as ir
 from deconvfix.forms import form
 from deconvfix.forms.base import Compiled, Settings
 from deconvfix.frontends.onnx_layer import DynamicSize, Layer
-from deconvfix.frontends.onnx_values import Operand, constant
+from deconvfix.frontends.onnx_values import DEFAULT_DOMAINS, Operand, constant, is_quantizer
 from deconvfix.frontends.onnx_weights import Store, Weights
 from deconvfix.frontends.onnx_writer import (
     NEWEST_WITHOUT_BROADCAST,
@@ -101,20 +101,20 @@ def quantised_tail(node: ir.Node) -> list[ir.Node]:
     """The elementwise nodes and the QuantizeLinear that follow, if both sides are quantised."""
     x = node.inputs[0]
     source = None if x is None else x.producer()
-    if source is None or source.op_type != "DequantizeLinear":
+    if source is None or not is_quantizer(source, "DequantizeLinear"):
         return []
     tail: list[ir.Node] = []
     value = node.outputs[0]
     while not value.is_graph_output() and len(value.uses()) == 1:
         ((following, index),) = value.uses()
-        if index != 0 or following.graph is not node.graph or following.domain != "":
+        if index != 0 or following.graph is not node.graph:
             break
         tail.append(following)
-        if following.op_type == "QuantizeLinear":
+        if is_quantizer(following, "QuantizeLinear"):
             scale = following.inputs[1]
             tensor = None if scale is None else constant(scale, 0)
             return tail if tensor is not None and tensor.size == 1 else []
-        if following.op_type not in _ELEMENTWISE:
+        if following.op_type not in _ELEMENTWISE or following.domain not in DEFAULT_DOMAINS:
             break
         value = following.outputs[0]
     return []
@@ -166,46 +166,28 @@ class _Operation:
             written.before, x, weight, bias, spec.in_channels, sizes
         )
         conv = next(each for each in written.before if isinstance(each, Conv))
-        graph = self.layer.graph
-        if tail:
-            graph.insert_before(self.node, self.writer.nodes)
-            self.writer.nodes = []
-            tail[0].replace_input_with(0, y)
-            for each in tail:
-                each.outputs[0].shape = None  # of the phases now, not of the pixels
-            y = tail[-1].outputs[0]
+        for each in tail:
+            y = self._again(each, y)
         y, _ = self.writer.steps(written.after, y, None, bias, conv.out_channels, sizes)
         if self.dynamic is not None:
             y = self._dynamic_crop(x, y)
-        if tail:
-            self._take_over(tail[-1], y)
-            graph.remove(self.node, safe=True)
-            return
-        old = self.node.outputs[0]
+        replaced = [self.node, *tail]
+        old = replaced[-1].outputs[0]
         y.metadata_props.update(old.metadata_props)
         y.doc_string = old.doc_string
         ir.convenience.replace_nodes_and_values(
-            graph, self.node, [self.node], self.writer.nodes, [old], [y]
+            self.layer.graph, replaced[-1], replaced, self.writer.nodes, [old], [y]
         )
 
-    def _take_over(self, quantize: ir.Node, y: ir.Value) -> None:
-        """The last new value becomes what QuantizeLinear's output was."""
-        old = quantize.outputs[0]
-        if y is old:  # nothing to shuffle
-            return
-        first = self.writer.nodes[0]
-        y.type = old.type
-        name, old.name = old.name, self.surgeon.store.names.fresh(f"{self.writer.prefix}/phases")
-        y.name = name
-        uses = [(node, index) for node, index in old.uses() if node is not first]
-        self.layer.graph.insert_after(quantize, self.writer.nodes)
-        for node, index in uses:
-            node.replace_input_with(index, y)
-        outputs = self.layer.graph.outputs
-        for number, value in enumerate(outputs):
-            if value is old:
-                y.shape = None
-                outputs[number] = y
+    def _again(self, node: ir.Node, y: ir.Value) -> ir.Value:
+        """A node of the tail, on phases: under its name, its output under a new one."""
+        result = self.writer.op(node.op_type, y, *node.inputs[1:], domain=node.domain)
+        copied = self.writer.nodes[-1]
+        copied.name, copied.doc_string = node.name, node.doc_string
+        copied.attributes.update(node.attributes)
+        copied.metadata_props.clear()
+        copied.metadata_props.update(node.metadata_props)
+        return result
 
     def _written(self, plain: bool) -> _Written:
         """The form's steps, cut at the convolution; `plain`: nothing but a Conv before the shuffle."""

@@ -112,12 +112,19 @@ class Writer:
         self.opset = opset
         self.nodes: list[ir.Node] = []
 
-    def op(self, op_type: str, *inputs: ir.Value | None, what: str = "", **attrs: Any) -> ir.Value:
+    def op(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        what: str = "",
+        domain: str = "",
+        **attrs: Any,
+    ) -> ir.Value:
         """One node with one output; `what` goes into its name."""
         name = self.names.fresh(f"{self.prefix}/{what or op_type}")
         value = ir.Value(name=name)
         attributes = ir.convenience.convert_attributes(attrs)
-        node = ir.Node("", op_type, inputs, attributes, outputs=[value], name=name)
+        node = ir.Node(domain, op_type, inputs, attributes, outputs=[value], name=name)
         if self.like is not None:
             node.metadata_props.update(self.like.metadata_props)
             node.doc_string = self.like.doc_string
