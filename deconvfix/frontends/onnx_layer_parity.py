@@ -14,7 +14,7 @@ from deconvfix.errors import ExportError
 from deconvfix.forms import form
 from deconvfix.frontends.onnx_layer import Layer, find_layers
 from deconvfix.frontends.onnx_surgery import quantised_tail
-from deconvfix.frontends.onnx_values import DEFAULT_DOMAINS, constant, scopes, visible
+from deconvfix.frontends.onnx_values import DEFAULT_DOMAINS, constant, is_quantizer, scopes, visible
 from deconvfix.onnx_runtime import open_session, run_named
 from deconvfix.parity import LIMIT, Comparison, rounding_unit
 from deconvfix.plan import Decision, Plan
@@ -165,10 +165,16 @@ def _is_stored(value: ir.Value, ir_version: int) -> bool:
     if constant(value, ir_version) is not None:
         return True
     node = value.producer()
-    if node is None or node.op_type in _RANDOM or node.domain not in DEFAULT_DOMAINS:
+    if node is None or node.op_type in _RANDOM or not _is_understood(node):
         return False
     return bool(node.inputs) and all(
         each is None or _is_stored(each, ir_version) for each in node.inputs
+    )
+
+
+def _is_understood(node: ir.Node) -> bool:
+    return node.domain in DEFAULT_DOMAINS or is_quantizer(
+        node, "DequantizeLinear", "QuantizeLinear"
     )
 
 
@@ -209,7 +215,11 @@ def _part(
     """
     values = visible(scopes(model)[number])
     kind = ir.DataType.from_numpy(np.dtype(dtype))
-    stops = {values[name]: ir.val(name, kind, shape) for name, shape in boundary.items()}
+    stops = {
+        values[name]: ir.val(name, kind, shape)
+        for name, shape in boundary.items()
+        if name in values
+    }
     return _serialized(_cut_out(stops, values[result]), model, layer)
 
 
@@ -236,7 +246,7 @@ def _cut_out(stops: Mapping[ir.Value, ir.Value], result: ir.Value) -> ir.Graph:
             constants.append(new)
             copies[value] = new
             return new
-        if node.domain not in DEFAULT_DOMAINS or any(
+        if not _is_understood(node) or any(
             each.is_ref() or each.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
             for each in node.attributes.values()
         ):
@@ -249,7 +259,7 @@ def _cut_out(stops: Mapping[ir.Value, ir.Value], result: ir.Value) -> ir.Graph:
             else each
             for each in node.attributes.values()
         ]
-        nodes.append(ir.Node("", node.op_type, inputs, attributes, outputs=outputs))
+        nodes.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs))
         copies.update(zip(node.outputs, outputs, strict=True))
         return copies[value]
 
@@ -268,7 +278,12 @@ def _narrow(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def _serialized(graph: ir.Graph, model: ir.Model, layer: Layer) -> bytes:
-    graph.opset_imports.update(dict(model.graph.opset_imports) | {"": layer.opset})
+    for imports in (
+        model.opset_imports,
+        {} if layer.function is None else layer.function.opset_imports,
+    ):
+        graph.opset_imports.update(imports)
+    graph.opset_imports[""] = layer.opset
     part = ir.Model(graph, ir_version=max(model.ir_version, 4))
     ir.external_data.load_to_model(part)
     return bytes(ir.to_proto(part).SerializeToString())

@@ -1,11 +1,13 @@
 """One ConvTranspose node replaced by the nodes of its new form.
 
     ConvTranspose(x, W, b) -> y            becomes   Conv(x, W', b'), shuffle, crop -> y
-    DQ -> ConvTranspose -> Relu -> Q -> y  becomes   DQ -> Conv -> Relu -> Q, shuffle, crop -> y
+    DQ -> ConvTranspose -> Relu -> Q -> y  becomes   DQ -> Conv -> Relu -> Q -> DQ, shuffle, crop -> Q -> y
 
 The second keeps the pattern that runtimes execute in int8: the shuffle and the crop commute with
-everything that treats elements alike, so they follow the QuantizeLinear. Nothing may stand between DQ
-and Conv there, so phases without a tap are computed from zero taps (zero points, once quantised).
+everything that treats elements alike, so they follow the QuantizeLinear, in a pair of their own that
+changes no value (ONNX Runtime drops it, and runs int8 convolutions only where DQ follows Q). Nothing may
+stand between DQ and Conv, so phases without a tap are computed from zero taps (zero points, once
+quantised).
 """
 
 from __future__ import annotations
@@ -166,11 +168,20 @@ class _Operation:
             written.before, x, weight, bias, spec.in_channels, sizes
         )
         conv = next(each for each in written.before if isinstance(each, Conv))
-        for each in tail:
+        moves = bool(written.after) or self.dynamic is not None
+        for each in tail[:-1]:
             y = self._again(each, y)
+        if tail and moves:
+            y = self.writer.op(
+                "DequantizeLinear",
+                *(self._again(tail[-1], y, what="QuantizeLinear"), *tail[-1].inputs[1:]),
+                domain=tail[-1].domain,
+            )
         y, _ = self.writer.steps(written.after, y, None, bias, conv.out_channels, sizes)
         if self.dynamic is not None:
             y = self._dynamic_crop(x, y)
+        if tail:
+            y = self._again(tail[-1], y)
         replaced = [self.node, *tail]
         old = replaced[-1].outputs[0]
         y.metadata_props.update(old.metadata_props)
@@ -179,11 +190,12 @@ class _Operation:
             self.layer.graph, replaced[-1], replaced, self.writer.nodes, [old], [y]
         )
 
-    def _again(self, node: ir.Node, y: ir.Value) -> ir.Value:
-        """A node of the tail, on phases: under its name, its output under a new one."""
-        result = self.writer.op(node.op_type, y, *node.inputs[1:], domain=node.domain)
+    def _again(self, node: ir.Node, y: ir.Value, what: str = "") -> ir.Value:
+        """A node of the tail on another value; under its own name, unless it is `what`."""
+        result = self.writer.op(node.op_type, y, *node.inputs[1:], domain=node.domain, what=what)
         copied = self.writer.nodes[-1]
-        copied.name, copied.doc_string = node.name, node.doc_string
+        copied.name = copied.name if what else node.name
+        copied.doc_string = node.doc_string
         copied.attributes.update(node.attributes)
         copied.metadata_props.clear()
         copied.metadata_props.update(node.metadata_props)

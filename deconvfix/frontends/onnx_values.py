@@ -139,6 +139,11 @@ def is_quantizer(node: ir.Node, *op_types: str) -> bool:
     return node.op_type in op_types and node.domain in (*DEFAULT_DOMAINS, "com.microsoft")
 
 
+def _is_foreign_quantizer(node: ir.Node) -> bool:
+    """Whether it is one of ONNX Runtime's own, which shape inference does not know."""
+    return bool(node.domain) and is_quantizer(node, "DequantizeLinear", "QuantizeLinear")
+
+
 def static_shape(value: ir.Value | None) -> tuple[int | None, ...] | None:
     """The declared shape, None for each axis that is not fixed; None if the rank is unknown."""
     if value is None or value.shape is None:
@@ -202,6 +207,9 @@ class Known:
             if inferred is not None and (shape is None or len(shape) == len(inferred)):
                 pairs = zip(shape or inferred, inferred, strict=True)
                 shape = tuple(mine if theirs is None else theirs for mine, theirs in pairs)
+        producer = value.producer()
+        if shape is None and producer is not None and _is_foreign_quantizer(producer):
+            shape = self.shape(producer.inputs[0], function)
         if shape is None:
             shapes = {
                 self.shape(given, caller) for given, caller in self.given(value, function) if given
@@ -223,6 +231,10 @@ class Known:
         for each in (tensor, value, inferred):
             if each is not None and each.dtype is not None:
                 return each.dtype
+        producer = value.producer()
+        if producer is not None and _is_foreign_quantizer(producer):
+            dequantizes = producer.op_type == "DequantizeLinear"
+            return self.dtype(producer.inputs[1], function) if dequantizes else None
         found = {self.dtype(given, caller) for given, caller in self.given(value, function)}
         return found.pop() if len(found) == 1 else None
 
