@@ -28,7 +28,7 @@ from deconvfix.forms.base import Refusal
 from deconvfix.frontends.onnx_values import (
     DEFAULT_DOMAINS,
     Known,
-    check_calls,
+    check_model,
     constant,
     is_quantizer,
 )
@@ -106,9 +106,9 @@ def find_layers(model: ir.Model) -> tuple[Layer, ...]:
     """All ConvTranspose nodes of the model, in subgraphs and functions too, in the model's order.
 
     Raises:
-        ModelError: If the model's functions cannot be inlined.
+        ModelError: If the model is malformed; see `check_model`.
     """
-    check_calls(model)
+    check_model(model)
     context = Known(model)
     layers: list[Layer] = []
     taken: set[str] = set()

@@ -18,20 +18,23 @@ from deconvfix.frontends import onnx_parity
 from deconvfix.frontends.base import Findings
 from deconvfix.frontends.onnx_layer import Layer, find_layers
 from deconvfix.frontends.onnx_surgery import Surgeon, quantised_tail
+from deconvfix.frontends.onnx_values import check_model
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Match, Options, Plan, make_plan
 
 __all__ = ["FRONTEND", "OnnxFrontend", "ReplaceTransposedConvs"]
-
-# Upsample and Resize as ONNX Runtime runs them.
-_RESIZE_OPSET = {"nearest": 7, "linear": 11}
 
 
 class OnnxFrontend:
     """For onnx_ir.Model; see the module's text."""
 
     def prepare(self, model: ir.Model, example_inputs: Any | None, *, inplace: bool) -> ir.Model:
-        """A copy (tensors are shared, they are never written to), unless `inplace`."""
+        """A copy (tensors are shared, they are never written to), unless `inplace`.
+
+        Raises:
+            ModelError: If the model is malformed.
+        """
+        check_model(model)
         return model if inplace else model.clone()
 
     def find(self, model: ir.Model, example_inputs: Any | None) -> Findings:

@@ -20,9 +20,10 @@ __all__ = [
     "Known",
     "Operand",
     "bodies",
-    "check_calls",
+    "check_model",
     "constant",
     "is_quantizer",
+    "quiet",
     "scopes",
     "static_shape",
     "visible",
@@ -74,12 +75,32 @@ def visible(scope: tuple[ir.Graph, ...]) -> dict[str, ir.Value]:
     return values
 
 
-def check_calls(model: ir.Model) -> None:
-    """Checks that the model's functions can be inlined, which is what runtimes do with them.
+def check_model(model: ir.Model) -> None:
+    """Checks that all values come from somewhere, and that the model's functions can be inlined.
 
     Raises:
-        ModelError: If a function calls itself, or calls expand to an absurd number of nodes.
+        ModelError: If a node reads what nothing gives, if a function calls itself, or if calls
+            expand to an absurd number of nodes: runtimes and checkers inline them.
     """
+    for body in bodies(model):
+        inputs = set(body.inputs)
+        for node in body.all_nodes():
+            for each in node.inputs:
+                if each is not None and each not in inputs and _is_dangling(each):
+                    raise ModelError(
+                        f"node {node.name or node.op_type!r}",
+                        f"it reads {each.name!r}, which nothing gives",
+                        "each value must be an input, an initializer, or the output of a node",
+                        "Check the file with onnx.checker",
+                    )
+    _check_calls(model)
+
+
+def _is_dangling(value: ir.Value) -> bool:
+    return value.producer() is None and not (value.is_graph_input() or value.is_initializer())
+
+
+def _check_calls(model: ir.Model) -> None:
     called = {
         key: Counter(
             each.op_identifier()
@@ -297,7 +318,7 @@ class Known:
     def _inferred_value(self, value: ir.Value) -> ir.Value | None:
         if self._inferred is None:
             copied = self.model.clone()
-            with _quiet():
+            with quiet():
                 ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copied)
             self._inferred = {}
             for mine, theirs in zip(scopes(self.model), scopes(copied), strict=True):
@@ -311,8 +332,8 @@ def _hashable(value: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Shape inference that fails logs a warning; what it would have found stays unknown."""
+def quiet() -> Iterator[None]:
+    """Without onnx_ir's warnings: what it does not find out stays unknown, or is an error here."""
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
