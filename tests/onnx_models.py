@@ -40,6 +40,8 @@ def constant(name, array, **kwargs):
 
 
 def value(name, shape, dtype=FLOAT):
+    """An input or output; a number instead of a shape is a rank, None an unknown one."""
+    shape = [None] * shape if isinstance(shape, int) else shape
     return helper.make_tensor_value_info(name, dtype, shape)
 
 

@@ -44,9 +44,6 @@ _DYNAMIC_SLICE = 10
 _RUNNING_PAD = 2
 # Functions hold no initializers, and before this opset Constant nodes hold no integers.
 _FUNCTION_CONSTANTS = 9
-# ONNX Runtime reads the nodes of a function by the operator set of the model. From this one on they
-# are written alike for all.
-_FUNCTION_NODES = 11
 
 
 @dataclass(frozen=True)
@@ -242,8 +239,7 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
     if dynamic_size is not None and scope.opset < _DYNAMIC_SLICE:
         return replace(layer, obstacle=_needs_newer_slice(scope.opset))
     main = _opset(context.model.opset_imports)
-    alike = scope.opset == main or min(scope.opset, main) >= _FUNCTION_NODES
-    if function is not None and (scope.opset < _FUNCTION_CONSTANTS or not alike):
+    if function is not None and (scope.opset < _FUNCTION_CONSTANTS or scope.opset != main):
         return replace(layer, obstacle=_old_function(scope.opset, main))
     if weight is None and scope.opset < _RUNNING_PAD:
         return replace(layer, obstacle=_NEEDS_PAD)
@@ -335,10 +331,13 @@ def _depends_on_the_call(what: str) -> Refusal:
 
 
 def _old_function(opset: int, main: int) -> Refusal:
+    """ONNX Runtime reads the nodes of a function by the model's operator set, not by the function's.
+
+    onnx.checker rejects those nodes that differ between the two.
+    """
     return Refusal(
         f"it is in a function of opset {opset}, in a model of opset {main}",
-        f"both must be {_FUNCTION_NODES} or newer, or the same and not older than "
-        f"{_FUNCTION_CONSTANTS}",
+        f"both must be the same, {_FUNCTION_CONSTANTS} or newer",
         "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
     )
 

@@ -10,7 +10,9 @@
 | DepthToSpace | < 11 | no mode, so Reshape and Transpose do its work |
 | Resize | < 11 | nearest only, as Upsample or Resize of opset 7 to 10 |
 
-Unknown sizes stay unknown: Reshape copies them (0) from the same position, and at most one is -1.
+Unknown sizes stay unknown: Reshape copies them (0) from the same position, and at most one is -1. An
+empty batch is the price: ONNX Runtime computes no -1 of a tensor without elements. Where the sizes are
+in the file, or DepthToSpace does the work, it runs.
 """
 
 from __future__ import annotations
@@ -276,7 +278,9 @@ class Writer:
                     if mode == "zeros" and isinstance(following, Conv):
                         zeros = amounts
                         continue
-                    x = self.pad(x, [(0, 0), (0, 0), *amounts], mode)
+                    x, rest = self._wide_reflection(x, amounts, mode, sizes)
+                    if any(map(any, rest)):
+                        x = self.pad(x, [(0, 0), (0, 0), *rest], mode)
                     sizes = _grown(sizes, amounts)
                 case Crop(amounts):
                     x = self.crop(x, amounts)
@@ -312,6 +316,20 @@ class Writer:
                 case ConvTranspose():
                     raise AssertionError("forms that keep the layer are not written as steps")
         return x, sizes
+
+    def _wide_reflection(
+        self, x: ir.Value, amounts: Pairs, mode: PadMode, sizes: Sequence[Size]
+    ) -> tuple[ir.Value, Pairs]:
+        """Reflections wider than the map, as Gather; and the amounts that are left for Pad.
+
+        ONNX Runtime's Pad stops with an error there, which it still does where sizes are open.
+        """
+        rest = list(amounts)
+        for i, (pair, size) in enumerate(zip(amounts, sizes, strict=True)):
+            if mode == "reflect" and size is not None and max(pair) >= size:
+                x = self.gather(x, np.pad(np.arange(size), pair, mode="reflect"), i + 2)
+                rest[i] = (0, 0)
+        return x, tuple(rest)
 
     def _conv(
         self, x: ir.Value, weight: ir.Value, bias: ir.Value | None, step: Conv, pads: Pairs
