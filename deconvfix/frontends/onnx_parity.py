@@ -30,9 +30,9 @@ from deconvfix.frontends import onnx_inputs
 from deconvfix.frontends.onnx_inputs import Feed
 from deconvfix.frontends.onnx_layer import find_layers
 from deconvfix.frontends.onnx_layer_parity import compare_layers
+from deconvfix.frontends.onnx_names import Names
 from deconvfix.frontends.onnx_surgery import quantised_tail
 from deconvfix.frontends.onnx_values import bodies, constant
-from deconvfix.frontends.onnx_writer import Names
 from deconvfix.onnx_runtime import open_session, run_named
 from deconvfix.parity import Comparison, ParityReport, summarize
 from deconvfix.plan import Plan

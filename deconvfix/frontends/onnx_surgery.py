@@ -22,13 +22,10 @@ import onnx_ir as ir
 from deconvfix.forms import form
 from deconvfix.forms.base import Compiled, Settings
 from deconvfix.frontends.onnx_layer import DynamicSize, Layer
+from deconvfix.frontends.onnx_names import OLDEST_IR_WITH_FREE_INITIALIZERS
 from deconvfix.frontends.onnx_values import DEFAULT_DOMAINS, Operand, constant, is_quantizer
 from deconvfix.frontends.onnx_weights import Store, Weights
-from deconvfix.frontends.onnx_writer import (
-    NEWEST_WITHOUT_BROADCAST,
-    OLDEST_IR_WITH_FREE_INITIALIZERS,
-    Writer,
-)
+from deconvfix.frontends.onnx_writer import NEWEST_WITHOUT_BROADCAST, Writer
 from deconvfix.plan import Decision
 from deconvfix.rearrange import Merge, Split, Verb, ZeroExtend, rearrange
 from deconvfix.spec import ConvTransposeSpec

@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from deconvfix.frontends.onnx_names import OLDEST_IR_WITH_FREE_INITIALIZERS, Names
 from deconvfix.frontends.onnx_values import Operand, constant, is_quantizer
-from deconvfix.frontends.onnx_writer import OLDEST_IR_WITH_FREE_INITIALIZERS, Names, Writer
+from deconvfix.frontends.onnx_writer import Writer
 from deconvfix.rearrange import Verb, rearrange
 from deconvfix.spec import ConvTransposeSpec
 
