@@ -558,6 +558,44 @@ def test_what_is_unknown_is_a_refusal(inputs, attributes, needed):
         deconvfix.convert(proto, strict=True)
 
 
+def without_operands(*inputs):
+    return model([helper.make_node("ConvTranspose", inputs, ["y"], name="up")], [X], [Y], W)
+
+
+MALFORMED = {
+    "no weight": (lambda: without_operands("x"), "no input or no weight"),
+    "an empty weight": (lambda: without_operands("x", ""), "no input or no weight"),
+    "no input": (lambda: without_operands("", "w"), "no input or no weight"),
+    "no operands": (lambda: without_operands(), "no input or no weight"),
+    "group 0": (lambda: plain(group=0), "is 0; at least 1 is needed"),
+    "group 3": (lambda: plain(group=3), "groups must divide"),
+    "stride 0": (lambda: plain(strides=[0, 1]), "`stride` is (0, 1)"),
+    "negative pads": (lambda: plain(pads=[-1, 0, 0, 0]), "must not be negative"),
+    "one stride": (lambda: plain(strides=[2]), "strides is [2]"),
+    "one output size": (lambda: plain(output_shape=[9], pads=None), "output_shape is [9]"),
+    "kernel_shape and weight": (lambda: plain(kernel_shape=[2, 3]), "kernel_shape is [2, 3]"),
+    "integers": (
+        lambda: model([deconv("x w")], [X], [Y], {"w": W["w"].astype(np.int32)}),
+        "its weight is int32",
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "found"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed_layers_are_refused(build, found):
+    assert found in refusal(build())
+
+
+def test_empty_lists_of_attributes_are_the_defaults():
+    """onnx_ir writes such lists; ONNX Runtime rejects them, and takes the converted model."""
+    layer = deconv(strides=None, pads=None, output_padding=None)
+    for name in ("strides", "pads", "output_padding", "dilations"):
+        layer.attribute.append(onnx.AttributeProto(name=name, type=INTS))
+    converted = deconvfix.convert(model([layer], [X], [Y], W)).model
+    same = plain(strides=None, pads=None, output_padding=None)
+    np.testing.assert_array_equal(run(converted, FEED)[0], run(same, FEED)[0])
+
+
 # --- preservation -------------------------------------------------------------------------------
 
 

@@ -161,7 +161,7 @@ def _opset(imports: Any) -> int:
 
 def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Layer:
     function = scope.function
-    operands = [*node.inputs, None, None]
+    operands = [*node.inputs, None, None, None]
     x, w, b = operands[:3]
     dtype = context.dtype(w, function) or context.dtype(x, function)
     weight, weight_note = _stored_weight(w, context.model.ir_version)
@@ -179,6 +179,8 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
         weight=weight,
         weight_note=weight_note,
     )
+    if x is None or w is None:
+        return replace(layer, obstacle=_NO_OPERANDS)
     if dtype is not None and dtype not in _FLOATS:
         return replace(layer, obstacle=_not_floating(layer.dtype))
     try:
@@ -194,7 +196,8 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
     for what, value in (("input", x), ("weight", w), ("bias", b)):
         if any(given is None for given, _ in context.given(value, function)):
             return replace(layer, obstacle=_depends_on_the_call(what))
-    layer = replace(layer, attributes={k: v for k, v in settings.items() if v is not None})
+    # an empty list stands for the default
+    layer = replace(layer, attributes={k: v for k, v in settings.items() if v not in (None, [])})
     x_shape, w_shape = context.shape(x, function), context.shape(w, function)
     y_shape, b_shape = context.shape(node.outputs[0], function), context.shape(b, function)
     kernel = settings["kernel_shape"] or (None if w_shape is None else w_shape[2:])
@@ -206,7 +209,7 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
     ):
         return replace(layer, obstacle=_contradiction("kernel_shape", kernel, w_shape[2:]))
     n = len(kernel)
-    groups = settings["group"] or 1
+    groups = 1 if settings["group"] is None else settings["group"]
     c_in = _first(_at(w_shape, 0), _at(x_shape, 1))
     c_out = _first(
         None if _at(w_shape, 1) is None else _at(w_shape, 1) * groups,
@@ -219,8 +222,12 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
     for key, wanted in (("pads", 2 * n), ("strides", n), ("dilations", n), ("output_padding", n)):
         if settings[key] and len(settings[key]) != wanted:
             return replace(layer, obstacle=_contradiction(key, settings[key], kernel))
-    if len(input_size) != n or (settings["output_shape"] and len(settings["output_shape"]) < n):
-        return replace(layer, obstacle=_contradiction("rank", x_shape, kernel))
+    if len(input_size) != n:
+        return replace(layer, obstacle=_contradiction("the input's shape", x_shape, kernel))
+    if settings["output_shape"] and len(settings["output_shape"]) < n:
+        return replace(
+            layer, obstacle=_contradiction("output_shape", settings["output_shape"], kernel)
+        )
     try:
         spec = ConvTransposeSpec(
             in_channels=c_in,
@@ -297,6 +304,11 @@ def _first(*values: int | None) -> int | None:
 
 # --- refusals -----------------------------------------------------------------------------------
 
+_NO_OPERANDS = Refusal(
+    "it has no input or no weight",
+    "both are needed",
+    "Correct the file; ONNX Runtime does not run this node",
+)
 _UNKNOWN_KERNEL = Refusal(
     "neither the shape of its weight nor the attribute kernel_shape is known",
     "the kernel size is needed",
