@@ -587,7 +587,7 @@ def test_malformed_layers_are_refused(build, found):
 
 
 def test_empty_lists_of_attributes_are_the_defaults():
-    """onnx_ir writes such lists; ONNX Runtime rejects them, and takes the converted model."""
+    """ONNX Runtime rejects such a file, and takes the converted one."""
     layer = deconv(strides=None, pads=None, output_padding=None)
     for name in ("strides", "pads", "output_padding", "dilations"):
         layer.attribute.append(onnx.AttributeProto(name=name, type=INTS))
