@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx.external_data_helper import load_external_data_for_tensor
 
 from deconvfix.errors import ModelError
-from deconvfix.frontends.onnx_proto import carry_over
+from deconvfix.frontends.onnx_proto import carry_over, from_proto
 
 __all__ = ["OnnxFile", "read", "read_proto", "write"]
 
@@ -46,24 +47,26 @@ def read(path: Path) -> OnnxFile:
         ModelError: If it is no ONNX file, or names external data that is not there.
     """
     proto = _parsed(path)
+    folder = path.absolute().parent
     external = False
     for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check_external(path, tensor)
             external = True
+    for tensor in _attribute_tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            # onnx_ir writes initializers into other files, and leaves attributes where they were.
+            load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("external_data")
     rest = onnx.ModelProto()
     carry_over(proto, rest)
     try:
-        model = ir.from_proto(proto)
-    except Exception as error:
-        root = error
-        while root.__cause__ is not None:
-            root = root.__cause__  # type: ignore[assignment]
-        raise _unreadable(path, f"onnx_ir does not read it ({root})") from error
+        model = from_proto(proto)
+    except ModelError as error:
+        raise _unreadable(path, error.found) from error
     for graph in model.graphs():
-        ir.external_data.set_base_dir(graph, path.absolute().parent)
-    for function in model.functions.values():
-        ir.external_data.set_base_dir(function.graph, path.absolute().parent)
+        ir.external_data.set_base_dir(graph, folder)
     return OnnxFile(path, model, rest, external)
 
 
@@ -131,28 +134,38 @@ def _unreadable(path: Path, found: str) -> ModelError:
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from _graph_tensors(proto.graph)
-    for function in proto.functions:
-        yield from _node_tensors(function.node)
+    yield from _attribute_tensors(proto)
+    for body in (proto.graph, *proto.functions):
+        for graph in _graphs(body):
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
 
 
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: object) -> Iterator[onnx.TensorProto]:
-    for node in nodes:  # type: ignore[attr-defined]
-        for attribute in node.attribute:
+def _attribute_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    for body in (proto.graph, *proto.functions):
+        for attribute in _attributes(body):
             yield from attribute.tensors
             if attribute.HasField("t"):
                 yield attribute.t
             for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
                 yield from (sparse.values, sparse.indices)
+
+
+def _attributes(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.AttributeProto]:
+    """Those of all nodes, in the graphs inside nodes too."""
+    for node in body.node:
+        for attribute in node.attribute:
+            yield attribute
             for graph in (attribute.g, *attribute.graphs):
-                yield from _graph_tensors(graph)
+                yield from _attributes(graph)
+
+
+def _graphs(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto]:
+    if isinstance(body, onnx.GraphProto):
+        yield body
+    for attribute in _attributes(body):
+        yield from (attribute.g, *attribute.graphs)
 
 
 def _check_external(path: Path, tensor: onnx.TensorProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -81,7 +82,10 @@ def convert_file(
     report = told_of(source, conversion, (), output)
     with output_folder(output, overwrite=overwrite) as folder:
         written = folder / output.name
-        onnx_file.write(written, file, conversion.model)
+        if conversion.plan.replaced or file.external:
+            onnx_file.write(written, file, conversion.model)
+        else:
+            shutil.copyfile(source.path, written)
         _check(source.path, written)
         after = onnx_file.read(written).model
         paths = (source.path, written)

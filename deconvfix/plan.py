@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -34,6 +34,7 @@ class Match:
         calls: How often it ran on the example inputs; None without example inputs.
         obstacle: Why no form can be applied.
         exact_only: Why only the exact form can be applied.
+        no_upsampling: Why the model cannot hold an upsampling of some kind.
         fixed_weight: Why its weight cannot be set to other values, which the equalized form does.
         read_weight: Gives the weight in float64, (C_in, C_out / groups, *kernel_size); None when it
             is computed while the model runs.
@@ -47,6 +48,7 @@ class Match:
     calls: int | None = None
     obstacle: Refusal | None = None
     exact_only: Refusal | None = None
+    no_upsampling: Mapping[Interpolation, Refusal] = field(default_factory=dict, hash=False)
     fixed_weight: Refusal | None = None
     read_weight: ReadWeight | None = field(default=None, compare=False, repr=False)
 
@@ -211,6 +213,9 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         return decision("refused", match.obstacle.sentence(match.name))
     if options.to != "subpixel" and match.exact_only is not None:
         return decision("refused", match.exact_only.sentence(match.name))
+    missing = match.no_upsampling.get(options.interpolation)
+    if options.to == "resize" and missing is not None:
+        return decision("refused", missing.sentence(match.name))
     if options.to == "equalized" and match.fixed_weight is not None:
         return decision("refused", match.fixed_weight.sentence(match.name))
     target = form(options.to)

@@ -362,6 +362,20 @@ def test_external_data_is_read_and_written(external, tmp_path):
     )
 
 
+def test_external_attributes_come_along(tmp_path):
+    """The weight of a Constant node in a file beside the model."""
+    model = net()
+    weight = model.graph.initializer.pop()
+    model.graph.node.insert(0, helper.make_node("Constant", [], [weight.name], value=weight))
+    path = tmp_path / "net.onnx"
+    options = {"location": "net.data", "size_threshold": 0, "convert_attribute": True}
+    onnx.save(model, path, save_as_external_data=True, **options)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    assert convert(path, folder / "out.onnx").exit_code == 0
+    assert deconvfix.verify(path, folder / "out.onnx", []).ok
+
+
 def test_a_path_in_python_reads_external_data(external):
     model = deconvfix.convert(external).model
     assert not any(each.external_data for each in model.graph.initializer)

@@ -256,9 +256,9 @@ def unknown_channels():
 REFUSED = [
     (unknown_kernel, "neither the shape of its weight nor the attribute kernel_shape is known"),
     (unknown_channels, "its numbers of channels are not known"),
-    (lambda: build([1, 2, 4, 5], W, kernel_shape=[3, 2])[0], "kernel_shape is (3, 2)"),
-    (lambda: build([1, 2, 4, 5], W, strides=[2])[0], "strides is (2,)"),
-    (lambda: build([1, 2, 4], W)[0], "rank is (1, 2, 4)"),
+    (lambda: build([1, 2, 4, 5], W, kernel_shape=[3, 2])[0], "kernel_shape is [3, 2]"),
+    (lambda: build([1, 2, 4, 5], W, strides=[2])[0], "strides is [2]"),
+    (lambda: build([1, 2, 4], W)[0], "the input's shape is (1, 2, 4)"),
     (lambda: build([1, 2, 4, 5], W, pads=[-1, 0, 0, 0])[0], "padding must not be negative"),
     (lambda: build([1, 2, 4, 5], W, group=3)[0], "`groups` is 3"),
     (

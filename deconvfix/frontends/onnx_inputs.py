@@ -155,7 +155,7 @@ def _shapes(value: ir.Value) -> Shapes:
         if index == 0 and node.op_type in ("Conv", "ConvTranspose") and node.inputs[1] is not None:
             weight = static_shape(node.inputs[1])
             groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
-            if weight is not None:
+            if weight is not None and len(weight) > 1:
                 found = weight[1] if node.op_type == "Conv" else weight[0]
                 factor = groups if node.op_type == "Conv" else 1
                 channels = None if found is None else found * factor

@@ -25,7 +25,13 @@ from numpy.typing import NDArray
 
 from deconvfix.errors import SpecError
 from deconvfix.forms.base import Refusal
-from deconvfix.frontends.onnx_values import DEFAULT_DOMAINS, Known, constant
+from deconvfix.frontends.onnx_values import (
+    DEFAULT_DOMAINS,
+    Known,
+    check_model,
+    constant,
+    is_quantizer,
+)
 from deconvfix.spec import ConvTransposeSpec
 
 __all__ = ["DynamicSize", "Layer", "find_layers"]
@@ -36,6 +42,8 @@ _DTYPE_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
 _DYNAMIC_SLICE = 10
 # Weights that are not stored are extended by Pad, which ONNX Runtime has from this opset on.
 _RUNNING_PAD = 2
+# Functions hold no initializers, and before this opset Constant nodes hold no integers.
+_FUNCTION_CONSTANTS = 9
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,12 @@ class Layer:
 
 
 def find_layers(model: ir.Model) -> tuple[Layer, ...]:
-    """All ConvTranspose nodes of the model, in subgraphs and functions too, in the model's order."""
+    """All ConvTranspose nodes of the model, in subgraphs and functions too, in the model's order.
+
+    Raises:
+        ModelError: If the model is malformed; see `check_model`.
+    """
+    check_model(model)
     context = Known(model)
     layers: list[Layer] = []
     taken: set[str] = set()
@@ -148,7 +161,7 @@ def _opset(imports: Any) -> int:
 
 def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Layer:
     function = scope.function
-    operands = [*node.inputs, None, None]
+    operands = [*node.inputs, None, None, None]
     x, w, b = operands[:3]
     dtype = context.dtype(w, function) or context.dtype(x, function)
     weight, weight_note = _stored_weight(w, context.model.ir_version)
@@ -166,6 +179,8 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
         weight=weight,
         weight_note=weight_note,
     )
+    if x is None or w is None:
+        return replace(layer, obstacle=_NO_OPERANDS)
     if dtype is not None and dtype not in _FLOATS:
         return replace(layer, obstacle=_not_floating(layer.dtype))
     try:
@@ -177,19 +192,24 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
             )
         }
     except LookupError as error:
-        return replace(layer, obstacle=_depends_on_the_call(str(error.args[0])))
-    layer = replace(layer, attributes={k: v for k, v in settings.items() if v is not None})
+        return replace(layer, obstacle=_depends_on_the_call(f"attribute {error.args[0]}"))
+    for what, value in (("input", x), ("weight", w), ("bias", b)):
+        if any(given is None for given, _ in context.given(value, function)):
+            return replace(layer, obstacle=_depends_on_the_call(what))
+    # an empty list stands for the default
+    layer = replace(layer, attributes={k: v for k, v in settings.items() if v not in (None, [])})
     x_shape, w_shape = context.shape(x, function), context.shape(w, function)
     y_shape, b_shape = context.shape(node.outputs[0], function), context.shape(b, function)
     kernel = settings["kernel_shape"] or (None if w_shape is None else w_shape[2:])
     if kernel is None or any(k is None for k in kernel):
         return replace(layer, obstacle=_UNKNOWN_KERNEL)
-    if w_shape is not None and any(
-        mine not in (None, theirs) for mine, theirs in zip(w_shape[2:], kernel, strict=False)
+    if w_shape is not None and (
+        len(w_shape) - 2 != len(kernel)
+        or any(mine not in (None, theirs) for mine, theirs in zip(w_shape[2:], kernel, strict=True))
     ):
         return replace(layer, obstacle=_contradiction("kernel_shape", kernel, w_shape[2:]))
     n = len(kernel)
-    groups = settings["group"] or 1
+    groups = 1 if settings["group"] is None else settings["group"]
     c_in = _first(_at(w_shape, 0), _at(x_shape, 1))
     c_out = _first(
         None if _at(w_shape, 1) is None else _at(w_shape, 1) * groups,
@@ -202,8 +222,12 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
     for key, wanted in (("pads", 2 * n), ("strides", n), ("dilations", n), ("output_padding", n)):
         if settings[key] and len(settings[key]) != wanted:
             return replace(layer, obstacle=_contradiction(key, settings[key], kernel))
-    if len(input_size) != n or (settings["output_shape"] and len(settings["output_shape"]) < n):
-        return replace(layer, obstacle=_contradiction("rank", x_shape, kernel))
+    if len(input_size) != n:
+        return replace(layer, obstacle=_contradiction("the input's shape", x_shape, kernel))
+    if settings["output_shape"] and len(settings["output_shape"]) < n:
+        return replace(
+            layer, obstacle=_contradiction("output_shape", settings["output_shape"], kernel)
+        )
     try:
         spec = ConvTransposeSpec(
             in_channels=c_in,
@@ -221,6 +245,9 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
         return replace(layer, obstacle=Refusal(error.found, error.needed, error.todo))
     if dynamic_size is not None and scope.opset < _DYNAMIC_SLICE:
         return replace(layer, obstacle=_needs_newer_slice(scope.opset))
+    main = _opset(context.model.opset_imports)
+    if function is not None and (scope.opset < _FUNCTION_CONSTANTS or scope.opset != main):
+        return replace(layer, obstacle=_old_function(scope.opset, main))
     if weight is None and scope.opset < _RUNNING_PAD:
         return replace(layer, obstacle=_NEEDS_PAD)
     return replace(layer, spec=spec, dynamic_size=dynamic_size, input_size=input_size)
@@ -262,7 +289,7 @@ def _stored_weight(value: ir.Value | None, ir_version: int) -> tuple[Any, str]:
     if tensor is not None and tensor.dtype in _FLOATS:
         return tensor, ""
     producer = None if value is None else value.producer()
-    if producer is not None and producer.op_type == "DequantizeLinear":
+    if producer is not None and is_quantizer(producer, "DequantizeLinear"):
         return None, "its weight is quantised"
     return None, "its weight is computed while the model runs"
 
@@ -277,6 +304,11 @@ def _first(*values: int | None) -> int | None:
 
 # --- refusals -----------------------------------------------------------------------------------
 
+_NO_OPERANDS = Refusal(
+    "it has no input or no weight",
+    "both are needed",
+    "Correct the file; ONNX Runtime does not run this node",
+)
 _UNKNOWN_KERNEL = Refusal(
     "neither the shape of its weight nor the attribute kernel_shape is known",
     "the kernel size is needed",
@@ -302,10 +334,22 @@ def _not_floating(dtype: str) -> Refusal:
     )
 
 
-def _depends_on_the_call(attribute: str) -> Refusal:
+def _depends_on_the_call(what: str) -> Refusal:
     return Refusal(
-        f"its attribute {attribute} differs between the calls of the function that it is in",
+        f"its {what} is not the same, or left out, at the calls of the function that it is in",
         "one geometry is needed",
+        "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
+    )
+
+
+def _old_function(opset: int, main: int) -> Refusal:
+    """ONNX Runtime reads the nodes of a function by the model's operator set, not by the function's.
+
+    onnx.checker rejects those nodes that differ between the two.
+    """
+    return Refusal(
+        f"it is in a function of opset {opset}, in a model of opset {main}",
+        f"both must be the same, {_FUNCTION_CONSTANTS} or newer",
         "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
     )
 

@@ -14,7 +14,7 @@ from deconvfix.errors import ExportError
 from deconvfix.forms import form
 from deconvfix.frontends.onnx_layer import Layer, find_layers
 from deconvfix.frontends.onnx_surgery import quantised_tail
-from deconvfix.frontends.onnx_values import constant
+from deconvfix.frontends.onnx_values import DEFAULT_DOMAINS, constant, is_quantizer, scopes, visible
 from deconvfix.onnx_runtime import open_session, run_named
 from deconvfix.parity import LIMIT, Comparison, rounding_unit
 from deconvfix.plan import Decision, Plan
@@ -70,13 +70,14 @@ def _compare(
     result = tail[-1].outputs[0] if tail else node.outputs[0]
     boundary = {str(x.name): (2, spec.in_channels, *_sizes(layer))}
     boundary |= {str(v.name): shapes[name] for name, v in running.items()}
-    part = _part(after, layer, boundary, str(result.name), dtype)
+    number = [scope[0] for scope in scopes(before)].index(layer.graph)
+    part = _part(after, number, layer, boundary, str(result.name), dtype)
     converted = open_session(part, optimize=False)
     original = open_session(_alone(layer, values, dtype), optimize=False)
     follow = None
     if tail:
         y, rank = str(node.outputs[0].name), [None] * (spec.ndim + 2)
-        follow = open_session(_part(before, layer, {y: rank}, str(result.name), dtype))
+        follow = open_session(_part(before, number, layer, {y: rank}, str(result.name), dtype))
     comparisons = []
     for kind, array in _inputs(boundary[str(x.name)], dtype, rng):
         feed = {str(x.name): array} | {str(v.name): values[name] for name, v in running.items()}
@@ -164,10 +165,16 @@ def _is_stored(value: ir.Value, ir_version: int) -> bool:
     if constant(value, ir_version) is not None:
         return True
     node = value.producer()
-    if node is None or node.op_type in _RANDOM or node.domain not in ("", "ai.onnx"):
+    if node is None or node.op_type in _RANDOM or not _is_understood(node):
         return False
     return bool(node.inputs) and all(
         each is None or _is_stored(each, ir_version) for each in node.inputs
+    )
+
+
+def _is_understood(node: ir.Node) -> bool:
+    return node.domain in DEFAULT_DOMAINS or is_quantizer(
+        node, "DequantizeLinear", "QuantizeLinear"
     )
 
 
@@ -194,19 +201,25 @@ def _alone(layer: Layer, values: dict[str, Array], dtype: Any) -> bytes:
 
 
 def _part(
-    model: ir.Model, layer: Layer, boundary: dict[str, Any], result: str, dtype: Any
+    model: ir.Model, number: int, layer: Layer, boundary: dict[str, Any], result: str, dtype: Any
 ) -> bytes:
     """The nodes of a model between some values and a result, as a model of their own.
 
     Args:
+        model: The original or the converted model.
+        number: Of the graph that the layer is in, among `scopes`.
+        layer: The layer, for the operator set.
         boundary: Names of the values that become inputs, with their shapes.
+        result: Name of the value that becomes the output.
+        dtype: Of the inputs.
     """
-    body: Any = model.graph
-    if layer.function is not None:
-        body = model.functions[layer.function.identifier()].graph
-    values = ir.convenience.create_value_mapping(body)
+    values = visible(scopes(model)[number])
     kind = ir.DataType.from_numpy(np.dtype(dtype))
-    stops = {values[name]: ir.val(name, kind, shape) for name, shape in boundary.items()}
+    stops = {
+        values[name]: ir.val(name, kind, shape)
+        for name, shape in boundary.items()
+        if name in values
+    }
     return _serialized(_cut_out(stops, values[result]), model, layer)
 
 
@@ -233,7 +246,7 @@ def _cut_out(stops: Mapping[ir.Value, ir.Value], result: ir.Value) -> ir.Graph:
             constants.append(new)
             copies[value] = new
             return new
-        if node.domain not in ("", "ai.onnx") or any(
+        if not _is_understood(node) or any(
             each.is_ref() or each.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
             for each in node.attributes.values()
         ):
@@ -246,14 +259,13 @@ def _cut_out(stops: Mapping[ir.Value, ir.Value], result: ir.Value) -> ir.Graph:
             else each
             for each in node.attributes.values()
         ]
-        nodes.append(ir.Node("", node.op_type, inputs, attributes, outputs=outputs))
+        nodes.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs))
         copies.update(zip(node.outputs, outputs, strict=True))
         return copies[value]
 
     output = copied(result)
-    dtype = result.dtype or next((each.dtype for each in stops.values()), None)
-    assert dtype is not None
-    output.dtype = ir.DataType.FLOAT if dtype in _WIDE else dtype
+    if result.dtype is not None:  # else ONNX Runtime infers it
+        output.dtype = ir.DataType.FLOAT if result.dtype in _WIDE else result.dtype
     return ir.Graph(
         list(stops.values()), [output], nodes=nodes, initializers=constants, name="part"
     )
@@ -266,7 +278,12 @@ def _narrow(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def _serialized(graph: ir.Graph, model: ir.Model, layer: Layer) -> bytes:
-    graph.opset_imports.update(dict(model.graph.opset_imports) | {"": layer.opset})
+    for imports in (
+        model.opset_imports,
+        {} if layer.function is None else layer.function.opset_imports,
+    ):
+        graph.opset_imports.update(imports)
+    graph.opset_imports[""] = layer.opset
     part = ir.Model(graph, ir_version=max(model.ir_version, 4))
     ir.external_data.load_to_model(part)
     return bytes(ir.to_proto(part).SerializeToString())

@@ -18,20 +18,27 @@ from deconvfix.frontends import onnx_parity
 from deconvfix.frontends.base import Findings
 from deconvfix.frontends.onnx_layer import Layer, find_layers
 from deconvfix.frontends.onnx_surgery import Surgeon, quantised_tail
+from deconvfix.frontends.onnx_values import check_model
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Match, Options, Plan, make_plan
+from deconvfix.steps import Interpolation
 
 __all__ = ["FRONTEND", "OnnxFrontend", "ReplaceTransposedConvs"]
 
-# Upsample and Resize as ONNX Runtime runs them.
-_RESIZE_OPSET = {"nearest": 7, "linear": 11}
+# Upsample and Resize as ONNX Runtime runs them; linear with half-pixel centres.
+_OLDEST_OPSET: dict[Interpolation, int] = {"nearest": 7, "linear": 11}
 
 
 class OnnxFrontend:
     """For onnx_ir.Model; see the module's text."""
 
     def prepare(self, model: ir.Model, example_inputs: Any | None, *, inplace: bool) -> ir.Model:
-        """A copy (tensors are shared, they are never written to), unless `inplace`."""
+        """A copy (tensors are shared, they are never written to), unless `inplace`.
+
+        Raises:
+            ModelError: If the model is malformed.
+        """
+        check_model(model)
         return model if inplace else model.clone()
 
     def find(self, model: ir.Model, example_inputs: Any | None) -> Findings:
@@ -109,6 +116,11 @@ def _match(layer: Layer) -> Match:
         input_sizes=(tuple(n or 0 for n in layer.input_size),) if all(layer.input_size) else (),
         obstacle=layer.obstacle,
         exact_only=_exact_only(layer),
+        no_upsampling={
+            kind: _needs_opset(kind, layer.opset, oldest)
+            for kind, oldest in _OLDEST_OPSET.items()
+            if layer.opset < oldest
+        },
         read_weight=None if layer.weight is None else layer.read_weight,
     )
 
@@ -127,4 +139,12 @@ def _exact_only(layer: Layer) -> Refusal | None:
         found,
         "another form needs a stored floating-point weight and a fixed geometry",
         "Convert this layer to 'subpixel', or exclude it",
+    )
+
+
+def _needs_opset(kind: Interpolation, opset: int, oldest: int) -> Refusal:
+    return Refusal(
+        f"the file has opset {opset}",
+        f"ONNX has {kind} upsampling from opset {oldest} on",
+        "Convert the file first (onnx.version_converter), or convert this layer to 'subpixel'",
     )

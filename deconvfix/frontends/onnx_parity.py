@@ -30,9 +30,9 @@ from deconvfix.frontends import onnx_inputs
 from deconvfix.frontends.onnx_inputs import Feed
 from deconvfix.frontends.onnx_layer import find_layers
 from deconvfix.frontends.onnx_layer_parity import compare_layers
+from deconvfix.frontends.onnx_names import Names
 from deconvfix.frontends.onnx_surgery import quantised_tail
-from deconvfix.frontends.onnx_values import bodies
-from deconvfix.frontends.onnx_writer import Names
+from deconvfix.frontends.onnx_values import bodies, constant
 from deconvfix.onnx_runtime import open_session, run_named
 from deconvfix.parity import Comparison, ParityReport, summarize
 from deconvfix.plan import Plan
@@ -326,17 +326,17 @@ def _disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
         if not tail or layer.spec is None or (wanted is not None and layer.name not in wanted):
             continue
         scale = tail[-1].inputs[1]
-        tensor = None if scale is None else ir.convenience.get_const_tensor(scale)
+        tensor = constant(scale, model.ir_version)
         assert tensor is not None
         step = float(np.asarray(tensor.numpy()).reshape(-1)[0])
         noise = rng.uniform(-0.5, 0.5, (1, layer.spec.out_channels, *(1,) * layer.spec.ndim)) * step
         dtype = np.asarray(tensor.numpy()).dtype
-        constant = ir.node("Constant", [], {"value": ir.tensor(noise.astype(dtype))})
-        moved = ir.node("Add", [layer.node.outputs[0], constant.outputs[0]])
-        for each in (constant, moved):
+        stored = ir.node("Constant", [], {"value": ir.tensor(noise.astype(dtype))})
+        moved = ir.node("Add", [layer.node.outputs[0], stored.outputs[0]])
+        for each in (stored, moved):
             each.outputs[0].name = names.fresh("disturbed")
         tail[0].replace_input_with(0, moved.outputs[0])
-        layer.graph.insert_after(layer.node, [constant, moved])
+        layer.graph.insert_after(layer.node, [stored, moved])
     return model
 
 

@@ -1,11 +1,13 @@
 """One ConvTranspose node replaced by the nodes of its new form.
 
     ConvTranspose(x, W, b) -> y            becomes   Conv(x, W', b'), shuffle, crop -> y
-    DQ -> ConvTranspose -> Relu -> Q -> y  becomes   DQ -> Conv -> Relu -> Q, shuffle, crop -> y
+    DQ -> ConvTranspose -> Relu -> Q -> y  becomes   DQ -> Conv -> Relu -> Q -> DQ, shuffle, crop -> Q -> y
 
 The second keeps the pattern that runtimes execute in int8: the shuffle and the crop commute with
-everything that treats elements alike, so they follow the QuantizeLinear. Nothing may stand between DQ
-and Conv there, so phases without a tap are computed from zero taps (zero points, once quantised).
+everything that treats elements alike, so they follow the QuantizeLinear, in a pair of their own that
+changes no value (ONNX Runtime drops it, and runs int8 convolutions only where DQ follows Q). Nothing may
+stand between DQ and Conv, so phases without a tap are computed from zero taps (zero points, once
+quantised).
 """
 
 from __future__ import annotations
@@ -20,13 +22,10 @@ import onnx_ir as ir
 from deconvfix.forms import form
 from deconvfix.forms.base import Compiled, Settings
 from deconvfix.frontends.onnx_layer import DynamicSize, Layer
-from deconvfix.frontends.onnx_values import Operand, constant
+from deconvfix.frontends.onnx_names import OLDEST_IR_WITH_FREE_INITIALIZERS
+from deconvfix.frontends.onnx_values import DEFAULT_DOMAINS, Operand, constant, is_quantizer
 from deconvfix.frontends.onnx_weights import Store, Weights
-from deconvfix.frontends.onnx_writer import (
-    NEWEST_WITHOUT_BROADCAST,
-    OLDEST_IR_WITH_FREE_INITIALIZERS,
-    Writer,
-)
+from deconvfix.frontends.onnx_writer import NEWEST_WITHOUT_BROADCAST, Writer
 from deconvfix.plan import Decision
 from deconvfix.rearrange import Merge, Split, Verb, ZeroExtend, rearrange
 from deconvfix.spec import ConvTransposeSpec
@@ -101,20 +100,20 @@ def quantised_tail(node: ir.Node) -> list[ir.Node]:
     """The elementwise nodes and the QuantizeLinear that follow, if both sides are quantised."""
     x = node.inputs[0]
     source = None if x is None else x.producer()
-    if source is None or source.op_type != "DequantizeLinear":
+    if source is None or not is_quantizer(source, "DequantizeLinear"):
         return []
     tail: list[ir.Node] = []
     value = node.outputs[0]
     while not value.is_graph_output() and len(value.uses()) == 1:
         ((following, index),) = value.uses()
-        if index != 0 or following.graph is not node.graph or following.domain != "":
+        if index != 0 or following.graph is not node.graph:
             break
         tail.append(following)
-        if following.op_type == "QuantizeLinear":
+        if is_quantizer(following, "QuantizeLinear"):
             scale = following.inputs[1]
             tensor = None if scale is None else constant(scale, 0)
             return tail if tensor is not None and tensor.size == 1 else []
-        if following.op_type not in _ELEMENTWISE:
+        if following.op_type not in _ELEMENTWISE or following.domain not in DEFAULT_DOMAINS:
             break
         value = following.outputs[0]
     return []
@@ -166,46 +165,38 @@ class _Operation:
             written.before, x, weight, bias, spec.in_channels, sizes
         )
         conv = next(each for each in written.before if isinstance(each, Conv))
-        graph = self.layer.graph
-        if tail:
-            graph.insert_before(self.node, self.writer.nodes)
-            self.writer.nodes = []
-            tail[0].replace_input_with(0, y)
-            for each in tail:
-                each.outputs[0].shape = None  # of the phases now, not of the pixels
-            y = tail[-1].outputs[0]
+        moves = bool(written.after) or self.dynamic is not None
+        for each in tail[:-1]:
+            y = self._again(each, y)
+        if tail and moves:
+            y = self.writer.op(
+                "DequantizeLinear",
+                *(self._again(tail[-1], y, what="QuantizeLinear"), *tail[-1].inputs[1:]),
+                domain=tail[-1].domain,
+            )
         y, _ = self.writer.steps(written.after, y, None, bias, conv.out_channels, sizes)
         if self.dynamic is not None:
             y = self._dynamic_crop(x, y)
         if tail:
-            self._take_over(tail[-1], y)
-            graph.remove(self.node, safe=True)
-            return
-        old = self.node.outputs[0]
+            y = self._again(tail[-1], y)
+        replaced = [self.node, *tail]
+        old = replaced[-1].outputs[0]
         y.metadata_props.update(old.metadata_props)
         y.doc_string = old.doc_string
         ir.convenience.replace_nodes_and_values(
-            graph, self.node, [self.node], self.writer.nodes, [old], [y]
+            self.layer.graph, replaced[-1], replaced, self.writer.nodes, [old], [y]
         )
 
-    def _take_over(self, quantize: ir.Node, y: ir.Value) -> None:
-        """The last new value becomes what QuantizeLinear's output was."""
-        old = quantize.outputs[0]
-        if y is old:  # nothing to shuffle
-            return
-        first = self.writer.nodes[0]
-        y.type = old.type
-        name, old.name = old.name, self.surgeon.store.names.fresh(f"{self.writer.prefix}/phases")
-        y.name = name
-        uses = [(node, index) for node, index in old.uses() if node is not first]
-        self.layer.graph.insert_after(quantize, self.writer.nodes)
-        for node, index in uses:
-            node.replace_input_with(index, y)
-        outputs = self.layer.graph.outputs
-        for number, value in enumerate(outputs):
-            if value is old:
-                y.shape = None
-                outputs[number] = y
+    def _again(self, node: ir.Node, y: ir.Value, what: str = "") -> ir.Value:
+        """A node of the tail on another value; under its own name, unless it is `what`."""
+        result = self.writer.op(node.op_type, y, *node.inputs[1:], domain=node.domain, what=what)
+        copied = self.writer.nodes[-1]
+        copied.name = copied.name if what else node.name
+        copied.doc_string = node.doc_string
+        copied.attributes.update(node.attributes)
+        copied.metadata_props.clear()
+        copied.metadata_props.update(node.metadata_props)
+        return result
 
     def _written(self, plain: bool) -> _Written:
         """The form's steps, cut at the convolution; `plain`: nothing but a Conv before the shuffle."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import graphlib
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +13,124 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-__all__ = ["DEFAULT_DOMAINS", "Known", "Operand", "bodies", "constant", "static_shape"]
+from deconvfix.errors import ModelError
+
+__all__ = [
+    "DEFAULT_DOMAINS",
+    "Known",
+    "Operand",
+    "bodies",
+    "check_model",
+    "constant",
+    "is_quantizer",
+    "quiet",
+    "scopes",
+    "static_shape",
+    "visible",
+]
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
+# What functions may expand to: runtimes and checkers inline them, and time and memory grow with it.
+_MOST_NODES = 2**20
+_DEEPEST_CALL = 100
 
 
 def bodies(model: ir.Model) -> list[ir.Graph]:
     """The model's graph, and those of its functions."""
     return [model.graph, *(function.graph for function in model.functions.values())]
+
+
+def scopes(model: ir.Model) -> list[tuple[ir.Graph, ...]]:
+    """Every graph of the model, each followed by those around it, innermost first.
+
+    The order is the same for a copy of the model, and for what is converted from one.
+    """
+
+    def inner(graph: ir.Graph, around: tuple[ir.Graph, ...]) -> Iterator[tuple[ir.Graph, ...]]:
+        scope = (graph, *around)
+        yield scope
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.GRAPH:
+                    yield from inner(attribute.as_graph(), scope)
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    for each in attribute.as_graphs():
+                        yield from inner(each, scope)
+
+    return [scope for body in bodies(model) for scope in inner(body, ())]
+
+
+def visible(scope: tuple[ir.Graph, ...]) -> dict[str, ir.Value]:
+    """The values that a graph's nodes can read, by name: its own and those of the graphs around it.
+
+    Branches side by side may use one name for different values.
+    """
+    values: dict[str, ir.Value] = {}
+    for graph in reversed(scope):
+        values |= graph.initializers
+        values |= {str(each.name): each for each in graph.inputs}
+        values |= {str(each.name): each for node in graph for each in node.outputs if each.name}
+    return values
+
+
+def check_model(model: ir.Model) -> None:
+    """Checks that all values come from somewhere, and that the model's functions can be inlined.
+
+    Raises:
+        ModelError: If a node reads what nothing gives, if a function calls itself, or if calls
+            expand to an absurd number of nodes: runtimes and checkers inline them.
+    """
+    for body in bodies(model):
+        inputs = set(body.inputs)
+        for node in body.all_nodes():
+            for each in node.inputs:
+                if each is not None and each not in inputs and _is_dangling(each):
+                    raise ModelError(
+                        f"node {node.name or node.op_type!r}",
+                        f"it reads {each.name!r}, which nothing gives",
+                        "each value must be an input, an initializer, or the output of a node",
+                        "Check the file with onnx.checker",
+                    )
+    _check_calls(model)
+
+
+def _is_dangling(value: ir.Value) -> bool:
+    return value.producer() is None and not (value.is_graph_input() or value.is_initializer())
+
+
+def _check_calls(model: ir.Model) -> None:
+    called = {
+        key: Counter(
+            each.op_identifier()
+            for each in function.graph.all_nodes()
+            if each.op_identifier() in model.functions
+        )
+        for key, function in model.functions.items()
+    }
+    todo = "Do not use this file"
+    try:
+        order = list(graphlib.TopologicalSorter(called).static_order())
+    except graphlib.CycleError as error:
+        name = error.args[1][0][1]
+        raise ModelError(
+            f"function {name!r}", "it calls itself", "functions must not be recursive", todo
+        ) from error
+    nodes: dict[ir.OperatorIdentifier, int] = {}
+    depth: dict[ir.OperatorIdentifier, int] = {}
+    for key in order:
+        nodes[key] = sum(1 for _ in model.functions[key].graph.all_nodes()) + sum(
+            nodes[each] * times for each, times in called[key].items()
+        )
+        depth[key] = 1 + max((depth[each] for each in called[key]), default=0)
+        if nodes[key] > _MOST_NODES or depth[key] > _DEEPEST_CALL:
+            raise ModelError(
+                f"function {key[1]!r}",
+                f"its calls expand to {nodes[key]:,} nodes, {depth[key]} calls deep",
+                f"at most {_MOST_NODES:,} nodes and {_DEEPEST_CALL} calls are looked at",
+                todo,
+            )
 
 
 def constant(value: ir.Value | None, ir_version: int) -> ir.TensorProtocol | None:
@@ -28,7 +140,7 @@ def constant(value: ir.Value | None, ir_version: int) -> ir.TensorProtocol | Non
     """
     while value is not None:
         producer = value.producer()
-        if producer is None or producer.op_type != "Identity" or producer.domain != "":
+        if producer is None or not _is_identity(producer):
             break
         value = producer.inputs[0]
     if value is None or (value.is_graph_input() and ir_version >= 4):
@@ -37,6 +149,20 @@ def constant(value: ir.Value | None, ir_version: int) -> ir.TensorProtocol | Non
         return ir.convenience.get_const_tensor(value)
     except ValueError:  # a sparse Constant
         return None
+
+
+def _is_identity(node: ir.Node) -> bool:
+    return node.op_type == "Identity" and node.domain in DEFAULT_DOMAINS
+
+
+def is_quantizer(node: ir.Node, *op_types: str) -> bool:
+    """Whether it is a QuantizeLinear or DequantizeLinear (`op_types`) of ONNX or ONNX Runtime."""
+    return node.op_type in op_types and node.domain in (*DEFAULT_DOMAINS, "com.microsoft")
+
+
+def _is_foreign_quantizer(node: ir.Node) -> bool:
+    """Whether it is one of ONNX Runtime's own, which shape inference does not know."""
+    return bool(node.domain) and is_quantizer(node, "DequantizeLinear", "QuantizeLinear")
 
 
 def static_shape(value: ir.Value | None) -> tuple[int | None, ...] | None:
@@ -65,9 +191,12 @@ class Operand:
         while True:
             alone = alone and len(value.uses()) == 1 and not value.is_graph_output()
             producer = value.producer()
-            if producer is None or producer.op_type != "Identity" or producer.inputs[0] is None:
+            if producer is None or not _is_identity(producer) or producer.inputs[0] is None:
                 return cls(value, alone)
             value = producer.inputs[0]
+
+
+_Call = tuple[ir.Node, ir.Function | None]
 
 
 class Known:
@@ -75,13 +204,21 @@ class Known:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
-        self._inferred: dict[str, ir.Value] | None = None
-        self._calls: dict[Any, list[ir.Node]] | None = None
+        self._inferred: dict[ir.Value, ir.Value] | None = None
+        self._calls: dict[ir.OperatorIdentifier, list[_Call]] | None = None
+        self._shapes: dict[ir.Value, Any] = {}
+        self._dtypes: dict[ir.Value, ir.DataType | None] = {}
+        self._references: dict[tuple[ir.OperatorIdentifier, str], set[Any]] = {}
 
     def shape(self, value: ir.Value | None, function: ir.Function | None) -> Any:
         """Shape of a value: declared, stored, inferred, or the same at all calls of the function."""
         if value is None:
             return None
+        if value not in self._shapes:
+            self._shapes[value] = self._shape(value, function)
+        return self._shapes[value]
+
+    def _shape(self, value: ir.Value, function: ir.Function | None) -> Any:
         tensor = constant(value, self.model.ir_version)
         if tensor is not None:
             return tuple(int(n) for n in tensor.shape.numpy())
@@ -91,12 +228,12 @@ class Known:
             if inferred is not None and (shape is None or len(shape) == len(inferred)):
                 pairs = zip(shape or inferred, inferred, strict=True)
                 shape = tuple(mine if theirs is None else theirs for mine, theirs in pairs)
-        if shape is None and function is not None and value in function.inputs:
-            index = list(function.inputs).index(value)
+        producer = value.producer()
+        if shape is None and producer is not None and _is_foreign_quantizer(producer):
+            shape = self.shape(producer.inputs[0], function)
+        if shape is None:
             shapes = {
-                self.shape(call.inputs[index], caller)
-                for call, caller in self.calls(function)
-                if index < len(call.inputs)
+                self.shape(given, caller) for given, caller in self.given(value, function) if given
             }
             shape = shapes.pop() if len(shapes) == 1 else None
         return shape
@@ -105,31 +242,47 @@ class Known:
         """Type of a value's elements, found like its shape."""
         if value is None:
             return None
-        tensor = constant(value, self.model.ir_version)
-        if tensor is not None:
-            return tensor.dtype
-        if value.dtype is not None:
-            return value.dtype
-        inferred = self._inferred_value(value)
-        if inferred is not None and inferred.dtype is not None:
-            return inferred.dtype
-        if function is not None and value in function.inputs:
-            index = list(function.inputs).index(value)
-            for call, caller in self.calls(function):
-                if index < len(call.inputs):
-                    return self.dtype(call.inputs[index], caller)
-        return None
+        if value not in self._dtypes:
+            self._dtypes[value] = self._dtype(value, function)
+        return self._dtypes[value]
 
-    def calls(self, function: ir.Function) -> list[tuple[ir.Node, ir.Function | None]]:
+    def _dtype(self, value: ir.Value, function: ir.Function | None) -> ir.DataType | None:
+        tensor = constant(value, self.model.ir_version)
+        inferred = None if tensor is not None or value.dtype else self._inferred_value(value)
+        for each in (tensor, value, inferred):
+            if each is not None and each.dtype is not None:
+                return each.dtype
+        producer = value.producer()
+        if producer is not None and _is_foreign_quantizer(producer):
+            dequantizes = producer.op_type == "DequantizeLinear"
+            return self.dtype(producer.inputs[1], function) if dequantizes else None
+        found = {self.dtype(given, caller) for given, caller in self.given(value, function)}
+        return found.pop() if len(found) == 1 else None
+
+    def given(
+        self, value: ir.Value | None, function: ir.Function | None
+    ) -> list[tuple[ir.Value | None, ir.Function | None]]:
+        """What the calls of a function give for one of its inputs, each with the calling function.
+
+        None is what a call leaves out. Values that are no inputs of a function are given nothing.
+        """
+        if value is None or function is None or value not in function.inputs:
+            return []
+        index = list(function.inputs).index(value)
+        return [
+            (call.inputs[index] if index < len(call.inputs) else None, caller)
+            for call, caller in self.calls(function)
+        ]
+
+    def calls(self, function: ir.Function) -> list[_Call]:
         """The nodes that call a function, each with the function that it is in."""
         if self._calls is None:
             self._calls = {}
-            for body in (None, *self.model.functions.values()):
-                nodes = (self.model.graph if body is None else body).all_nodes()
-                for node in nodes:
+            for caller in (None, *self.model.functions.values()):
+                for node in (self.model.graph if caller is None else caller).all_nodes():
                     if node.op_identifier() in self.model.functions:
-                        self._calls.setdefault(node.op_identifier(), []).append((node, body))  # type: ignore[arg-type]
-        return self._calls.get(function.identifier(), [])  # type: ignore[return-value]
+                        self._calls.setdefault(node.op_identifier(), []).append((node, caller))
+        return self._calls.get(function.identifier(), [])
 
     def attribute(self, node: ir.Node, name: str, function: ir.Function | None) -> Any:
         """Value of an attribute, None without; one that refers to the function's own is looked up.
@@ -137,40 +290,50 @@ class Known:
         Raises:
             LookupError: If the calls of the function give it different values.
         """
+        found = self._attribute(node, name, function)
+        if len(found) != 1:
+            raise LookupError(name)
+        (value,) = found
+        return list(value) if isinstance(value, tuple) else value
+
+    def _attribute(self, node: ir.Node, name: str, function: ir.Function | None) -> set[Any]:
+        """The values that an attribute has at all the calls of the function; lists as tuples."""
         attribute = node.attributes.get(name)
         if attribute is None:
-            return None
+            return {None}
         if not attribute.is_ref():
-            return attribute.value
+            return {_hashable(attribute.value)}
         assert function is not None
-        reference = str(attribute.ref_attr_name)
-        default = function.attributes.get(reference)
-        values = [
-            self.attribute(call, reference, caller)
-            if reference in call.attributes
-            else (None if default is None else default.value)
-            for call, caller in self.calls(function)
-        ]
-        if not values or any(each != values[0] for each in values):
-            raise LookupError(name)
-        return values[0]
+        key = (function.identifier(), str(attribute.ref_attr_name))
+        if key not in self._references:
+            default = function.attributes.get(key[1])
+            absent = {None if default is None else _hashable(default.value)}
+            found: set[Any] = set()
+            for call, caller in self.calls(function):
+                given = key[1] in call.attributes
+                found |= self._attribute(call, key[1], caller) if given else absent
+            self._references[key] = found or absent
+        return self._references[key]
 
     def _inferred_value(self, value: ir.Value) -> ir.Value | None:
         if self._inferred is None:
-            clone = self.model.clone()
-            with _quiet():
-                ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(clone)
-            self._inferred = {
-                name: each
-                for graph in clone.graphs()
-                for name, each in ir.convenience.create_value_mapping(graph).items()
-            }
-        return self._inferred.get(value.name or "")
+            copied = self.model.clone()
+            with quiet():
+                ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copied)
+            self._inferred = {}
+            for mine, theirs in zip(scopes(self.model), scopes(copied), strict=True):
+                inferred = visible(theirs)
+                self._inferred |= {each: inferred[name] for name, each in visible(mine[:1]).items()}
+        return self._inferred.get(value)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Shape inference that fails logs a warning; what it would have found stays unknown."""
+def quiet() -> Iterator[None]:
+    """Without onnx_ir's warnings: what it does not find out stays unknown, or is an error here."""
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from deconvfix.frontends.onnx_values import Operand, constant
-from deconvfix.frontends.onnx_writer import OLDEST_IR_WITH_FREE_INITIALIZERS, Names, Writer
+from deconvfix.frontends.onnx_names import OLDEST_IR_WITH_FREE_INITIALIZERS, Names
+from deconvfix.frontends.onnx_values import Operand, constant, is_quantizer
+from deconvfix.frontends.onnx_writer import Writer
 from deconvfix.rearrange import Verb, rearrange
 from deconvfix.spec import ConvTransposeSpec
 
@@ -84,7 +85,7 @@ class Weights:
             new = rearrange(verbs, array, groups)
             return self.store.put(self.writer, operand, new, (verbs, groups))
         producer = operand.value.producer()
-        if producer is not None and producer.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        if producer is not None and is_quantizer(producer, "DequantizeLinear", "QuantizeLinear"):
             quantised = self._requantised(producer, operand.alone, verbs, shape)
             if quantised is not None:
                 return quantised
@@ -114,15 +115,19 @@ class Weights:
             return np.tile(np.repeat(channels, phases), served) if per_channel else channels
 
         values = self.store.read(inner)
-        key = (verbs, self.spec.groups)
+        offset = node.op_type == "DequantizeLinear" and zero is not None and zero.astype(bool).any()
         if values is not None:
-            zeros = np.zeros(1, np.int64) if zero is None else zero.astype(np.int64)
-            around = zeros.reshape(-1, *(1,) * (len(shape) - 1 - channel_axis))
-            new = rearrange(verbs, values.astype(np.int64) - around, self.spec.groups)
-            new = new + per_phase(zeros.reshape(-1)).reshape(-1, *(1,) * (new.ndim - 1))
-            new = new.astype(values.dtype)
+            new = rearrange(verbs, values, self.spec.groups)
+            key: tuple[Any, ...] = (verbs, self.spec.groups)
+            if offset:
+                # What is appended must mean zero.
+                assert zero is not None
+                kept = rearrange(verbs, np.ones(shape, np.bool_), self.spec.groups)
+                zeros = per_phase(zero.reshape(-1)).reshape(-1, *(1,) * (new.ndim - 1))
+                new = np.where(kept, new, zeros)
+                key = (*key, zero.tobytes())
             quantised = self.store.put(self.writer, Operand.of(inner, alone), new, key)
-        elif node.op_type == "DequantizeLinear" and zero is not None and zero.any():
+        elif offset:
             return None  # zeros that are appended in the graph would not mean zero
         else:
             quantised = self.rearranged(Operand.of(inner, alone), verbs, shape)
@@ -135,7 +140,7 @@ class Weights:
             operands.append(
                 self.store.put(self.writer, Operand.of(value, alone), new, (phases, served))
             )
-        result = self.writer.op(node.op_type, *operands)
+        result = self.writer.op(node.op_type, *operands, domain=node.domain)
         attributes = self.writer.nodes[-1].attributes
         attributes.update({k: each for k, each in node.attributes.items() if k != "axis"})
         if per_channel:

@@ -10,7 +10,9 @@
 | DepthToSpace | < 11 | no mode, so Reshape and Transpose do its work |
 | Resize | < 11 | nearest only, as Upsample or Resize of opset 7 to 10 |
 
-Unknown sizes stay unknown: Reshape copies them (0) from the same position, and at most one is -1.
+Unknown sizes stay unknown: Reshape copies them (0) from the same position, and at most one is -1. An
+empty batch is the price: ONNX Runtime computes no -1 of a tensor without elements. Where the sizes are
+in the file, or DepthToSpace does the work, it runs.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from deconvfix.frontends.onnx_values import bodies
+from deconvfix.frontends.onnx_names import Names
 from deconvfix.rearrange import Flip, Merge, Permute, Repeat, Split, Verb, ZeroExtend
 from deconvfix.steps import (
     AddBias,
@@ -41,11 +43,10 @@ from deconvfix.steps import (
     ZeroPhases,
 )
 
-__all__ = ["NEWEST_WITHOUT_BROADCAST", "OLDEST_IR_WITH_FREE_INITIALIZERS", "Names", "Writer"]
+__all__ = ["NEWEST_WITHOUT_BROADCAST", "Writer"]
 
 # Add broadcasts as NumPy does from the next opset on; ONNX Runtime has no older Add.
 NEWEST_WITHOUT_BROADCAST = 6
-OLDEST_IR_WITH_FREE_INITIALIZERS = 4
 # Pad takes the amounts as an input, and DepthToSpace has a mode.
 _PAD_INPUTS = 11
 _SLICE_INPUTS = 10
@@ -55,44 +56,6 @@ _PAD_MODES: dict[PadMode, str] = {"zeros": "constant", "reflect": "reflect", "re
 _INT64_MAX = 2**63 - 1
 
 Size = int | None
-
-
-class Names:
-    """A model, and names of values that it does not have yet.
-
-    ONNX allows no name twice in nested scopes.
-    """
-
-    def __init__(self, model: ir.Model) -> None:
-        self.model = model
-        self._taken = {
-            value.name
-            for body in bodies(model)
-            for value in (
-                *body.inputs,
-                *(v for node in body.all_nodes() for v in (*node.outputs, *node.inputs) if v),
-            )
-        }
-        for graph in model.graphs():
-            self._taken |= set(graph.initializers) | {each.name for each in graph.inputs}
-
-    def fresh(self, wanted: str) -> str:
-        """`wanted`, or `wanted` with a number."""
-        name, count = wanted, 1
-        while name in self._taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        self._taken.add(name)
-        return name
-
-    def initializer(self, array: NDArray[Any], graph: ir.Graph, wanted: str) -> ir.Value:
-        """A new initializer; before IR version 4 each of them is an input of the graph as well."""
-        value = ir.val(self.fresh(wanted), const_value=ir.tensor(array))
-        value.const_value.name = value.name  # type: ignore[union-attr]
-        graph.register_initializer(value)
-        if self.model.ir_version < OLDEST_IR_WITH_FREE_INITIALIZERS:
-            graph.inputs.append(value)
-        return value
 
 
 class Writer:
@@ -112,12 +75,19 @@ class Writer:
         self.opset = opset
         self.nodes: list[ir.Node] = []
 
-    def op(self, op_type: str, *inputs: ir.Value | None, what: str = "", **attrs: Any) -> ir.Value:
+    def op(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        what: str = "",
+        domain: str = "",
+        **attrs: Any,
+    ) -> ir.Value:
         """One node with one output; `what` goes into its name."""
         name = self.names.fresh(f"{self.prefix}/{what or op_type}")
         value = ir.Value(name=name)
         attributes = ir.convenience.convert_attributes(attrs)
-        node = ir.Node("", op_type, inputs, attributes, outputs=[value], name=name)
+        node = ir.Node(domain, op_type, inputs, attributes, outputs=[value], name=name)
         if self.like is not None:
             node.metadata_props.update(self.like.metadata_props)
             node.doc_string = self.like.doc_string
@@ -269,7 +239,9 @@ class Writer:
                     if mode == "zeros" and isinstance(following, Conv):
                         zeros = amounts
                         continue
-                    x = self.pad(x, [(0, 0), (0, 0), *amounts], mode)
+                    x, rest = self._wide_reflection(x, amounts, mode, sizes)
+                    if any(map(any, rest)):
+                        x = self.pad(x, [(0, 0), (0, 0), *rest], mode)
                     sizes = _grown(sizes, amounts)
                 case Crop(amounts):
                     x = self.crop(x, amounts)
@@ -305,6 +277,20 @@ class Writer:
                 case ConvTranspose():
                     raise AssertionError("forms that keep the layer are not written as steps")
         return x, sizes
+
+    def _wide_reflection(
+        self, x: ir.Value, amounts: Pairs, mode: PadMode, sizes: Sequence[Size]
+    ) -> tuple[ir.Value, Pairs]:
+        """Reflections wider than the map, as Gather; and the amounts that are left for Pad.
+
+        ONNX Runtime's Pad stops with an error there, which it still does where sizes are open.
+        """
+        rest = list(amounts)
+        for i, (pair, size) in enumerate(zip(amounts, sizes, strict=True)):
+            if mode == "reflect" and size is not None and max(pair) >= size:
+                x = self.gather(x, np.pad(np.arange(size), pair, mode="reflect"), i + 2)
+                rest[i] = (0, 0)
+        return x, tuple(rest)
 
     def _conv(
         self, x: ir.Value, weight: ir.Value, bias: ir.Value | None, step: Conv, pads: Pairs
