@@ -1,0 +1,118 @@
+"""Pictures for the report, as data URIs: legible on light and dark, without anything from the network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["curves", "image", "kernels"]
+
+Array = NDArray[Any]
+# Readable on white and on black.
+_INK = "#7d8590"
+_COLORS = ("#d1242f", "#1f883d", "#0969da")
+_SMALLEST = 192
+
+
+def image(array: Array, low: float | None = None, high: float | None = None) -> str:
+    """An array as PNG, pixels enlarged to squares.
+
+    Args:
+        array: (C, H, W); three channels are colours, of any other number the first is shown.
+        low: The value of black; by default the smallest.
+        high: The value of white; by default the largest.
+    """
+    from matplotlib import image as writer
+
+    shown = array.astype(np.float64)
+    shown = shown[:3] if len(shown) >= 3 else np.repeat(shown[:1], 3, 0)
+    low = float(shown.min()) if low is None else low
+    high = float(shown.max()) if high is None else high
+    shown = np.clip((shown - low) / ((high - low) or 1.0), 0, 1)
+    factor = max(1, round(_SMALLEST / min(shown.shape[1:])))
+    shown = shown.repeat(factor, 1).repeat(factor, 2).transpose(1, 2, 0)
+    buffer = io.BytesIO()
+    writer.imsave(buffer, np.ascontiguousarray(shown), format="png")
+    return _uri("image/png", buffer.getvalue())
+
+
+def kernels(before: Array, after: Array) -> str:
+    """Two kernels side by side on one scale, blue below zero and red above, as PNG.
+
+    Args:
+        before: (h, w), or (k,), the mean magnitude's sign-carrying slice of the trained kernel.
+        after: The kernel of the converted layer, of any size.
+    """
+    figure, axes = _figure(1, 2, (3.6, 1.8))
+    limit = max(float(np.abs(before).max()), float(np.abs(after).max())) or 1.0
+    for axis, kernel, title in zip(axes, (before, after), ("before", "after"), strict=True):
+        axis.imshow(np.atleast_2d(kernel), cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axis.set_title(title, color=_INK, fontsize=8)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return _saved(figure, "png")
+
+
+def curves(
+    x: Array,
+    lines: Sequence[tuple[str, Array]],
+    *,
+    x_label: str,
+    y_label: str,
+    marks: Sequence[tuple[float, str]] = (),
+) -> str:
+    """Curves over one axis as SVG.
+
+    Args:
+        x: Positions, (N,).
+        lines: A name and values, (N,), for each curve.
+        x_label: What x is, with its unit.
+        y_label: What the values are, with their unit.
+        marks: Positions of vertical lines, and what stands at them.
+    """
+    figure, ((axis,),) = _figure(1, 1, (7.2, 2.8), squeeze=False)
+    for position, text in marks:
+        axis.axvline(position, color=_INK, linewidth=0.8, linestyle=":")
+        axis.text(position, 1.01, text, color=_INK, fontsize=7, rotation=45,
+                  transform=axis.get_xaxis_transform())  # fmt: skip
+    for (name, values), color in zip(lines, _COLORS, strict=False):
+        axis.plot(x, values, label=name, color=color, linewidth=1.2,
+                  marker="o" if len(x) < 20 else None, markersize=3)  # fmt: skip
+    axis.set_xlabel(x_label, color=_INK, fontsize=8)
+    axis.set_ylabel(y_label, color=_INK, fontsize=8)
+    axis.tick_params(colors=_INK, labelsize=7)
+    for spine in axis.spines.values():
+        spine.set_color(_INK)
+    if len(lines) > 1:
+        axis.legend(fontsize=7, labelcolor=_INK, frameon=False)
+    return _saved(figure, "svg")
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> Any:
+    # Without pyplot, which keeps figures and wants a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, **more)
+
+
+def _saved(figure: Any, kind: str) -> str:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    # The same picture gives the same bytes: no date, no random names.
+    with matplotlib.rc_context({"svg.hashsalt": "deconvfix", "svg.fonttype": "none"}):
+        metadata = {"Date": None} if kind == "svg" else {}
+        figure.savefig(buffer, format=kind, transparent=True, dpi=110, metadata=metadata)
+    return _uri("image/svg+xml" if kind == "svg" else "image/png", buffer.getvalue())
+
+
+def _uri(media: str, content: bytes) -> str:
+    return f"data:{media};base64,{base64.b64encode(content).decode()}"
