@@ -165,12 +165,12 @@ class TorchModuleFrontend:
     ) -> tuple[nn.Module, Plan, Sequence[str]]:
         """Calibrated fits, and distillation where it is asked for."""
         decisions = fitted_decisions(plan)
-        batches = calibration_inputs(data.inputs, data.example_inputs)
+        batches, supply = calibration_inputs(data.inputs, data.example_inputs, data.tuning.seed)
         after, plan, notes = calibrate(
             before, after, plan, batches, choose_padding=data.choose_padding
         )
         if any(each.settings is not None and each.settings.init == "tuned" for each in decisions):
-            plan, more = tune(before, after, plan, batches, data.tuning)
+            plan, more = tune(before, after, plan, batches, supply, data.tuning)
             notes = [*notes, *more]
         return after, plan, notes
 

@@ -7,12 +7,22 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["average", "total"]
+__all__ = ["average", "rank", "total"]
+
+
+def in_use() -> bool:
+    """Whether several processes work together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process."""
+    return torch.distributed.get_rank() if in_use() else 0
 
 
 def total(tensors: Iterable[Tensor]) -> None:
     """Replaces each tensor by its sum over all processes, in place."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if in_use():
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,57 +19,65 @@ from deconvfix.frontends.torch_inputs import (
     map_tensors,
     run_model,
 )
+from deconvfix.frontends.torch_processes import rank
 
 __all__ = ["calibration_inputs", "cut", "join", "split"]
 
-# What is drawn from a distribution; 16 to 64 are enough for a closed form.
-_DRAWN = 64
+# Samples that are drawn from a distribution for a closed form.
+_DRAWN = 256
 _DISTRIBUTIONS = ("normal", "uniform")
 # One sample in so many is held out.
 _HELDOUT_EVERY = 4
 
 
 def calibration_inputs(
-    calibration: Iterable[Any] | str, example_inputs: Any | None
-) -> list[Inputs]:
+    calibration: Iterable[Any] | str, example_inputs: Any | None, seed: int = 0
+) -> tuple[list[Inputs], Iterator[Inputs] | None]:
     """The inputs to fit to.
 
     Args:
         calibration: An iterable of inputs, or "normal" (mean 0, variance 1) or "uniform" (0 to 1).
-        example_inputs: Gives the shapes to draw.
+        example_inputs: Gives the shapes to draw; what is no floating-point tensor stays as it is.
+        seed: Of what is drawn; each process draws its own.
+
+    Returns:
+        Batches, and for a distribution an endless supply of further ones.
 
     Raises:
         OptionError: If there are none.
     """
-    if isinstance(calibration, str):
-        if calibration not in _DISTRIBUTIONS:
+    if not isinstance(calibration, str):
+        batches = [as_inputs(each) for each in calibration]
+        if not batches:
             raise OptionError(
                 "calibration",
-                f"the value is {calibration!r}",
-                f"one of {', '.join(map(repr, _DISTRIBUTIONS))}, or an iterable of inputs, is needed",
-                "Correct `calibration`",
+                "it is empty",
+                "init 'calibrated' and 'tuned' fit the layers to what the original computes on inputs",
+                "Give some inputs as the model takes them, 64 or more, or 'normal' for latents",
             )
-        if example_inputs is None:
-            raise OptionError(
-                "calibration",
-                f"it is {calibration!r} and there are no example inputs",
-                "example inputs give the shapes to draw",
-                "Give `example_inputs`",
-            )
-        return _drawn(calibration, as_inputs(example_inputs))
-    batches = [as_inputs(each) for each in calibration]
-    if not batches:
+        return batches, None
+    if calibration not in _DISTRIBUTIONS:
         raise OptionError(
             "calibration",
-            "it is empty",
-            "init 'calibrated' and 'tuned' fit the layers to what the original computes on inputs",
-            "Give some inputs as the model takes them, 64 or more, or 'normal' for latents",
+            f"the value is {calibration!r}",
+            f"one of {', '.join(map(repr, _DISTRIBUTIONS))}, or an iterable of inputs, is needed",
+            "Correct `calibration`",
         )
-    return batches
+    if example_inputs is None:
+        raise OptionError(
+            "calibration",
+            f"it is {calibration!r} and there are no example inputs",
+            "example inputs give the shapes to draw",
+            "Give `example_inputs`",
+        )
+    example = as_inputs(example_inputs)
+    supply = _drawn(calibration, example, seed)
+    size = min((len(each) for each in flat_tensors(example) if each.dim()), default=1)
+    return list(itertools.islice(supply, math.ceil(_DRAWN / max(1, size)))), supply
 
 
-def _drawn(distribution: str, example: Inputs) -> list[Inputs]:
-    generator = torch.Generator().manual_seed(0)
+def _drawn(distribution: str, example: Inputs, seed: int) -> Iterator[Inputs]:
+    generator = torch.Generator().manual_seed(seed + rank())
     draw = torch.randn if distribution == "normal" else torch.rand
 
     def drawn(tensor: Tensor) -> Tensor:
@@ -76,9 +85,8 @@ def _drawn(distribution: str, example: Inputs) -> list[Inputs]:
             return tensor
         return draw(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
 
-    sizes = [len(each) for each in flat_tensors(example) if each.dim()]
-    count = math.ceil(_DRAWN / max(1, min(sizes, default=1)))
-    return [map_tensors(drawn, example) for _ in range(count)]
+    while True:
+        yield map_tensors(drawn, example)
 
 
 def cut(model: nn.Module, batches: Sequence[Inputs]) -> tuple[list[Inputs], bool]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,7 +66,12 @@ class _Subspace(nn.Module):
 
 
 def tune(
-    before: nn.Module, after: nn.Module, plan: Plan, batches: Sequence[Inputs], tuning: Tuning
+    before: nn.Module,
+    after: nn.Module,
+    plan: Plan,
+    batches: Sequence[Inputs],
+    supply: Iterator[Inputs] | None,
+    tuning: Tuning,
 ) -> tuple[Plan, list[str]]:
     """Distils, in place.
 
@@ -75,6 +80,7 @@ def tune(
         after: The converted model, calibrated.
         plan: What was converted.
         batches: Calibration inputs; every fourth sample is held out.
+        supply: Fresh inputs, one batch for each step, instead of the others.
         tuning: Budget and loss.
 
     Returns:
@@ -89,6 +95,7 @@ def tune(
     samples, independent = cut(teacher, batches)
     fitted, heldout = split(samples)
     size = min(tuning.batch_size, len(fitted)) if independent else 1
+    steps = _endless(fitted, size, tuning.seed) if supply is None else ([each] for each in supply)
     distance = tuning.loss or mean_squared
 
     def loss_on(chosen: Sequence[Inputs]) -> Tensor:
@@ -107,7 +114,7 @@ def tune(
         return loss
 
     first = heldout_loss()
-    best = _descend(parameters, fitted, loss_on, heldout_loss, tuning, size)
+    best = _descend(parameters, steps, loss_on, heldout_loss, tuning)
     with torch.no_grad():
         for parameter, value in zip(parameters, best.state, strict=True):
             parameter.copy_(value)
@@ -199,17 +206,14 @@ class _Best:
 
 def _descend(
     parameters: Sequence[nn.Parameter],
-    fitted: Sequence[Inputs],
+    steps: Iterator[Sequence[Inputs]],
     loss_on: Callable[[Sequence[Inputs]], Tensor],
     heldout_loss: Callable[[], float],
     tuning: Tuning,
-    size: int,
 ) -> _Best:
     """Adam with half a cosine, until the budget is spent or nothing has improved for a while."""
     optimizer = torch.optim.Adam(parameters, lr=tuning.learning_rate)
-    generator = torch.Generator().manual_seed(tuning.seed)
     best = _Best(heldout_loss(), _state(parameters))
-    order: list[int] = []
     step, worse, last, pause = 0, 0, 0.0, 1 / _EVALUATIONS
     started = time.monotonic()
     while True:
@@ -230,11 +234,8 @@ def _descend(
                 return best
         rate = min(1.0, fraction / _WARM_UP + 0.02) * (1 + math.cos(math.pi * fraction)) / 2
         optimizer.param_groups[0]["lr"] = tuning.learning_rate * rate
-        if len(order) < size:
-            order = torch.randperm(len(fitted), generator=generator).tolist()
-        chosen, order = order[:size], order[size:]
         optimizer.zero_grad()
-        loss_on([fitted[i] for i in chosen]).backward()
+        loss_on(next(steps)).backward()
         # All processes start alike and take the same steps: the sum of their gradients is enough, for
         # Adam does not see its scale.
         total(each.grad for each in parameters if each.grad is not None)
@@ -244,3 +245,12 @@ def _descend(
 
 def _state(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [each.detach().clone() for each in parameters]
+
+
+def _endless(samples: Sequence[Inputs], size: int, seed: int) -> Iterator[Sequence[Inputs]]:
+    """Batches of samples in a new random order for each round; a rest smaller than a batch is left."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(samples), generator=generator).tolist()
+        for begin in range(0, len(samples) - size + 1, size):
+            yield [samples[i] for i in order[begin : begin + size]]
