@@ -16,7 +16,7 @@ class Progress:
     """How far a distillation is.
 
     Attributes:
-        step: Steps done.
+        step: Steps done in this run or trial.
         fraction: Share of the budget that is used up.
         loss: On the held-out calibration inputs, at present.
         best: The smallest so far.
@@ -36,8 +36,8 @@ class Tuning:
         seconds: Budget in seconds, where `steps` is None.
         steps: Budget in steps. With it, the result depends on the seed and the inputs alone.
         seed: Of the order of the inputs.
-        learning_rate: The highest one; it rises over the first twentieth of the budget and then falls
-            as half a cosine.
+        learning_rate: Of Adam, the highest one; it rises over the first twentieth of the budget and then
+            falls as half a cosine. None: a fifth of the budget goes into trying some.
         batch_size: Samples in a step, where the inputs can be cut along their first axis.
         train_all: Let all parameters follow, not only those of the converted layers.
         loss: `loss(new_output, old_output)`, a scalar tensor. None: the mean squared error of all
@@ -51,7 +51,7 @@ class Tuning:
     seconds: float = 60.0
     steps: int | None = None
     seed: int = 0
-    learning_rate: float = 3e-3
+    learning_rate: float | None = None
     batch_size: int = 8
     train_all: bool = False
     loss: Callable[[Any, Any], Any] | None = None

@@ -8,10 +8,8 @@ away at the end. Training runs on a copy, in eval mode, and its best state goes 
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from deconvfix.fit.tuning import Progress, Tuning
+from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import form
 from deconvfix.frontends.torch_calibrate import fitted_decisions
+from deconvfix.frontends.torch_descent import Descent
 from deconvfix.frontends.torch_find import PLAIN, current_weight
 from deconvfix.frontends.torch_inputs import Inputs, copy_model, flat_tensors
 from deconvfix.frontends.torch_layers import (
@@ -30,19 +29,12 @@ from deconvfix.frontends.torch_layers import (
     ConvTransposeModule,
     read_weight,
 )
-from deconvfix.frontends.torch_processes import average, total
+from deconvfix.frontends.torch_processes import average
 from deconvfix.frontends.torch_samples import cut, join, split
 from deconvfix.frontends.torch_surgery import exchange, put_weight, take_over
 from deconvfix.plan import Plan
 
 __all__ = ["tune"]
-
-_WARM_UP = 0.05
-# Evaluations on the held-out samples in a run; fewer where they would take over a tenth of the time.
-_EVALUATIONS = 40
-_SHARE_OF_TIME = 0.1
-# In the second half, where the learning rate falls, a run ends after so many without a new best.
-_PATIENCE = 10
 
 
 class _Subspace(nn.Module):
@@ -95,7 +87,9 @@ def tune(
     samples, independent = cut(teacher, batches)
     fitted, heldout = split(samples)
     size = min(tuning.batch_size, len(fitted)) if independent else 1
-    steps = _endless(fitted, size, tuning.seed) if supply is None else ([each] for each in supply)
+    supplied = (
+        _endless(fitted, size, tuning.seed) if supply is None else ([each] for each in supply)
+    )
     distance = tuning.loss or mean_squared
 
     def loss_on(chosen: Sequence[Inputs]) -> Tensor:
@@ -113,15 +107,12 @@ def tune(
         [loss] = average(sum(float(loss_on(p)) * len(p) for p in parts) / len(heldout))
         return loss
 
-    first = heldout_loss()
-    best = _descend(parameters, steps, loss_on, heldout_loss, tuning)
-    with torch.no_grad():
-        for parameter, value in zip(parameters, best.state, strict=True):
-            parameter.copy_(value)
+    descent = Descent(parameters, supplied, loss_on, heldout_loss, tuning)
+    first, best = descent.run()
     _transfer(student, after, names, plan)
     note = (
         f"Tuned: the loss on {len(heldout)} held-out samples went from {first:.3g} to "
-        f"{best.loss:.3g} in {best.steps} steps."
+        f"{best.loss:.3g} in {best.steps} steps at a learning rate of {best.rate:g}."
     )
     decided = tuple(
         replace(each, reason=f"{each.reason}, then tuned") if each.name in names else each
@@ -193,58 +184,6 @@ def _transfer(student: nn.Module, after: nn.Module, names: Sequence[str], plan: 
             # Multiplied in float64, so that the phase sums are equal to the rounding of the weight.
             kernel = read_weight(trained_w.weight.original) @ _basis(name, plan).T
             put_weight(layer, kernel.reshape(tuple(trained.weight.shape)), bias, name)
-
-
-@dataclass
-class _Best:
-    """The best state so far and where it was found."""
-
-    loss: float
-    state: list[Tensor]
-    steps: int = 0
-
-
-def _descend(
-    parameters: Sequence[nn.Parameter],
-    steps: Iterator[Sequence[Inputs]],
-    loss_on: Callable[[Sequence[Inputs]], Tensor],
-    heldout_loss: Callable[[], float],
-    tuning: Tuning,
-) -> _Best:
-    """Adam with half a cosine, until the budget is spent or nothing has improved for a while."""
-    optimizer = torch.optim.Adam(parameters, lr=tuning.learning_rate)
-    best = _Best(heldout_loss(), _state(parameters))
-    step, worse, last, pause = 0, 0, 0.0, 1 / _EVALUATIONS
-    started = time.monotonic()
-    while True:
-        [spent] = average(time.monotonic() - started)
-        fraction = step / tuning.steps if tuning.steps else spent / tuning.seconds
-        if fraction >= min(last + pause, 1.0):
-            loss = heldout_loss()
-            last = fraction
-            if tuning.steps is None:
-                [took] = average(time.monotonic() - started - spent)
-                pause = max(1 / _EVALUATIONS, took / tuning.seconds / _SHARE_OF_TIME)
-            worse = worse + 1
-            if loss < best.loss:
-                best, worse = _Best(loss, _state(parameters), step), 0
-            if tuning.progress is not None:
-                tuning.progress(Progress(step, min(fraction, 1.0), loss, best.loss))
-            if fraction >= 1 or (fraction > 0.5 and worse >= _PATIENCE):
-                return best
-        rate = min(1.0, fraction / _WARM_UP + 0.02) * (1 + math.cos(math.pi * fraction)) / 2
-        optimizer.param_groups[0]["lr"] = tuning.learning_rate * rate
-        optimizer.zero_grad()
-        loss_on(next(steps)).backward()
-        # All processes start alike and take the same steps: the sum of their gradients is enough, for
-        # Adam does not see its scale.
-        total(each.grad for each in parameters if each.grad is not None)
-        optimizer.step()
-        step += 1
-
-
-def _state(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [each.detach().clone() for each in parameters]
 
 
 def _endless(samples: Sequence[Inputs], size: int, seed: int) -> Iterator[Sequence[Inputs]]:
