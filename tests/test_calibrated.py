@@ -365,6 +365,12 @@ def test_what_is_wrong_is_said(options, text):
     assert caught.value.todo
 
 
+def test_inputs_that_are_not_finite_are_refused():
+    batches = [*smooth_batches((4, 4, 6, 8)), torch.full((1, 4, 6, 8), math.nan)]
+    with pytest.raises(deconvfix.ModelError, match="up: its inputs or outputs are not finite"):
+        deconvfix.convert(Net(), to="equalized", init="calibrated", calibration=batches)
+
+
 def test_traced_models_are_calibrated_too():
     """Their layers are modules, whatever calls them."""
     torch.manual_seed(0)

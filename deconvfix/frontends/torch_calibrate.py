@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deconvfix.artifacts import decibels
+from deconvfix.errors import ModelError
 from deconvfix.fit.regression import DEFAULT_RIDGE, best_ridge, ridge_fit, squared_error
 from deconvfix.forms import form
 from deconvfix.forms.base import FITTED_TO_DATA, Settings
@@ -149,6 +150,13 @@ def _fit_layer(
     start = form(decision.form).fit(spec, settings, read_weight(current_weight(old)))
     bias = None if old.bias is None else read_weight(old.bias)
     fit = min((_solved(sums, start, bias) for sums in moments), key=lambda each: each.error)
+    if not np.isfinite(fit.kernel).all():
+        raise ModelError(
+            decision.name or "(model)",
+            "its inputs or outputs are not finite on some calibration inputs",
+            "finite values are needed to fit it",
+            "Leave those inputs out",
+        )
     module = after.get_submodule(decision.name)
     if isinstance(module, ConvertedConvTranspose):
         after = exchange(after, module, rebuilt_layer(module, fit.settings, fit.kernel, fit.bias))

@@ -65,6 +65,8 @@ class Moments:
         ndim = self.spec.ndim
         if x.dim() == ndim + 1:
             x, y = x[None], y[None]
+        if x.device.type == "mps":  # has no float64
+            x, y = x.cpu(), y.cpu()
         least = replace(self.spec, output_padding=(0,) * ndim).output_size(tuple(x.shape[2:]))
         more = tuple(n - low for n, low in zip(y.shape[2:], least, strict=True))
         design = self._design(replace(self.spec, output_padding=more))

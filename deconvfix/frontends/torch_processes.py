@@ -22,9 +22,14 @@ def rank() -> int:
 
 def total(tensors: Iterable[Tensor]) -> None:
     """Replaces each tensor by its sum over all processes, in place."""
-    if in_use():
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor)
+    if not in_use():
+        return
+    on_gpu = torch.distributed.get_backend() == "nccl"  # which reduces nothing else
+    for tensor in tensors:
+        there = tensor.cuda() if on_gpu else tensor
+        torch.distributed.all_reduce(there)
+        if there is not tensor:
+            tensor.copy_(there)
 
 
 def average(*values: float) -> list[float]:
