@@ -22,8 +22,8 @@ _EVALUATIONS = 40
 _SHARE_OF_TIME = 0.1
 # In the second half, where the learning rate falls, a run ends after so many without a new best.
 _PATIENCE = 10
-# Learning rates that are tried, and the share of the budget that each of them gets. A calibrated start
-# is so close that a rate which is right for training from scratch can destroy more than it mends.
+# Learning rates that are tried, and the share of the budget that a trial gets. A calibrated start can be
+# so close that a rate which is right for training from scratch destroys more than it mends.
 _RATES = (3e-3, 1e-3, 3e-4, 1e-4)
 _TRIAL = 0.05
 
@@ -59,26 +59,26 @@ class Descent:
     def run(self) -> tuple[float, Best]:
         """The loss at the start, and the best state, which the parameters have in the end.
 
-        Without a learning rate in `tuning` the rates are tried one after the other from the same start,
-        with a whole schedule each, and the run goes on from the best trial with its rate.
+        Without a learning rate in `tuning` the highest one is taken whose trial, a whole schedule in
+        short, ends closer than it began: lower ones win short trials, and lose long runs.
         """
         first = self.heldout_loss()
-        best = Best(first, self._state(), 0, _RATES[-1])
-        rate, share = self.tuning.learning_rate, 1.0
-        if rate is None:
-            start = best
-            for number, each in enumerate(_RATES):
-                self._restore(start)
-                trial = self._adam(each, start, number * _TRIAL, _TRIAL)
-                best = trial if trial.loss < best.loss else best
-            rate, share = best.rate, 1 - len(_RATES) * _TRIAL
-            self._restore(best)
-        best = self._adam(rate, best, 1 - share, share)
+        start = best = Best(first, self._state(), 0, _RATES[-1])
+        rate, used = self.tuning.learning_rate, 0.0
+        for each in _RATES if rate is None else ():
+            self._restore(start)
+            best, last = self._adam(each, best, used, _TRIAL)
+            rate, used = each, used + _TRIAL
+            if last < first:
+                break
+        assert rate is not None
+        self._restore(best)
+        best, _ = self._adam(rate, best, used, 1 - used)
         self._restore(best)
         return first, best
 
-    def _adam(self, rate: float, best: Best, done: float, share: float) -> Best:
-        """Adam with half a cosine over a share of the budget; what `best` becomes."""
+    def _adam(self, rate: float, best: Best, done: float, share: float) -> tuple[Best, float]:
+        """Adam with half a cosine over a share of the budget: what `best` becomes, and the last loss."""
         seconds = self.tuning.seconds * share
         steps = None if self.tuning.steps is None else max(1, round(self.tuning.steps * share))
         optimizer = torch.optim.Adam(self.parameters, lr=rate)
@@ -100,7 +100,7 @@ class Descent:
                     used = done + share * min(fraction, 1.0)
                     self.tuning.progress(Progress(step, min(used, 1.0), loss, best.loss))
                 if fraction >= 1 or (fraction > 0.5 and worse >= _PATIENCE):
-                    return best
+                    return best, loss
             factor = min(1.0, fraction / _WARM_UP + 0.02) * (1 + math.cos(math.pi * fraction)) / 2
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.zero_grad()
