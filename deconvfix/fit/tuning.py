@@ -37,7 +37,7 @@ class Tuning:
         steps: Budget in steps. With it, the result depends on the seed and the inputs alone.
         seed: Of the order of the inputs.
         learning_rate: Of Adam, the highest one; it rises over the first twentieth of the budget and then
-            falls as half a cosine. None: up to a fifth of the budget goes into trying some.
+            falls as half a cosine. None: a fifth of the budget goes into trying some.
         batch_size: Samples in a step, where the inputs can be cut along their first axis.
         train_all: Let all parameters follow, not only those of the converted layers.
         loss: `loss(new_output, old_output)`, a scalar tensor. None: the mean squared error of all

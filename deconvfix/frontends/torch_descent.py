@@ -59,19 +59,22 @@ class Descent:
     def run(self) -> tuple[float, Best]:
         """The loss at the start, and the best state, which the parameters have in the end.
 
-        Without a learning rate in `tuning` the highest one is taken whose trial, a whole schedule in
-        short, ends closer than it began: lower ones win short trials, and lose long runs.
+        Without a learning rate in `tuning` each rate has a trial, a whole schedule in short. Low rates win
+        short trials and lose long runs, so the highest one is taken that gets half as far as the best,
+        in the logarithm of the loss.
         """
         first = self.heldout_loss()
         start = best = Best(first, self._state(), 0, _RATES[-1])
         rate, used = self.tuning.learning_rate, 0.0
-        for each in _RATES if rate is None else ():
-            self._restore(start)
-            best, last = self._adam(each, best, used, _TRIAL)
-            rate, used = each, used + _TRIAL
-            if last < first:
-                break
-        assert rate is not None
+        if rate is None:
+            gains = {}
+            for each in _RATES:
+                self._restore(start)
+                best, last = self._adam(each, best, used, _TRIAL)
+                gains[each] = math.log(first / last) if 0 < last < math.inf else -math.inf
+                used += _TRIAL
+            enough = max(gains.values()) / 2
+            rate = next((each for each in _RATES if gains[each] >= enough > 0), _RATES[-1])
         self._restore(best)
         best, _ = self._adam(rate, best, used, 1 - used)
         self._restore(best)
