@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deconvfix.errors import ParityError as ParityError
     from deconvfix.errors import RefusedError as RefusedError
     from deconvfix.errors import SpecError as SpecError
+    from deconvfix.fit.tuning import Tuning as Tuning
     from deconvfix.inspection import Inspection as Inspection
     from deconvfix.onnx_export import ExportReport as ExportReport
     from deconvfix.onnx_export import export_onnx as export_onnx
@@ -48,6 +49,7 @@ _HOMES = {
     "Plan": "plan",
     "RefusedError": "errors",
     "SpecError": "errors",
+    "Tuning": "fit.tuning",
     "convert": "conversion",
     "export_onnx": "onnx_export",
     "inspect": "conversion",
@@ -71,6 +73,7 @@ __all__ = [
     "Plan",
     "RefusedError",
     "SpecError",
+    "Tuning",
     "convert",
     "export_onnx",
     "inspect",

@@ -12,10 +12,11 @@ from typing import Any
 
 from deconvfix import __version__
 from deconvfix.artifacts import LOWEST_DB, ripple_db
-from deconvfix.errors import ModelError, ParityError, RefusedError
+from deconvfix.errors import ModelError, OptionError, ParityError, RefusedError
+from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import form
-from deconvfix.forms.base import Init
-from deconvfix.frontends.base import Frontend
+from deconvfix.forms.base import FITTED_TO_DATA, Init
+from deconvfix.frontends.base import CalibrationData, FitsToData, Frontend
 from deconvfix.inspection import Inspection, describe
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Match, Options, Plan, make_plan
@@ -86,6 +87,9 @@ def convert(
     interpolation: Interpolation = "nearest",
     padding_mode: PadMode | None = None,
     init: Init | None = None,
+    calibration: Iterable[Any] | str | None = None,
+    tuning: Tuning | None = None,
+    grow: int = 0,
     seed: int = 0,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
@@ -107,9 +111,19 @@ def convert(
             Programs have inputs of their own, and for ONNX models they can be made up.
         interpolation: For "resize": "nearest" or "linear".
         padding_mode: For "resize": "reflect", "replicate" or "zeros". None: "zeros" for layers
-            whose kernel divides (they stay the same function), "reflect" for the others.
+            whose kernel divides (they stay the same function); for the others the closest on
+            the calibration inputs, and "reflect" without them.
         init: "exact" (refuse layers whose function would change), "fit" (least squares on the
-            weights) or "random". None: exact where possible, a fit elsewhere.
+            weights), "calibrated" (regression on what the original computes on inputs), "tuned"
+            (calibrated, then distilled from the original) or "random". None: exact where possible, a
+            fit elsewhere.
+        calibration: For "calibrated" and "tuned": an iterable of inputs, each as `example_inputs` (a
+            bare tensor is a tuple of one), or "normal" or "uniform" to draw inputs of the shapes of
+            `example_inputs`. The more of what the model will see they show, the better.
+        tuning: For "tuned": budget, seed and loss.
+        grow: Taps by which the kernels of "resize" and "equalized" grow on either side, on the axes
+            with a stride: closer to the original at a higher cost. An equalized layer then has another
+            kernel_size and padding.
         seed: For init "random".
         include: Glob patterns on layer names; only matching layers are converted.
         exclude: Glob patterns on layer names to keep, or a predicate.
@@ -137,6 +151,7 @@ def convert(
         padding_mode=padding_mode,
         init=init,
         seed=seed,
+        grow=grow,
         include=_patterns(include),
         exclude=() if callable(exclude) else _patterns(exclude),
     )
@@ -155,15 +170,23 @@ def convert(
             else "`strict` allows none",
             "Exclude the layer, or leave out `strict`",
         )
-    reference = frontend.prepare(working, None, inplace=False) if verify else None
+    to_data = any(each.settings and each.settings.init in FITTED_TO_DATA for each in plan.replaced)
+    reference = frontend.prepare(working, None, inplace=False) if verify or to_data else None
     fidelity = _ripples(findings.matches, plan)
     notes = list(findings.notes)
+    fitter = _fitter(frontend, calibration) if to_data else None
     converted = frontend.apply(working, plan)
+    if fitter is not None and calibration is not None:
+        data = CalibrationData(
+            calibration, example_inputs, tuning or Tuning(), padding_mode is None
+        )
+        converted, plan, more = fitter.fit_to_data(reference, converted, plan, data)
+        notes += more
     still_running = None
     if example_inputs is not None:
         still_running = tuple(frontend.left(converted, plan, example_inputs))
     parity: ParityReport | None = None
-    if reference is not None:
+    if verify:
         inputs = [] if example_inputs is None else [example_inputs]
         parity = frontend.verify(reference, converted, inputs, plan)
         if not parity.comparisons and plan.replaced and example_inputs is None:
@@ -271,6 +294,25 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _fitter(frontend: Frontend, calibration: object) -> FitsToData:
+    """The front end, if it can fit layers to inputs and there are some."""
+    if not isinstance(frontend, FitsToData):
+        raise OptionError(
+            "init",
+            "this kind of model has no layers that could be fitted to inputs",
+            "a torch.nn.Module is needed",
+            "Convert the module before it is traced or exported",
+        )
+    if calibration is None:
+        raise OptionError(
+            "calibration",
+            "there are no calibration inputs",
+            "init 'calibrated' and 'tuned' fit the layers to what the original computes on inputs",
+            "Give some inputs as the model takes them, 64 or more, or 'normal' for latents",
+        )
+    return frontend
 
 
 def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:

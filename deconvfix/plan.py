@@ -66,6 +66,7 @@ class Options:
     padding_mode: PadMode | None = None
     init: Init | None = None
     seed: int = 0
+    grow: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -76,7 +77,7 @@ class Options:
     @property
     def settings(self) -> Settings:
         """The part that forms look at."""
-        return Settings(self.interpolation, self.padding_mode, self.init, self.seed)
+        return Settings(self.interpolation, self.padding_mode, self.init, self.seed, self.grow)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ __all__ = [
     "phase_of_taps",
     "phase_sums",
     "relative_distance",
+    "sum_rule_basis",
 ]
 
 Array = NDArray[np.float64]
@@ -101,6 +102,24 @@ def equal_phase_sums(
         change = np.take(change, phase, axis)
     result: Array = weight + change
     return result
+
+
+def sum_rule_basis(phases: Sequence[NDArray[np.int64]], stride: Sequence[int]) -> Array:
+    """An orthonormal basis Z, (taps, free numbers), of the kernels whose phase sums are all equal.
+
+    The null space of sum_f - mean of all sums, one row for each phase f: taps - (phases - 1) columns
+    where every phase has a tap.
+    """
+    members = [
+        (phase == np.arange(s)[:, None]).astype(np.float64)
+        for phase, s in zip(phases, stride, strict=True)
+    ]
+    member = members[0]
+    for each in members[1:]:
+        member = np.kron(member, each)  # (phases, taps), both flattened with the last axis fastest
+    _, values, rows = np.linalg.svd(member - member.mean(0))
+    rank = int(np.sum(values > values.max(initial=0) * 1e-12))
+    return np.ascontiguousarray(rows[rank:].T)
 
 
 def relative_distance(new: Array, old: Array) -> float:

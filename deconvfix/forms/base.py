@@ -15,9 +15,12 @@ from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import Conv, Crop, Interpolation, Pad, PadMode, Pairs, Step
 
 __all__ = [
+    "FITTED_TO_DATA",
     "Compiled",
+    "Design",
     "Form",
     "Init",
+    "Phase",
     "ReadWeight",
     "Refusal",
     "Settings",
@@ -28,7 +31,9 @@ __all__ = [
     "zero_border",
 ]
 
-Init = Literal["exact", "fit", "random"]
+Init = Literal["exact", "fit", "random", "calibrated", "tuned"]
+# Fits that need inputs. A form starts them from its fit to the weights.
+FITTED_TO_DATA: tuple[Init, ...] = ("calibrated", "tuned")
 ReadWeight = Callable[[], NDArray[np.float64]]
 
 # A converted weight may grow by the factor below without a word. Past it, it is refused from this
@@ -54,6 +59,13 @@ class Refusal:
 class Settings:
     """The choices that a form leaves open. None means: choose for this layer.
 
+    Attributes:
+        interpolation: How a resize-convolution upsamples.
+        padding_mode: How a resize-convolution extends the border.
+        init: How the new weights are found.
+        seed: For random weights.
+        grow: Taps by which a fitted kernel grows on either side, on the axes with a stride.
+
     Raises:
         OptionError: If a value does not exist.
     """
@@ -62,6 +74,7 @@ class Settings:
     padding_mode: PadMode | None = None
     init: Init | None = None
     seed: int = 0
+    grow: int = 0
 
     def __post_init__(self) -> None:
         known("interpolation", self.interpolation, get_args(Interpolation))
@@ -70,6 +83,13 @@ class Settings:
         if type(self.seed) is not int:
             raise OptionError(
                 "seed", f"the value is {self.seed!r}", "an integer is needed", "Correct `seed`"
+            )
+        if type(self.grow) is not int or self.grow < 0:
+            raise OptionError(
+                "grow",
+                f"the value is {self.grow!r}",
+                "a number of taps, 0 or more, is needed",
+                "Correct `grow`",
             )
 
 
@@ -108,6 +128,42 @@ class Compiled:
     macs_per_position: int
 
 
+@dataclass(frozen=True)
+class Phase:
+    """Output pixels that are reached by the same taps, in a regular grid.
+
+    Output pixel `first + step * t` is the bias plus the sum, over the taps, of the kernel's tap times
+    the pixel `start + t` of the extended input (all of them per axis).
+
+    Attributes:
+        first: First pixel of the grid.
+        step: Distance of its pixels.
+        taps: Positions in the flattened kernel.
+        starts: For each tap its first pixel in the extended input.
+    """
+
+    first: tuple[int, ...]
+    step: tuple[int, ...]
+    taps: tuple[int, ...]
+    starts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Design:
+    """A form as a linear model of its kernel: what a regression needs to know.
+
+    Attributes:
+        steps: How the input is extended (and upsampled) first.
+        phases: The grids that the output pixels fall into.
+        basis: Z, (taps, free numbers): the kernels that the form can have are Z w, for each pair of
+            channels; the columns are orthonormal.
+    """
+
+    steps: tuple[Step, ...]
+    phases: tuple[Phase, ...]
+    basis: NDArray[np.float64]
+
+
 class Form(Protocol):
     """A way to write a transposed convolution. Nothing here keeps state."""
 
@@ -130,6 +186,10 @@ class Form(Protocol):
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """The form's kernel for a weight of shape (C_in, C_out / groups, *kernel_size)."""
+        ...
+
+    def design(self, spec: ConvTransposeSpec, settings: Settings) -> Design | None:
+        """The form as a linear model of its kernel; None if it is exact and nothing is fitted."""
         ...
 
     def equivalent(

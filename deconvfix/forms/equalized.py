@@ -6,22 +6,41 @@ Kiya 2018, arXiv:1806.02658). The smallest change of the weights that makes them
 (c - g_f)/n_f to each of the n_f taps of phase f; `fit.least_squares.equal_phase_sums` has the formula.
 The layer keeps its type and shapes, so the corrected checkpoint loads into unchanged code.
 
+On request the kernel *grows* by a few taps on either side of each axis with a stride, k + 2*grow with
+padding p + d*grow, which begins with taps of zero: the same outputs from a larger space of kernels. The
+weight then has another shape, and the recipe is needed to load it.
+
 Refused where a phase has no tap (k < s, or a dilation that shares a factor with the stride): its sum is
 zero whatever the weights are.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.fit.least_squares import equal_phase_sums, phase_of_taps, relative_distance
-from deconvfix.forms.base import Compiled, ReadWeight, Refusal, Settings, Settled
+from deconvfix.fit.least_squares import (
+    equal_phase_sums,
+    phase_of_taps,
+    relative_distance,
+    sum_rule_basis,
+)
+from deconvfix.forms.base import (
+    FITTED_TO_DATA,
+    Compiled,
+    Design,
+    Phase,
+    ReadWeight,
+    Refusal,
+    Settings,
+    Settled,
+)
 from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import ConvTranspose
+from deconvfix.steps import ConvTranspose, Pad
 
 __all__ = ["EQUALIZED"]
 
@@ -39,14 +58,15 @@ class Equalized:
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
     ) -> Settled | Refusal:
         """Refuses kernels with an empty phase and says how far the weights move."""
-        if settings.init not in (None, "fit", "exact"):
+        if settings.init == "random":
             return Refusal(
                 f"init is {settings.init!r} and the form is 'equalized'",
                 "the equalized form corrects the trained weight",
                 "Leave init out, or choose the form 'resize'",
             )
+        grown = _grown(spec, settings)
         for axis, (k, s, d) in enumerate(
-            zip(spec.kernel_size, spec.stride, spec.dilation, strict=True)
+            zip(grown.kernel_size, grown.stride, grown.dilation, strict=True)
         ):
             reached = len(set(int(phase) for phase in phase_of_taps((k,), (s,), (d,))[0]))
             if reached < s:
@@ -62,8 +82,8 @@ class Equalized:
                 "a stored weight is needed to correct it",
                 "Convert this layer to 'subpixel', or exclude it",
             )
-        weight = read_weight()
-        residual = relative_distance(self.fit(spec, settings, weight), weight)
+        weight = _extended(spec, settings, read_weight())
+        residual = relative_distance(self.fit(spec, settings, read_weight()), weight)
         exact = residual <= _EQUAL
         if settings.init == "exact" and not exact:
             return Refusal(
@@ -76,18 +96,22 @@ class Equalized:
             if exact
             else f"minimum-norm correction, relative size {residual:.3g}"
         )
-        return Settled(replace(settings, init="fit"), exact, residual, note)
+        init = settings.init if settings.init in FITTED_TO_DATA and not exact else "fit"
+        return Settled(replace(settings, init=init), exact, residual, note)
 
     def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
         """One step: the transposed convolution."""
+        spec = _grown(spec, settings)
         return Compiled((ConvTranspose(spec),), (), (), spec.macs_per_position())
 
     def fit(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """The corrected weight, (C_in, C_out / groups, *kernel_size)."""
+        """The corrected weight, (C_in, C_out / groups, *kernel_size), grown if that was asked for."""
         if math.prod(spec.stride) == 1:
             return weight
+        weight = _extended(spec, settings, weight)
+        spec = _grown(spec, settings)
         phases = phase_of_taps(spec.kernel_size, spec.stride, spec.dilation)
         return equal_phase_sums(weight, phases, spec.stride)
 
@@ -95,7 +119,82 @@ class Equalized:
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
         """The layer with its corrected weight."""
-        return spec, self.fit(spec, settings, weight)
+        return _grown(spec, settings), self.fit(spec, settings, weight)
+
+    def design(self, spec: ConvTransposeSpec, settings: Settings) -> Design:
+        """One phase for each residue of o + p_b; the kernels are those with equal phase sums.
+
+        Tap j reaches output o from input i = (o + p_b - d*j) / s.
+        """
+        spec = _grown(spec, settings)
+        axes = list(
+            zip(
+                spec.kernel_size,
+                spec.stride,
+                spec.dilation,
+                spec.padding,
+                spec.output_padding,
+                strict=True,
+            )
+        )
+        border = []
+        choices: list[list[tuple[int, list[tuple[int, int]]]]] = []
+        for k, s, d, (p_b, p_e), op in axes:
+            big_k = d * (k - 1) + 1
+            reaches = [
+                (
+                    first,
+                    [
+                        (j, (first + p_b - d * j) // s)
+                        for j in range(k)
+                        if (first + p_b - d * j) % s == 0
+                    ],
+                )
+                for first in range(s)
+            ]
+            begin = max(0, -min(start for _, taps in reaches for _, start in taps))
+            border.append((begin, max(0, (big_k - 1 - p_e + op) // s)))
+            choices.append(
+                [(first, [(j, start + begin) for j, start in taps]) for first, taps in reaches]
+            )
+        phases = []
+        for grid in itertools.product(*choices):
+            reached = list(itertools.product(*(taps for _, taps in grid)))
+            phases.append(
+                Phase(
+                    first=tuple(first for first, _ in grid),
+                    step=spec.stride,
+                    taps=tuple(
+                        int(np.ravel_multi_index([j for j, _ in each], spec.kernel_size))
+                        for each in reached
+                    ),
+                    starts=tuple(tuple(start for _, start in each) for each in reached),
+                )
+            )
+        taps = phase_of_taps(spec.kernel_size, spec.stride, spec.dilation)
+        steps = (Pad(tuple(border), "zeros"),)
+        return Design(steps, tuple(phases), sum_rule_basis(taps, spec.stride))
 
 
 EQUALIZED = Equalized()
+
+
+def _grown(spec: ConvTransposeSpec, settings: Settings) -> ConvTransposeSpec:
+    """The layer with its kernel grown; see the module's text."""
+    more = [settings.grow if s > 1 else 0 for s in spec.stride]
+    return replace(
+        spec,
+        kernel_size=tuple(k + 2 * m for k, m in zip(spec.kernel_size, more, strict=True)),
+        padding=tuple(
+            (b + d * m, e + d * m)
+            for (b, e), d, m in zip(spec.padding, spec.dilation, more, strict=True)
+        ),
+    )
+
+
+def _extended(
+    spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The weight with the taps of zero that a grown kernel begins with."""
+    more = [(settings.grow,) * 2 if s > 1 else (0, 0) for s in spec.stride]
+    return np.pad(weight, [(0, 0), (0, 0), *more])

@@ -7,7 +7,8 @@ Upsampling by s is itself a transposed convolution with the fixed kernel h:
 
 so that upsampling and then a convolution with w is the transposed convolution with the kernel h * w.
 Its phase sums are all equal, whatever w is. With w of r = max(1, K - s + 1) taps, h * w covers the
-K taps of the trained kernel; what it has more (linear, or s > K) is spread over both ends. `fit` finds
+K taps of the trained kernel; what it has more (linear, s > K, or a kernel that is asked to grow by so
+many taps on either side) is spread over both ends. `fit` finds
 the w whose h * w comes closest to the trained kernel. When none is left over, the kernel *divides*,
 and the layer is converted exactly: bilinear-initialised layers, separable box factors.
 
@@ -22,6 +23,7 @@ An axis of stride 1 has no phases: it keeps its taps, its dilation and its zero 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -30,7 +32,10 @@ from numpy.typing import NDArray
 
 from deconvfix.fit.least_squares import apply_operators, factor_out, relative_distance
 from deconvfix.forms.base import (
+    FITTED_TO_DATA,
     Compiled,
+    Design,
+    Phase,
     ReadWeight,
     Refusal,
     Settings,
@@ -68,14 +73,12 @@ def _upsampling_kernel(s: int, interpolation: Interpolation) -> tuple[NDArray[np
     return 1 - np.abs((v + 0.5) / s - 0.5), first
 
 
-def _axis(
-    k: int, s: int, d: int, p_b: int, p_e: int, op: int, interpolation: Interpolation
-) -> _Axis:
+def _axis(k: int, s: int, d: int, p_b: int, p_e: int, op: int, settings: Settings) -> _Axis:
     big_k = d * (k - 1) + 1
     if s == 1:
         return _Axis(s, k, d, 0, (big_k - 1 - p_b, big_k - 1 - p_e + op))
-    h, first = _upsampling_kernel(s, interpolation)
-    r = max(1, big_k - s + 1)
+    h, first = _upsampling_kernel(s, settings.interpolation)
+    r = max(1, big_k - s + 1) + 2 * settings.grow
     grown = (len(h) + r - 1 - big_k) // 2
     # h * w begins at output offset begin - (r - 1) + first, and must begin at -p_b - grown
     begin = r - 1 - first - p_b - grown
@@ -83,9 +86,9 @@ def _axis(
     return _Axis(s, r, 1, grown, (begin, end))
 
 
-def _axes(spec: ConvTransposeSpec, interpolation: Interpolation) -> tuple[_Axis, ...]:
+def _axes(spec: ConvTransposeSpec, settings: Settings) -> tuple[_Axis, ...]:
     return tuple(
-        _axis(k, s, d, *padding, op, interpolation)
+        _axis(k, s, d, *padding, op, settings)
         for k, s, d, padding, op in zip(
             spec.kernel_size,
             spec.stride,
@@ -118,7 +121,7 @@ class ResizeForm:
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
     ) -> Settled | Refusal:
         """Looks whether the kernel divides, and chooses the border by it."""
-        axes = _axes(spec, settings.interpolation)
+        axes = _axes(spec, settings)
         old = math.prod(spec.weight_shape)
         taps = math.prod(a.taps for a in axes)
         refusal = too_large(old, old // math.prod(spec.kernel_size) * taps)
@@ -132,7 +135,12 @@ class ResizeForm:
             )
         residual = self._residual(spec, replace(settings, init="fit"), read_weight())
         divides = residual <= _DIVIDES
+        mode = settings.padding_mode or ("zeros" if divides else "reflect")
+        strided = max(spec.stride) > 1
+        exact = settings.init != "random" and divides and (mode == "zeros" or not strided)
         init = settings.init or ("exact" if divides else "fit")
+        if exact and init in FITTED_TO_DATA:
+            init = "exact"
         if init == "exact" and not divides:
             return Refusal(
                 f"the kernel does not divide by the {settings.interpolation} upsampling kernel "
@@ -140,9 +148,6 @@ class ResizeForm:
                 "init 'exact' needs a kernel that divides",
                 "Use init 'fit', or the form 'subpixel'",
             )
-        mode = settings.padding_mode or ("zeros" if divides else "reflect")
-        strided = max(spec.stride) > 1
-        exact = init != "random" and divides and (mode == "zeros" or not strided)
         if init == "random":
             residual = self._residual(spec, replace(settings, init="random"), read_weight())
             note = f"random weights (seed {settings.seed})"
@@ -161,7 +166,7 @@ class ResizeForm:
 
     def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
         """Steps: Resize, Pad, Conv; a zero Pad first for linear upsampling with a zero border."""
-        axes = _axes(spec, settings.interpolation)
+        axes = _axes(spec, settings)
         mode = settings.padding_mode or "reflect"
         conv = Conv(
             in_channels=spec.in_channels,
@@ -205,31 +210,50 @@ class ResizeForm:
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """The kernel w, (C_in, C_out / groups, *taps): fitted, or seeded at torch's default scale."""
-        axes = _axes(spec, settings.interpolation)
+        axes = _axes(spec, settings)
         if settings.init == "random":
             shape = (*weight.shape[:2], *(a.taps for a in axes))
             bound = 1 / math.sqrt(spec.in_channels // spec.groups * math.prod(shape[2:]))
             return np.random.default_rng(settings.seed).uniform(-bound, bound, shape)
         return factor_out(self.target(spec, settings, weight), self.operators(spec, settings))
 
+    def design(self, spec: ConvTransposeSpec, settings: Settings) -> Design:
+        """One phase, the convolution on the upsampled and extended input; every kernel is allowed."""
+        *steps, conv = self.compile(spec, settings).steps
+        assert isinstance(conv, Conv)
+        if any(conv.padding):
+            steps.append(Pad(tuple((p, p) for p in conv.padding), "zeros"))
+        # The kernel is laid out as a transposed one: tap j is the convolution's tap r - 1 - j.
+        reached = list(itertools.product(*(range(r) for r in conv.kernel_size)))
+        starts = tuple(
+            tuple(
+                d * (r - 1 - j)
+                for j, r, d in zip(each, conv.kernel_size, conv.dilation, strict=True)
+            )
+            for each in reached
+        )
+        ones = (1,) * spec.ndim
+        phase = Phase((0,) * spec.ndim, ones, tuple(range(len(reached))), starts)
+        return Design(tuple(steps), (phase,), np.eye(len(reached)))
+
     def equivalent(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
         """The transposed convolution with the kernel h * w."""
         kernel = apply_operators(self.fit(spec, settings, weight), self.operators(spec, settings))
-        dilation = tuple(a.dilation for a in _axes(spec, settings.interpolation))
+        dilation = tuple(a.dilation for a in _axes(spec, settings))
         return replace(spec, kernel_size=kernel.shape[2:], dilation=dilation), kernel
 
     def operators(self, spec: ConvTransposeSpec, settings: Settings) -> list[NDArray[np.float64]]:
         """Per axis the matrix of w -> h * w, (K + growth, taps)."""
-        axes = _axes(spec, settings.interpolation)
+        axes = _axes(spec, settings)
         return [_operator(a, settings.interpolation) for a in axes]
 
     def target(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """The trained kernel on the taps of h * w: dilation spread out, zeros where h * w is longer."""
-        axes = _axes(spec, settings.interpolation)
+        axes = _axes(spec, settings)
         sizes = [len(matrix) for matrix in self.operators(spec, settings)]
         target = np.zeros((*weight.shape[:2], *sizes))
         taps = tuple(

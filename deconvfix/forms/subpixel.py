@@ -160,6 +160,9 @@ class Subpixel:
         """The weight itself."""
         return weight
 
+    def design(self, spec: ConvTransposeSpec, settings: Settings) -> None:
+        """Nothing to fit: the form is exact."""
+
     def equivalent(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from deconvfix.fit.tuning import Tuning
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Match, Plan
 
-__all__ = ["Findings", "Frontend"]
+__all__ = ["CalibrationData", "Findings", "FitsToData", "Frontend"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,38 @@ class Findings:
 
     matches: tuple[Match, ...]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """What layers are fitted to, and how.
+
+    Attributes:
+        inputs: An iterable of inputs, or the name of a distribution to draw them from.
+        example_inputs: Gives the shapes to draw.
+        tuning: For `init="tuned"`.
+        choose_padding: Choose the border of resize-convolutions by the measured error.
+    """
+
+    inputs: Iterable[Any] | str
+    example_inputs: Any | None
+    tuning: Tuning
+    choose_padding: bool
+
+
+@runtime_checkable
+class FitsToData(Protocol):
+    """A front end that can fit layers to what the original computes on inputs."""
+
+    def fit_to_data(
+        self, before: Any, after: Any, plan: Plan, data: CalibrationData
+    ) -> tuple[Any, Plan, Sequence[str]]:
+        """Fits the layers whose `init` asks for it, in place.
+
+        Returns:
+            The model, the plan with what was chosen and measured, and notes.
+        """
+        ...
 
 
 class Frontend(Protocol):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from deconvfix.errors import ModelError
 from deconvfix.forms.base import Refusal
-from deconvfix.frontends.base import Findings
+from deconvfix.frontends.base import CalibrationData, Findings
+from deconvfix.frontends.torch_calibrate import calibrate, fitted_decisions
 from deconvfix.frontends.torch_calls import Observed, observe
 from deconvfix.frontends.torch_code import callers_by_code
 from deconvfix.frontends.torch_compare import psnr_db
@@ -39,6 +40,7 @@ from deconvfix.frontends.torch_inputs import (
 )
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.frontends.torch_reroute import is_rerouted, keep, keeps_some, reroute
+from deconvfix.frontends.torch_samples import calibration_inputs
 from deconvfix.frontends.torch_surgery import (
     check_geometry,
     converted_layer,
@@ -46,6 +48,7 @@ from deconvfix.frontends.torch_surgery import (
     set_weight,
     why_not_exchanged,
 )
+from deconvfix.frontends.torch_tune import tune
 from deconvfix.frontends.torch_watch import executed_transposed_convolutions
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Match, Plan
@@ -156,6 +159,20 @@ class TorchModuleFrontend:
         for module in untouched:
             keep(module)
         return model
+
+    def fit_to_data(
+        self, before: nn.Module, after: nn.Module, plan: Plan, data: CalibrationData
+    ) -> tuple[nn.Module, Plan, Sequence[str]]:
+        """Calibrated fits, and distillation where it is asked for."""
+        decisions = fitted_decisions(plan)
+        batches, supply = calibration_inputs(data.inputs, data.example_inputs, data.tuning.seed)
+        after, plan, notes = calibrate(
+            before, after, plan, batches, choose_padding=data.choose_padding
+        )
+        if any(each.settings is not None and each.settings.init == "tuned" for each in decisions):
+            plan, more = tune(before, after, plan, batches, supply, data.tuning)
+            notes = [*notes, *more]
+        return after, plan, notes
 
     def left(self, model: nn.Module, plan: Plan, example_inputs: Any) -> Sequence[str]:
         """Runs a copy under a dispatch mode and names what it still sees."""

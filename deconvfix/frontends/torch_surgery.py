@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
@@ -28,8 +30,18 @@ from deconvfix.frontends.torch_layers import (
 from deconvfix.plan import Decision
 from deconvfix.spec import ConvTransposeSpec
 
-__all__ = ["check_geometry", "converted_layer", "exchange", "set_weight", "why_not_exchanged"]
+__all__ = [
+    "check_geometry",
+    "converted_layer",
+    "exchange",
+    "put_weight",
+    "rebuilt_layer",
+    "set_weight",
+    "take_over",
+    "why_not_exchanged",
+]
 
+Layer = TypeVar("Layer", bound=nn.Module)
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -100,15 +112,42 @@ def converted_layer(module: nn.Module, decision: Decision) -> ConvertedConvTrans
     for name, parameter in new.named_parameters():
         source = bias if name.endswith("bias") else weight
         parameter.requires_grad_(source is not None and source.requires_grad)
+    return take_over(new, module)
+
+
+def rebuilt_layer(
+    module: ConvertedConvTranspose,
+    settings: Settings,
+    kernel: NDArray[np.float64],
+    bias: NDArray[np.float64] | None,
+) -> ConvertedConvTranspose:
+    """A converted layer with other settings and another kernel and bias; see `Form.fit`."""
+    conv = module.convolution
+    new = ConvertedConvTranspose(
+        module.spec,
+        module.form_name,
+        settings,
+        torch.from_numpy(kernel).to(conv.weight),
+        None if bias is None else torch.from_numpy(bias).to(conv.weight),
+    )
+    for (_, parameter), (_, old) in zip(
+        new.named_parameters(), module.named_parameters(), strict=True
+    ):
+        parameter.requires_grad_(old.requires_grad)
+    return take_over(new, module)
+
+
+def take_over(new: Layer, old: nn.Module) -> Layer:
+    """Gives `new` the mode, hooks and attributes of the layer that it stands for."""
     for name in _HOOKS:
-        setattr(new, name, getattr(module, name))
+        setattr(new, name, getattr(old, name))
     new._forward_pre_hooks = OrderedDict(
         (key, hook) for key, hook in new._forward_pre_hooks.items() if not makes_weight(hook)
     )
-    for name, value in vars(module).items():
+    for name, value in vars(old).items():
         if name not in vars(new) and not isinstance(value, Tensor):
             object.__setattr__(new, name, value)
-    return new.train(module.training)
+    return new.train(old.training)
 
 
 def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
@@ -136,30 +175,60 @@ def _swapped(value: Any, old: nn.Module, new: nn.Module) -> Any:
     return value
 
 
-@torch.no_grad()
 def set_weight(module: nn.Module, decision: Decision) -> None:
-    """Gives the layer a corrected weight, through its parametrization or hook if it has one."""
-    assert isinstance(module, ConvTransposeModule)
+    """Gives the layer its corrected weight, and the geometry that goes with it."""
     spec, form_name, settings = _complete(decision)
-    fitted = form(form_name).fit(spec, settings, read_weight(current_weight(module)))
-    new = torch.from_numpy(fitted).to(module.weight)
+    new_spec, kernel = form(form_name).equivalent(
+        spec, settings, read_weight(current_weight(module))
+    )
+    assert isinstance(module, ConvTransposeModule)
+    module.kernel_size = new_spec.kernel_size
+    module.padding = tuple(begin for begin, _ in new_spec.padding)
+    put_weight(module, kernel, None, decision.name)
+
+
+@torch.no_grad()
+def put_weight(
+    module: nn.Module,
+    kernel: NDArray[np.float64],
+    bias: NDArray[np.float64] | None,
+    name: str,
+) -> None:
+    """Sets a layer's weight, through its parametrization or hook if it has one, and its bias if given.
+
+    Raises:
+        ModelError: If the layer's parameters cannot hold the weight.
+    """
+    assert isinstance(module, ConvTransposeModule)
+    new = torch.from_numpy(kernel).to(module.weight)
     if parametrize.is_parametrized(module, "weight"):
         module.weight = new
     elif "weight_v" in module._parameters:
         norm = next(
             each for each in module._forward_pre_hooks.values() if isinstance(each, WeightNorm)
         )
-        module.get_parameter("weight_v").copy_(new)
-        module.get_parameter("weight_g").copy_(torch.norm_except_dim(new, 2, norm.dim))
+        _assign(module.get_parameter("weight_v"), new)
+        _assign(module.get_parameter("weight_g"), torch.norm_except_dim(new, 2, norm.dim))
         module.weight = norm.compute_weight(module)
     elif "weight" in module._parameters:
-        module.weight.copy_(new)
+        _assign(module.weight, new)
+    if bias is not None:
+        assert module.bias is not None
+        module.bias.copy_(torch.from_numpy(bias))
     error = float((current_weight(module) - new).abs().max())
     bound = 16 * torch.finfo(new.dtype).eps * float(new.abs().max())
     if "weight" in module._buffers or not error <= bound:
         raise ModelError(
-            decision.name or "(model)",
+            name or "(model)",
             f"its weight is computed from other parameters, and differs by {error:.3g} when set",
             "the equalized form needs a weight that can be set",
             "Remove the parametrization first, or use the form 'subpixel' or 'resize'",
         )
+
+
+def _assign(parameter: Tensor, value: Tensor) -> None:
+    """Values of the same shape are copied, so that whatever shares the memory sees them."""
+    if parameter.shape == value.shape:
+        parameter.copy_(value)
+    else:
+        parameter.data = value.contiguous()

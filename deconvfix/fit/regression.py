@@ -1,0 +1,108 @@
+"""Ridge regression of a layer's outputs on a form's features, from second moments.
+
+For the pixels of phase f let u_f be the features (each input channel at each tap of the phase) and y
+the outputs wanted. With the kernel W = Z w of a form (Z: `forms.base.Design.basis`) and a bias b the
+fit minimises
+
+    J(w, b) = sum over f and pixels |y - b - u_f Z_f w|^2  +  ridge * |w - w_0|^2
+
+where Z_f are the rows of Z for the taps of phase f, and w_0 is the fit to the weights alone: where the
+data say nothing, the kernel stays there. All that J needs of the data are the moments
+
+    H_f = sum over pixels of z z^T,   z = (u_f, 1, y)
+
+which are sums: over pixels, batches and processes. Without the ridge, J of any kernel can be read off
+the moments of any data, also of data that it was not fitted to (`squared_error`): that is how `ridge`
+is chosen (`best_ridge`), and how two borders are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["DEFAULT_RIDGE", "RIDGES", "best_ridge", "ridge_fit", "squared_error"]
+
+Array = NDArray[np.float64]
+
+# Candidates, relative to the mean power of a feature.
+RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+# Where there is nothing to choose by.
+DEFAULT_RIDGE = 1e-4
+
+
+def ridge_fit(
+    moments: Sequence[Array], basis: Sequence[Array], start: Array, bias: Array | None, ridge: float
+) -> tuple[Array, Array | None]:
+    """The minimum of J for one group of channels.
+
+    Args:
+        moments: H_f for each phase, features ordered (input channel, tap of the phase).
+        basis: Z_f for each phase, (taps of the phase, free numbers).
+        start: w_0, (C_in, C_out, free numbers).
+        bias: Any bias, (C_out,), to say that there is one; None without.
+        ridge: Relative to the mean of the diagonal of the normal equations.
+
+    Returns:
+        w, shaped as `start`, and b.
+    """
+    c_in, c_out, free = start.shape
+    size = c_in * free
+    normal = np.zeros((size + 1, size + 1))
+    right = np.zeros((size + 1, c_out))
+    for h, z in zip(moments, basis, strict=True):
+        taps = len(z)
+        features = c_in * taps
+        gram = h[:features, :features].reshape(c_in, taps, c_in, taps)
+        # (C_in, taps, C_in, taps) -> (C_in, free, C_in, free)
+        gram = np.einsum("ap,iajb,bq->ipjq", z, gram, z, optimize=True)
+        normal[:size, :size] += gram.reshape(size, size)
+        others = h[:features, features:].reshape(c_in, taps, 1 + c_out)
+        others = np.einsum("ap,iay->ipy", z, others).reshape(size, 1 + c_out)
+        normal[:size, size] += others[:, 0]
+        right[:size] += others[:, 1:]
+        normal[size, size] += h[features, features]
+        right[size] += h[features, features + 1 :]
+    normal[size, :size] = normal[:size, size]
+    # (C_in, C_out, free) -> (C_in * free, C_out)
+    w_0 = start.transpose(0, 2, 1).reshape(size, c_out)
+    penalty = ridge * float(np.trace(normal[:size, :size])) / size or 1.0
+    if bias is None:
+        normal, right = normal[:size, :size], right[:size]
+    normal[np.arange(size), np.arange(size)] += penalty
+    right[:size] += penalty * w_0
+    solved = np.linalg.solve(normal, right)
+    w = solved[:size].reshape(c_in, free, c_out).transpose(0, 2, 1)
+    return w, None if bias is None else solved[size]
+
+
+def squared_error(
+    moments: Sequence[Array], basis: Sequence[Array], w: Array, bias: Array | None
+) -> float:
+    """J without the ridge: the squared error of w and b on the data of the moments."""
+    c_in, c_out, _ = w.shape
+    total = 0.0
+    for h, z in zip(moments, basis, strict=True):
+        # (C_in, C_out, free) -> (C_in, taps, C_out) -> (features, C_out)
+        kernel = np.einsum("ap,iop->iao", z, w).reshape(c_in * len(z), c_out)
+        offset = np.zeros(c_out) if bias is None else bias
+        error = np.concatenate([kernel, offset[None], -np.eye(c_out)])
+        total += float(np.einsum("zo,zy,yo->", error, h, error, optimize=True))
+    return max(total, 0.0)
+
+
+def best_ridge(
+    fitted: Sequence[Array],
+    heldout: Sequence[Array],
+    basis: Sequence[Array],
+    start: Array,
+    bias: Array | None,
+) -> float:
+    """The candidate of `RIDGES` whose fit to `fitted` has the smallest error on `heldout`."""
+    errors = {
+        ridge: squared_error(heldout, basis, *ridge_fit(fitted, basis, start, bias, ridge))
+        for ridge in RIDGES
+    }
+    return min(errors, key=lambda ridge: errors[ridge])

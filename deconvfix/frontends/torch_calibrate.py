@@ -1,0 +1,243 @@
+"""Calibrated fits: each converted layer regressed on what the original layer computes.
+
+Layer by layer, in the order in which they run. The inputs of a layer are taken from the converted model,
+whose earlier layers are fitted already, and the outputs that it should give from the original, both by
+forward hooks, so that nothing has to be traced. Only second moments are kept (`fit.regression`): they are
+sums over calls, inputs, and the processes of torch.distributed. Both models run in eval mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deconvfix.artifacts import decibels
+from deconvfix.errors import ModelError
+from deconvfix.fit.regression import DEFAULT_RIDGE, best_ridge, ridge_fit, squared_error
+from deconvfix.forms import form
+from deconvfix.forms.base import FITTED_TO_DATA, Settings
+from deconvfix.frontends.torch_find import current_weight
+from deconvfix.frontends.torch_inputs import Inputs, copy_model, run_model
+from deconvfix.frontends.torch_layers import (
+    ConvertedConvTranspose,
+    ConvTransposeModule,
+    read_weight,
+)
+from deconvfix.frontends.torch_moments import Moments
+from deconvfix.frontends.torch_surgery import exchange, put_weight, rebuilt_layer
+from deconvfix.plan import Decision, Plan
+from deconvfix.steps import PadMode
+
+__all__ = ["calibrate", "fitted_decisions"]
+
+Array = NDArray[np.float64]
+
+_PAD_MODES: tuple[PadMode, ...] = ("reflect", "replicate", "zeros")
+
+
+class _Reached(BaseException):
+    """Ends a run after the last layer that is of interest; no error, so `run_model` lets it pass."""
+
+
+def fitted_decisions(plan: Plan) -> list[Decision]:
+    """The layers of a plan whose weights are fitted to data."""
+    return [
+        each
+        for each in plan.replaced
+        if each.settings is not None and each.settings.init in FITTED_TO_DATA and not each.exact
+    ]
+
+
+@torch.no_grad()
+def calibrate(
+    before: nn.Module,
+    after: nn.Module,
+    plan: Plan,
+    batches: Sequence[Inputs],
+    *,
+    choose_padding: bool,
+) -> tuple[nn.Module, Plan, list[str]]:
+    """Fits the converted layers, in place.
+
+    Args:
+        before: The original.
+        after: The converted model with weights-only fits.
+        plan: What was converted.
+        batches: Calibration inputs.
+        choose_padding: Choose the border of resize-convolutions by the measured error.
+
+    Returns:
+        The model, the plan with what was chosen and measured, and notes on layers that never ran.
+    """
+    decisions = {each.name: each for each in fitted_decisions(plan)}
+    before = copy_model(before).eval()
+    counts = _calls_in_order(before, list(decisions), batches)
+    changed: dict[str, Decision] = {}
+    for name, count in counts.items():
+        # A layer that runs several times sees its own outputs: the second sweep sees the fitted ones.
+        for _ in range(2 if count > 1 else 1):
+            after, changed[name] = _fit_layer(
+                before, after, decisions[name], batches, count, choose_padding
+            )
+    notes = [
+        f"{name} did not run on the calibration inputs: it keeps its fit to the weights."
+        for name in decisions
+        if name not in counts
+    ]
+    decided = tuple(changed.get(each.name, each) for each in plan.decisions)
+    return after, replace(plan, decisions=decided), notes
+
+
+def _calls_in_order(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Inputs]
+) -> dict[str, int]:
+    """How often each layer runs on a batch (the most seen), in the order of the first calls."""
+    counts: dict[str, int] = {}
+    for batch in batches:
+        seen: list[str] = []
+        hooks = [
+            model.get_submodule(name).register_forward_hook(
+                lambda module, args, output, name=name, seen=seen: seen.append(name)
+            )
+            for name in names
+        ]
+        try:
+            run_model(model, batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name in seen:
+            counts[name] = max(counts.get(name, 0), seen.count(name))
+        if len(counts) == len(names):
+            break
+    return counts
+
+
+def _fit_layer(
+    before: nn.Module,
+    after: nn.Module,
+    decision: Decision,
+    batches: Sequence[Inputs],
+    count: int,
+    choose_padding: bool,
+) -> tuple[nn.Module, Decision]:
+    """Fits one layer and puts the fit into the model."""
+    spec, settings = decision.spec, decision.settings
+    assert spec is not None
+    assert settings is not None
+    assert decision.form is not None
+    candidates = [settings]
+    if choose_padding and decision.form == "resize" and max(spec.stride) > 1:
+        candidates = [replace(settings, padding_mode=mode) for mode in _PAD_MODES]
+    moments = [Moments(spec, decision.form, candidate) for candidate in candidates]
+    running = copy_model(after).eval()
+    for batch in batches:
+        targets = _calls(before, decision.name, batch, count)
+        for (x, _), (_, y) in zip(
+            _calls(running, decision.name, batch, count), targets, strict=False
+        ):
+            for sums in moments:
+                sums.add(x, y)
+    old = before.get_submodule(decision.name)
+    assert isinstance(old, ConvTransposeModule)
+    start = form(decision.form).fit(spec, settings, read_weight(current_weight(old)))
+    bias = None if old.bias is None else read_weight(old.bias)
+    fit = min((_solved(sums, start, bias) for sums in moments), key=lambda each: each.error)
+    if not np.isfinite(fit.kernel).all():
+        raise ModelError(
+            decision.name or "(model)",
+            "its inputs or outputs are not finite on some calibration inputs",
+            "finite values are needed to fit it",
+            "Leave those inputs out",
+        )
+    module = after.get_submodule(decision.name)
+    if isinstance(module, ConvertedConvTranspose):
+        after = exchange(after, module, rebuilt_layer(module, fit.settings, fit.kernel, fit.bias))
+    else:
+        put_weight(module, fit.kernel, fit.bias, decision.name)
+    border = f", {fit.settings.padding_mode} border" if decision.form == "resize" else ""
+    reason = f"calibrated, {fit.snr_db:.1f} dB of the layer's own output{border}"
+    return after, replace(decision, settings=fit.settings, reason=reason)
+
+
+def _calls(model: nn.Module, name: str, batch: Inputs, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and outputs of the first `count` calls of a layer; the run ends with the last one."""
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        calls.append((args[0] if args else kwargs["input"], output))
+        if len(calls) == count:
+            raise _Reached
+
+    # Before the user's hooks, which are not part of the layer.
+    handle = model.get_submodule(name).register_forward_hook(hook, prepend=True, with_kwargs=True)
+    try:
+        run_model(model, batch)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return calls
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A solved layer.
+
+    Attributes:
+        settings: With the border it was solved for.
+        kernel: The form's kernel.
+        bias: (C_out,) or None.
+        error: Squared error on held-out samples of the fit to the others, as a share of the power.
+        snr_db: The same in dB.
+    """
+
+    settings: Settings
+    kernel: Array
+    bias: Array | None
+    error: float
+
+    @property
+    def snr_db(self) -> float:
+        return -decibels(math.sqrt(self.error))
+
+
+def _solved(moments: Moments, start: Array, bias: Array | None) -> _Fit:
+    """Ridge chosen on held-out samples, then fitted to all of them."""
+    moments.gather()
+    design = moments.design
+    basis = [design.basis[list(phase.taps)] for phase in design.phases]
+    # (C_in, C_out/g, *taps) -> (g, C_in/g, C_out/g, free)
+    groups = moments.spec.groups
+    w_0 = (start.reshape(*start.shape[:2], -1) @ design.basis).reshape(
+        groups, -1, start.shape[1], design.basis.shape[1]
+    )
+    kernels, biases, errors, power = [], [], 0.0, 0.0
+    for group in range(groups):
+        own_bias = None if bias is None else bias.reshape(groups, -1)[group]
+        fitted, heldout = moments.of_group(group)
+        if moments.has_heldout:
+            ridge = best_ridge(fitted, heldout, basis, w_0[group], own_bias)
+        else:
+            ridge, heldout = DEFAULT_RIDGE, fitted
+        w, b = ridge_fit(fitted, basis, w_0[group], own_bias, ridge)
+        errors += squared_error(heldout, basis, w, b)
+        power += squared_error(heldout, basis, np.zeros_like(w), None)
+        if moments.has_heldout:
+            total = [one + other for one, other in zip(fitted, heldout, strict=True)]
+            w, b = ridge_fit(total, basis, w_0[group], own_bias, ridge)
+        kernels.append(w @ design.basis.T)
+        biases.append(b)
+    return _Fit(
+        moments.settings,
+        np.concatenate(kernels).reshape(start.shape),
+        None if bias is None else np.concatenate([each for each in biases if each is not None]),
+        errors / power if power else 0.0,
+    )

@@ -1,0 +1,165 @@
+"""Distillation: what it may change, what it may not, and that it ends at its best."""
+
+import pytest
+import torch
+from test_calibrated import error_of, ripples, smooth_batches
+from torch import nn
+
+import deconvfix
+from deconvfix import Tuning
+from deconvfix.errors import OptionError
+from deconvfix.frontends.torch_inputs import as_inputs
+from deconvfix.frontends.torch_samples import cut, join, split
+
+
+def decoder():
+    """Two converted layers (one weight-normalised), a convolution, and batch statistics."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.ConvTranspose2d(3, 6, 4, stride=2, padding=1),
+        nn.BatchNorm2d(6),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(6, 4, 3, padding=1),
+        torch.nn.utils.parametrizations.weight_norm(
+            nn.ConvTranspose2d(4, 2, 3, stride=2, padding=1, output_padding=1)
+        ),
+    ).eval()
+
+
+def convert(model, tuning=None, **options):
+    options = {"to": "equalized", "init": "tuned", **options}
+    return deconvfix.convert(
+        model, calibration=smooth_batches((4, 3, 5, 6)), tuning=tuning, **options
+    )
+
+
+def state_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("to", ["equalized", "resize"])
+def test_tuning_is_closer_than_calibration_and_stays_in_the_form(to):
+    model = decoder()
+    fresh = smooth_batches((4, 3, 5, 6), seed=1)
+    calibrated = convert(model, to=to, init="calibrated")
+    tuned = convert(model, Tuning(steps=60), to=to)
+    assert error_of(tuned.model, model, fresh) < error_of(calibrated.model, model, fresh)
+    assert tuned.report.parity.ok
+    assert tuned.plan.replaced[0].reason.endswith(", then tuned")
+    assert all(each < -120 for each in ripples(tuned.model))  # as for calibrated ones
+    assert list(tuned.model.state_dict()) == list(calibrated.model.state_dict())
+    assert all(not hasattr(each, "basis") for each in tuned.model.modules())
+
+
+def test_only_the_converted_layers_move():
+    model = decoder()
+    before = state_of(model)
+    after = state_of(convert(model, Tuning(steps=5)).model)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert all(name.startswith(("0.", "4.")) for name in moved)
+    assert {"0.weight", "0.bias", "4.bias"} <= moved
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_all_parameters_follow_on_request():
+    """Running statistics do not: the models run in eval mode."""
+    model = decoder()
+    before = state_of(model)
+    after = state_of(convert(model, Tuning(steps=20, train_all=True)).model)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"1.weight", "3.weight", "3.bias"} <= moved
+    assert not {"1.running_mean", "1.running_var"} & moved
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), "the input is not changed"
+
+
+def test_steps_and_a_seed_determine_the_result():
+    results = [
+        state_of(convert(decoder(), Tuning(steps=12, seed=seed)).model) for seed in (3, 3, 4)
+    ]
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    assert not all(torch.equal(results[0][name], results[2][name]) for name in results[0])
+
+
+def test_the_best_state_is_kept():
+    """A learning rate that destroys the model leaves the calibrated one, to the bit."""
+    calibrated = state_of(convert(decoder(), init="calibrated", to="resize").model)
+    seen = []
+    tuning = Tuning(steps=8, learning_rate=1e3, progress=seen.append)
+    ruined = convert(decoder(), tuning, to="resize")
+    assert all(
+        torch.equal(value, calibrated[name]) for name, value in ruined.model.state_dict().items()
+    )
+    assert min(each.loss for each in seen) > seen[0].best
+    assert "in 0 steps at" in ruined.report.notes[-1]
+
+
+def test_progress_and_a_loss_of_ones_own():
+    seen, calls = [], []
+
+    def loss(new, old):
+        calls.append(new.requires_grad)
+        return (new - old).abs().mean()
+
+    convert(decoder(), Tuning(steps=10, loss=loss, progress=seen.append))
+    assert any(calls)
+    assert [each.fraction for each in seen] == sorted(each.fraction for each in seen)
+    assert seen[-1].fraction == 1.0
+    assert seen[-1].best <= seen[0].loss
+
+
+def test_a_budget_in_seconds_ends():
+    seen = []
+    convert(decoder(), Tuning(seconds=0.3, progress=seen.append))
+    assert seen
+    assert seen[-1].step > 0
+
+
+@pytest.mark.parametrize("name", ["seconds", "steps", "learning_rate", "batch_size"])
+def test_budgets_are_above_zero(name):
+    with pytest.raises(OptionError, match=f"tuning.{name}: the value is 0; a number above 0"):
+        Tuning(**{name: 0})
+
+
+# --- samples ------------------------------------------------------------------------------------
+
+
+def test_batches_are_cut_where_the_model_treats_samples_alone():
+    model = decoder()
+    batches = [as_inputs(each) for each in smooth_batches((4, 3, 5, 6), count=2)]
+    samples, independent = cut(model, batches)
+    assert independent
+    assert len(samples) == 8
+    [joined] = join(samples)
+    assert torch.equal(joined.args[0], torch.cat([each.args[0] for each in batches]))
+
+
+class _Mixes(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [
+        (_Mixes(), torch.randn(4, 3)),
+        (nn.ConvTranspose2d(4, 2, 3), torch.randn(4, 5, 6)),
+        (nn.Identity(), (torch.randn(4, 3), torch.tensor(1.0))),
+        (nn.Identity(), torch.randn(1, 3)),
+    ],
+    ids=["a mean over samples", "unbatched", "a scalar", "a single sample"],
+)
+def test_other_batches_stay_whole(model, batch):
+    if isinstance(batch, tuple):
+        model = nn.Bilinear(3, 1, 2)
+    samples, independent = cut(model, [as_inputs(batch)])
+    assert not independent
+    assert len(samples) == 1
+
+
+def test_a_quarter_is_held_out():
+    fitted, heldout = split([as_inputs(torch.tensor(i)) for i in range(9)])
+    assert [int(each.args[0]) for each in heldout] == [3, 7]
+    assert [int(each.args[0]) for each in fitted] == [0, 1, 2, 4, 5, 6, 8]
+    few = [as_inputs(torch.tensor(0))]
+    assert split(few) == (few, few)
