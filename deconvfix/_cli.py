@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
 from deconvfix import __version__, jobs
 from deconvfix import _cli_text as text
+from deconvfix.calibration_files import calibration_files
 from deconvfix.errors import DeconvfixError
 from deconvfix.files import check_output, output_folder
+from deconvfix.fit.tuning import Progress, Tuning
 from deconvfix.forms import FORMS
 from deconvfix.forms.base import Init
 from deconvfix.source import Source, parse_arch_kwargs
@@ -157,7 +161,33 @@ def inspect(model: Path, as_json: bool, **source: Any) -> None:
     type=click.Choice(get_args(Init)),
     help="Where weights come from. Default: exact where possible, a fit elsewhere.",
 )
-@click.option("--seed", default=0, show_default=True, help="For --init random.")
+@click.option("--seed", default=0, show_default=True, help="For --init random and tuned.")
+@click.option(
+    "--calibration",
+    metavar="PATH|normal|uniform",
+    help="For --init calibrated and tuned: a .npz or .npy file of inputs, a folder of pictures or "
+    "sounds, or a distribution to draw from.",
+)
+@click.option("--samples", default=64, show_default=True, help="Calibration inputs that are read.")
+@click.option(
+    "--value-range",
+    type=(float, float),
+    default=(0.0, 1.0),
+    show_default=True,
+    metavar="LOW HIGH",
+    help="What black and white become in calibration pictures.",
+)
+@click.option(
+    "--grow",
+    default=0,
+    show_default=True,
+    help="Taps more on either side of the kernels of resize and equalized.",
+)
+@click.option("--seconds", default=60.0, show_default=True, help="Budget of --init tuned.")
+@click.option("--steps", type=int, help="The same in steps, for the same result every time.")
+@click.option(
+    "--train-all", is_flag=True, help="Let --init tuned move all weights, not the converted only."
+)
 @click.option("--include", multiple=True, metavar="GLOB", help="Convert these layers only.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Keep these layers.")
 @click.option("--strict", is_flag=True, help="Fail if a layer is refused.")
@@ -195,6 +225,13 @@ def convert(
     padding_mode: str | None,
     init: str | None,
     seed: int,
+    calibration: str | None,
+    samples: int,
+    value_range: tuple[float, float],
+    grow: int,
+    seconds: float,
+    steps: int | None,
+    train_all: bool,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     strict: bool,
@@ -216,9 +253,15 @@ def convert(
             raise click.UsageError("The report needs a file of its own.", ctx)
         inputs = (model, *filter(None, (source["inputs_file"],)))
         check_output(report_file, overwrite=force, inputs=inputs)
-    with _working("Converting and verifying"):
+    named = _source(model, **source)
+    fit: dict[str, Any] = {}
+    if calibration is not None:
+        fit["calibration"] = calibration_files(
+            named, calibration, samples=samples, value_range=value_range
+        )
+    with _working("Converting and verifying") as progress:
         report = jobs.of_file(model).convert_file(
-            _source(model, **source),
+            named,
             output,
             recipe=recipe,
             dry_run=dry_run,
@@ -229,6 +272,11 @@ def convert(
             padding_mode=padding_mode,
             init=init,
             seed=seed,
+            grow=grow,
+            tuning=Tuning(
+                seconds=seconds, steps=steps, seed=seed, train_all=train_all, progress=progress
+            ),
+            **fit,
             include=include,
             exclude=exclude,
             strict=strict,
@@ -299,12 +347,27 @@ def _source(path: Path, *, arch: str | None, arch_kwargs: str, **named: Any) -> 
 
 
 @contextlib.contextmanager
-def _working(what: str) -> Iterator[None]:
-    """A spinner on stderr, where that is a terminal; what the model's code prints goes there too."""
+def _working(what: str) -> Iterator[Callable[[Progress], None] | None]:
+    """A bar on stderr, where that is a terminal; what the model's code prints goes there too.
+
+    Yields:
+        What a distillation calls to move the bar; None where there is no bar.
+    """
     console = Console(stderr=True, emoji=False)
-    spinner = console.status(f"{what} ...") if console.is_terminal else contextlib.nullcontext()
-    with spinner, contextlib.redirect_stdout(sys.stderr):
-        yield
+    if not console.is_terminal:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"{what} ...", total=None)
+
+        def show(progress: Progress) -> None:
+            words = f"Tuning, held-out error {progress.loss:.3g} (best {progress.best:.3g})"
+            bar.update(task, total=1.0, completed=progress.fraction, description=words)
+
+        with contextlib.redirect_stdout(sys.stderr):
+            yield show
 
 
 def _write_report(report: ConversionReport, path: Path) -> None:

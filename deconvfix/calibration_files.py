@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,9 @@ class CalibrationFiles:
                     arrays = {name: np.array(loaded[name]) for name in loaded.files}
         except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
             raise _unreadable(self.path, str(error)) from error
-        arrays = {name: each for name, each in arrays.items() if not self.names or name in self.names}
+        arrays = {
+            name: each for name, each in arrays.items() if not self.names or name in self.names
+        }
         if not arrays or any(each.ndim == 0 for each in arrays.values()):
             raise _unreadable(
                 self.path, f"it has no arrays of samples called {', '.join(self.names)}"
@@ -83,12 +86,17 @@ class CalibrationFiles:
             raise _unreadable(self.path, "there is no picture and no sound in it")
         name = self._only_name()
         rng = np.random.default_rng(0)
-        for file in files:
-            picture = file.suffix.lower() in _PICTURES
-            array = (_picture if picture else _sound)(file, self.shape, rng)
-            if picture:
-                array = self.low + (self.high - self.low) * array
-            yield {name: array.astype(np.float32)}
+        # Where samples are cut out, a large picture gives more than one.
+        count = len(files) if self.shape is None else self.most
+        chosen = iter(itertools.islice(itertools.cycle(files), count))
+        while batch := list(itertools.islice(chosen, 1 if self.shape is None else _BATCH)):
+            yield {name: np.concatenate([self._sample(file, rng) for file in batch])}
+
+    def _sample(self, file: Path, rng: np.random.Generator) -> NDArray[np.float32]:
+        if file.suffix.lower() in _SOUNDS:
+            return _sound(file, self.shape, rng).astype(np.float32)
+        picture = self.low + (self.high - self.low) * _picture(file, self.shape, rng)
+        return picture.astype(np.float32)
 
     def _only_name(self) -> str:
         if len(self.names) != 1:

@@ -11,7 +11,8 @@ from torch import nn
 
 import deconvfix.checkpoint as checkpoints
 from deconvfix import __version__
-from deconvfix.checkpoint_source import CheckpointSource
+from deconvfix.calibration_files import CalibrationFiles
+from deconvfix.checkpoint_source import BoundFiles, CheckpointSource
 from deconvfix.conversion import convert, inspect
 from deconvfix.errors import OptionError
 from deconvfix.files import check_output, output_folder
@@ -60,6 +61,9 @@ def convert_file(
         options: As for `deconvfix.convert`.
     """
     source = CheckpointSource.of(source)
+    calibration = options.get("calibration")
+    if isinstance(calibration, CalibrationFiles):
+        options["calibration"] = BoundFiles(calibration, source.architecture())
     if dry_run:
         if recipe is not None:
             check_output(recipe, overwrite=overwrite, inputs=source.files)

@@ -7,19 +7,20 @@ import importlib
 import inspect as python_inspect
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import deconvfix.checkpoint as checkpoints
+from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.errors import ModelError, OptionError
 from deconvfix.frontends.torch_inputs import Inputs
 from deconvfix.source import Described, Source
 
-__all__ = ["CheckpointSource", "bound_inputs"]
+__all__ = ["BoundFiles", "CheckpointSource", "bound_inputs"]
 
 
 class CheckpointSource(Source):
@@ -93,6 +94,26 @@ class CheckpointSource(Source):
                 "Describe each input, for example --input x=1x3x64x64, or give --inputs FILE.npz",
             )
         return example
+
+
+@dataclass(frozen=True)
+class BoundFiles:
+    """Calibration files as arguments of a model, batch by batch.
+
+    Attributes:
+        files: Where the arrays are.
+        model: Its forward's arguments have their names.
+    """
+
+    files: CalibrationFiles
+    model: nn.Module
+
+    def __iter__(self) -> Iterator[Inputs]:
+        """One batch after the other, always the same."""
+        for batch in self.files:
+            yield _bind(
+                self.model, {name: torch.from_numpy(array) for name, array in batch.items()}
+            )
 
 
 def bound_inputs(source: Source, model: nn.Module, state: Sequence[Tensor]) -> Inputs | None:
