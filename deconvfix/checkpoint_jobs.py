@@ -17,6 +17,8 @@ from deconvfix.conversion import convert, inspect
 from deconvfix.errors import OptionError
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.torch_compare import equal
+from deconvfix.frontends.torch_evidence import gather
+from deconvfix.frontends.torch_inputs import Inputs
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.inspection import Inspection
 from deconvfix.jobs import read_recipe, reloaded_error, told_of, write_recipe
@@ -89,6 +91,9 @@ def convert_file(
     conversion = convert(model, example_inputs=example, plan=plan, **options)
     whole_plan = conversion.plan.after(source.checkpoint.recipe)
     report = told_of(source, conversion, notes, output)
+    if example is not None and report.fidelity is not None:
+        evidence = gather(model, conversion.model, _shown(options, example), conversion.plan)
+        report = replace(report, evidence=evidence)
     if onnx:
         exported = export_onnx(
             conversion.model,
@@ -139,6 +144,12 @@ def verify_files(source: Source, after: Path) -> ParityReport:
     inputs = before.example_inputs(model)
     converted, _ = replace(before, path=after, state_key=None).model()
     return compare_modules(model, converted, [] if inputs is None else [inputs], None)
+
+
+def _shown(options: dict[str, Any], example: Inputs) -> Inputs:
+    """Real inputs where there are some: made-up ones show nothing to the eye."""
+    calibration = options.get("calibration")
+    return next(iter(calibration)) if isinstance(calibration, BoundFiles) else example
 
 
 def _check_reload(

@@ -175,6 +175,10 @@ def convert(
     fidelity = _ripples(findings.matches, plan)
     notes = list(findings.notes)
     fitter = _fitter(frontend, calibration) if to_data else None
+    real_inputs = example_inputs
+    if fitter is not None and calibration is not None and not isinstance(calibration, str):
+        calibration = list(calibration)
+        real_inputs = calibration[-1] if calibration else example_inputs
     converted = frontend.apply(working, plan)
     if fitter is not None and calibration is not None:
         data = CalibrationData(
@@ -192,8 +196,8 @@ def convert(
         if not parity.comparisons and plan.replaced and example_inputs is None:
             parity = None
             notes.append("Nothing could be compared without a run: give example inputs.")
-        if fidelity is not None and example_inputs is not None:
-            psnr = frontend.psnr_db(reference, converted, example_inputs)
+        if fidelity is not None and real_inputs is not None:
+            psnr = frontend.psnr_db(reference, converted, real_inputs)
             fidelity = Fidelity(psnr, fidelity.ripple_db_before, fidelity.ripple_db_after)
     report = ConversionReport(
         input=named,

@@ -45,8 +45,8 @@ def kernels(before: Array, after: Array) -> str:
     """Two kernels side by side on one scale, blue below zero and red above, as PNG.
 
     Args:
-        before: (h, w), or (k,), the mean magnitude's sign-carrying slice of the trained kernel.
-        after: The kernel of the converted layer, of any size.
+        before: (h, w), or (k,), of the trained layer.
+        after: The same of the converted layer.
     """
     figure, axes = _figure(1, 2, (3.6, 1.8))
     limit = max(float(np.abs(before).max()), float(np.abs(after).max())) or 1.0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Plan
+
+if TYPE_CHECKING:
+    from deconvfix.evidence import Evidence
 
 __all__ = ["ConversionReport", "Fidelity", "LayerReport", "finite", "layer_reports"]
 
@@ -19,8 +22,8 @@ class Fidelity:
     """How far an intended change moves the output.
 
     Attributes:
-        psnr_db: Converted against original output, peak = range of the original's; None without
-            example inputs.
+        psnr_db: Converted against original output, peak = range of the original's, on the last
+            calibration batch or else the example inputs; None without either.
         ripple_db_before: Largest flat-field ripple of a converted layer before (-300: none).
         ripple_db_after: The same after.
     """
@@ -62,6 +65,9 @@ class ConversionReport:
             be replaced. None without example inputs.
         notes: What could not be seen, what was left out.
         versions: Versions of deconvfix and of the libraries it ran with.
+        command: The command line that does the same again.
+        hashes: SHA-256 of the files that were read and written.
+        evidence: What the HTML page draws.
     """
 
     input: str
@@ -74,6 +80,9 @@ class ConversionReport:
     still_running: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    command: str | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -83,7 +92,9 @@ class ConversionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"format": REPORT_FORMAT, "ok": self.ok, **finite(asdict(self))}
+        data = asdict(replace(self, evidence=None))
+        del data["evidence"]  # arrays; the HTML page shows them
+        return {"format": REPORT_FORMAT, "ok": self.ok, **finite(data)}
 
     def to_json(self) -> str:
         """The report as one JSON object."""
@@ -105,12 +116,15 @@ class ConversionReport:
         """A page of its own, without scripts or anything from the network."""
         import jinja2
 
+        from deconvfix.evidence import draw
+
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("deconvfix"),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
         )
-        return environment.get_template("report.html.jinja").render(report=self)
+        drawn = () if self.evidence is None else draw(self.evidence)
+        return environment.get_template("report.html.jinja").render(report=self, pictures=drawn)
 
 
 def layer_reports(plan: Plan) -> tuple[LayerReport, ...]:

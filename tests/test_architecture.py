@@ -24,7 +24,7 @@ LAYERS = (
     ("artifacts",),
     ("forms",),
     ("plan", "parity"),
-    ("inspection", "report", "compare", "onnx_runtime", "pictures"),
+    ("inspection", "report", "compare", "onnx_runtime", "pictures", "evidence"),
     ("frontends",),
     (
         *("fx", "onnx", "onnx_file", "onnx_verify", "onnx_export", "checkpoint"),
