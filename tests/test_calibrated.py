@@ -265,7 +265,7 @@ def test_a_calibrated_model_is_closer_than_one_fitted_to_its_weights(options, tm
     assert got.plan["up"].reason.startswith("calibrated, ")
     if options["to"] == "equalized":
         # float32 rounds each tap by 6e-8 of its size: -144 dB, and sums of up to 36 of them.
-        assert max(ripples(got.model)) < -120
+        assert max(ripples(got.model)) < -120 < -40 < max(ripples(model))
     assert Plan.from_json(got.plan.to_json()) == got.plan
     write(tmp_path / "new.safetensors", got.model, got.plan)
     rebuilt = load(tmp_path / "new.safetensors", Net()).eval()
