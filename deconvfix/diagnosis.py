@@ -16,7 +16,8 @@ from deconvfix.frontends.base import Findings, Probe
 from deconvfix.grids import Period, layers_with, measured_period, stacked_periods
 from deconvfix.inspection import Inspection, OutputDiagnosis, describe
 from deconvfix.plan import Match
-from deconvfix.spectra import PhaseVariance, phase_variance, radial_spectrum, spectral_peaks
+from deconvfix.spectra import radial_spectrum, spectral_peaks
+from deconvfix.variance import PhaseVariance, phase_variance
 
 __all__ = ["check_sample_rate", "diagnose"]
 

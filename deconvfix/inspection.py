@@ -25,7 +25,8 @@ from deconvfix.artifacts import (
 from deconvfix.flat_field import FlatField, flat_field_of
 from deconvfix.grids import GridFrequency, Period, frequencies_of
 from deconvfix.plan import Match
-from deconvfix.spectra import Peak, PhaseVariance, RadialSpectrum
+from deconvfix.spectra import Peak, RadialSpectrum
+from deconvfix.variance import PhaseVariance
 
 __all__ = ["INSPECTION_FORMAT", "Inspection", "Layer", "OutputDiagnosis", "describe"]
 

@@ -22,7 +22,7 @@ LAYERS = (
     ("steps",),
     ("fit",),
     ("artifacts", "grids"),
-    ("spectra", "flat_field"),
+    ("spectra", "variance", "flat_field"),
     ("forms",),
     ("plan", "parity"),
     ("advice", "inspection", "report", "compare", "onnx_runtime"),
@@ -39,7 +39,7 @@ LAYERS = (
 )
 TORCH_FREE = (
     *("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan"),
-    *("grids", "spectra", "flat_field", "advice", "diagnosis"),
+    *("grids", "spectra", "variance", "flat_field", "advice", "diagnosis"),
     *("parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs"),
     *("_cli", "_cli_text"),
 )

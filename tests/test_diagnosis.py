@@ -17,7 +17,7 @@ from test_fixtures import heldout, load
 from torch import nn
 
 import deconvfix
-from deconvfix import artifacts, flat_field, grids, spectra
+from deconvfix import artifacts, flat_field, grids, spectra, variance
 from deconvfix._cli import main
 from deconvfix.forms import EQUALIZED
 from deconvfix.forms.base import Settings
@@ -254,7 +254,7 @@ def test_sample_rate_without_sound_is_noted():
 @pytest.mark.parametrize("statistic", [0.2, 0.999, 1.3, 40.0])
 def test_tail_of_the_f_distribution(statistic, a, b):
     want = scipy.stats.f.sf(statistic, a, b)
-    assert spectra.f_survival(statistic, a, b) == pytest.approx(want, rel=1e-8, abs=1e-300)
+    assert variance.f_survival(statistic, a, b) == pytest.approx(want, rel=1e-8, abs=1e-300)
 
 
 @pytest.mark.parametrize("period", [(4,), (3, 2), (2, 3, 2)], ids=str)
@@ -279,7 +279,7 @@ def test_white_noise_has_no_grid(ndim):
     low = stands_out = 0
     for _ in range(100):
         values = rng.standard_normal(WHITE[ndim])
-        low += spectra.phase_variance(values, period).p_value < 0.05
+        low += variance.phase_variance(values, period).p_value < 0.05
         peaks = spectra.spectral_peaks(values, period, {"up": period})
         stands_out += any(each.ratio_db > 12 for each in peaks)
     assert low <= 12
@@ -292,7 +292,7 @@ def test_planted_grid_is_seen_and_attributed(ndim):
     values = np.random.default_rng(0).standard_normal(WHITE[ndim])
     columns = np.arange(values.shape[2]) % 2
     values += 0.5 * np.where(columns, 1, -1).reshape(-1, *[1] * (ndim - 1))
-    found = spectra.phase_variance(values, period)
+    found = variance.phase_variance(values, period)
     assert found.p_value < 1e-12
     assert found.rms == pytest.approx(0.5, rel=0.2)
     # The window takes the variance of white noise down a little.
@@ -307,12 +307,12 @@ def test_pictures_without_a_grid_are_not_accused():
     """Real photographs have correlated pixels; the F test must not take them for a grid."""
     _, target = heldout("photo_autoencoder")
     for size in (2, 3, 4, 5, 7):
-        assert spectra.phase_variance(target.numpy(), (size, size)).p_value > 0.01
+        assert variance.phase_variance(target.numpy(), (size, size)).p_value > 0.01
 
 
 @pytest.mark.parametrize("values", [np.zeros((1, 1, 64)), np.full((1, 2, 64), 7.1)])
 def test_constant_outputs_have_no_grid(values):
-    assert spectra.phase_variance(values, (4,)).p_value == 1.0
+    assert variance.phase_variance(values, (4,)).p_value == 1.0
     assert all(each.ratio_db < 100 for each in spectra.spectral_peaks(values, (4,), {}))
 
 
