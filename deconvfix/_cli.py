@@ -122,11 +122,21 @@ _output = click.option("-o", "--output", type=FILE, help="The file to write.")
 @main.command(epilog="Example: deconvfix inspect net.onnx")
 @click.argument("model", type=FILE)
 @_source_options
+@click.option(
+    "--sample-rate",
+    type=float,
+    metavar="HZ",
+    help="Of the sound that the model makes: frequencies are given in Hz.",
+)
 @_as_json
-def inspect(model: Path, as_json: bool, **source: Any) -> None:
-    """List the transposed convolutions of MODEL and their risk of a checkerboard."""
+def inspect(model: Path, as_json: bool, sample_rate: float | None, **source: Any) -> None:
+    """List the transposed convolutions of MODEL and the grids that they make.
+
+    With inputs (--inputs or --input) the model is run, its outputs are searched for the grid, and its
+    answer to constant inputs is measured.
+    """
     with _working("Searching"):
-        found = jobs.of_file(model).inspect_file(_source(model, **source))
+        found = jobs.of_file(model).inspect_file(_source(model, **source), sample_rate=sample_rate)
     _show(found.to_dict() if as_json else text.inspection(found))
 
 

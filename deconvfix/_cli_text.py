@@ -11,12 +11,15 @@ from rich.table import Table
 from deconvfix.report import finite
 
 if TYPE_CHECKING:
-    from deconvfix.inspection import Inspection, Layer
+    from deconvfix.inspection import Inspection, Layer, OutputDiagnosis
     from deconvfix.onnx_export import ExportReport
     from deconvfix.parity import ParityReport
     from deconvfix.report import ConversionReport
 
 __all__ = ["conversion", "export", "finite", "inspection", "parity"]
+
+_MOST_LINES = 8
+_STANDS_OUT_DB = 10.0
 
 
 def inspection(found: Inspection) -> Iterator[Any]:
@@ -24,7 +27,7 @@ def inspection(found: Inspection) -> Iterator[Any]:
     if not found.layers:
         yield "No transposed convolution found."
     else:
-        table = Table("Layer", "Channels", "Kernel", "Stride", "Overlap", "Ripple")
+        table = Table("Layer", "Channels", "Kernel", "Stride", "Overlap", "Ripple", "Period")
         table.columns[0].overflow = "fold"
         for layer in found.layers:
             table.add_row(*map(escape, _row(layer)))
@@ -34,8 +37,20 @@ def inspection(found: Inspection) -> Iterator[Any]:
                 yield f"[red]refused[/red] {escape(layer.refusal)}"
         yield (
             "Overlap is uneven where the stride does not divide the kernel. Ripple: unevenness of "
-            "the answer to a constant input, by the weights; below -60 dB it is invisible."
+            "the answer to a constant input, by the weights; below -60 dB it is invisible. Period: "
+            "output pixels in which the grid repeats"
+            + ("." if found.outputs else ", if the layers follow each other.")
         )
+        yield from map(escape, _reasons(found))
+        yield from map(escape, _tones(found))
+        for output in found.outputs:
+            yield from map(escape, _output(output))
+    for sentence in found.advice[:_MOST_LINES]:
+        yield f"Gradients: {escape(sentence)}"
+    if len(found.advice) > _MOST_LINES:
+        yield f"Gradients: {len(found.advice) - _MOST_LINES} more layers like these, see --json."
+    if found.advice:
+        yield "Such layers are not converted; new models need kernels that the stride divides."
     yield from map(escape, found.notes)
 
 
@@ -92,12 +107,73 @@ def parity(report: ParityReport, title: str = "Proof") -> Iterator[Any]:
     yield from map(escape, report.notes)
 
 
+def _reasons(found: Inspection) -> Iterator[str]:
+    """Why each form is recommended, layers of one reason together."""
+    layers: dict[str, list[str]] = {}
+    for layer in found.layers:
+        if layer.recommendation is not None:
+            form, reason = layer.recommendation.form, layer.recommendation.reason
+            layers.setdefault(f"{form}. {reason}", []).append(layer.name or "(model)")
+    for reason, names in layers.items():
+        yield f"{', '.join(names)}: {reason}"
+
+
+def _tones(found: Inspection) -> Iterator[str]:
+    """The frequencies of grids in Hz, where the sample rate was given."""
+    for layer in found.layers:
+        tones = [each for each in layer.frequencies if each.hz is not None]
+        if not tones:
+            continue
+        words = [
+            f"{each.hz:g} Hz" + ("" if each.ripple_db is None else f" ({each.ripple_db:.1f} dB)")
+            for each in tones[:_MOST_LINES]
+        ]
+        more = ", ..." if len(tones) > _MOST_LINES else ""
+        others = sorted({other for each in tones for other in each.coincides_with})
+        shared = f"; images of {', '.join(others)} fall on them too" if others else ""
+        yield f"{layer.name or '(model)'}: tones at {', '.join(words)}{more}{shared}."
+
+
+def _output(output: OutputDiagnosis) -> Iterator[str]:
+    where = f"Output {output.index}"
+    flat = output.flat_field
+    if flat is not None:
+        yield (
+            f"{where}: a constant input gives a ripple of {flat.ripple_db:.1f} dB, phases up to "
+            f"{flat.apart:.3g} apart."
+        )
+    for each in output.phase_variances:
+        period = "x".join(map(str, each.period))
+        yield (
+            f"{where}: the phase in a period of {period} explains {100 * each.share:.2g} % of the "
+            f"fine structure, rms {each.rms:.2g} (F = {each.f_statistic:.3g}, p = {each.p_value:.2g}; "
+            f"{', '.join(map(_named, each.layers))})."
+        )
+    peaks = sorted(
+        (each for each in output.peaks if each.ratio_db >= _STANDS_OUT_DB),
+        key=lambda each: -each.ratio_db,
+    )
+    for peak in peaks[:_MOST_LINES]:
+        at = ", ".join(f"{each:.4g}" for each in peak.frequency)
+        unit = f"{peak.hz:g} Hz" if peak.hz is not None else f"({at}) cycles per pixel"
+        layers = ", ".join(map(_named, peak.layers)) or "no layer alone"
+        yield f"{where}: a peak at {unit}, {peak.ratio_db:.1f} dB, from {layers}."
+    if len(peaks) > _MOST_LINES:
+        yield f"{where}: {len(peaks) - _MOST_LINES} further peaks, see --json."
+    if output.peaks and not peaks:
+        yield f"{where}: no frequency of a grid stands out by {_STANDS_OUT_DB:g} dB."
+
+
+def _named(layer: str) -> str:
+    return layer or "(model)"
+
+
 def _row(layer: Layer) -> tuple[str, ...]:
     ripple = "?" if layer.ripple_db is None else f"{layer.ripple_db:.1f} dB"
     if layer.ripple_db is not None and layer.ripple_db <= -300:
         ripple = "none"
     if layer.kernel_size is None or layer.stride is None:
-        return (layer.name or "(model)", "?", "?", "?", "?", ripple)
+        return (layer.name or "(model)", "?", "?", "?", "?", ripple, "?")
     channels = f"{layer.in_channels}->{layer.out_channels}"
     if layer.groups != 1:
         channels += f" /{layer.groups}"
@@ -108,4 +184,5 @@ def _row(layer: Layer) -> tuple[str, ...]:
         "x".join(map(str, layer.stride)),
         "uneven" if layer.uneven_overlap else "even",
         ripple,
+        "?" if layer.period is None else "x".join(map(str, layer.period)),
     )

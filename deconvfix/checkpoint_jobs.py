@@ -33,12 +33,12 @@ __all__ = ["convert_file", "export_file", "inspect_file", "verify_files"]
 _EXPORT_RUNS = "the export to ONNX runs the model"
 
 
-def inspect_file(source: Source) -> Inspection:
+def inspect_file(source: Source, *, sample_rate: float | None = None) -> Inspection:
     """Lists the transposed convolutions of a checkpoint's model."""
     checkpoint = CheckpointSource.of(source)
     model, notes = checkpoint.model()
-    found = inspect(model, checkpoint.example_inputs(model))
-    return Inspection(found.layers, (*notes, *found.notes))
+    found = inspect(model, checkpoint.example_inputs(model), sample_rate=sample_rate)
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def convert_file(

@@ -12,12 +12,13 @@ from typing import Any
 
 from deconvfix import __version__
 from deconvfix.artifacts import LOWEST_DB, ripple_db
+from deconvfix.diagnosis import check_sample_rate, diagnose
 from deconvfix.errors import ModelError, OptionError, ParityError, RefusedError
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import form
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, FitsToData, Frontend
-from deconvfix.inspection import Inspection, describe
+from deconvfix.inspection import Inspection
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Match, Options, Plan, make_plan
 from deconvfix.report import ConversionReport, Fidelity, layer_reports
@@ -58,25 +59,32 @@ class Conversion:
     report: ConversionReport
 
 
-def inspect(model: Any, example_inputs: Any | None = None) -> Inspection:
-    """Lists the transposed convolutions of a model.
+def inspect(
+    model: Any, example_inputs: Any | None = None, *, sample_rate: float | None = None
+) -> Inspection:
+    """Lists the transposed convolutions of a model, and says what grid they make.
 
     Args:
         model: A torch.nn.Module, torch.fx.GraphModule, torch.export.ExportedProgram,
             onnx.ModelProto, onnx_ir.Model, or a path (.onnx, .pt2). It is not changed.
         example_inputs: A tuple of positional inputs, or a pair (args tuple, kwargs dict). With it
             a copy of the module is run, and calls of torch.nn.functional.conv_transpose* are seen;
-            in programs and ONNX models every call is seen without.
+            in programs and ONNX models every call is seen without. The outputs are searched for a
+            grid, and constant inputs are tried.
+        sample_rate: Of one-dimensional outputs, in Hz: frequencies are given in Hz too.
 
     Raises:
+        OptionError: If the sample rate is no positive number.
         ModelError: If the model is of another kind, or does not accept the inputs.
     """
+    check_sample_rate(sample_rate)
     model = opened(model)
     frontend = frontend_of(model)
     # Only the shapes of lazy layers change a model, and only example inputs give them.
     prepared = frontend.prepare(model, example_inputs, inplace=example_inputs is None)
     findings = frontend.find(prepared, example_inputs)
-    return describe(findings.matches, findings.notes)
+    probe = frontend.probe(prepared, example_inputs, findings.matches)
+    return diagnose(findings, probe, sample_rate)
 
 
 def convert(

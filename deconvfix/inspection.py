@@ -1,15 +1,34 @@
-"""What `inspect` tells about a model, as plain data."""
+"""What `inspect` tells about a model, as plain data.
+
+The grids of layers are placed in the model's output on the assumption that the layers follow each other
+in the order in which they were found. Where the model was run, the sizes that were seen are used instead,
+which is right for layers side by side, and for outputs that are resized later.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deconvfix.artifacts import ripple_db, uneven_overlap
-from deconvfix.plan import Match
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["INSPECTION_FORMAT", "Inspection", "Layer", "describe"]
+from deconvfix.advice import Recommendation, recommend
+from deconvfix.artifacts import (
+    LOWEST_DB,
+    frequency_ripples_db,
+    ripple_db,
+    sum_rule_holds,
+    uneven_overlap,
+)
+from deconvfix.flat_field import FlatField, flat_field_of
+from deconvfix.grids import GridFrequency, Period, frequencies_of
+from deconvfix.plan import Match
+from deconvfix.spectra import Peak, RadialSpectrum
+from deconvfix.variance import PhaseVariance
+
+__all__ = ["INSPECTION_FORMAT", "Inspection", "Layer", "OutputDiagnosis", "describe"]
 
 INSPECTION_FORMAT = "deconvfix.inspection/1"
 
@@ -30,6 +49,17 @@ class Layer:
         ripple_db: Ripple in the answer to a constant, from the weights; None if they are computed
             while the model runs. -300 stands for none at all.
         refusal: Why it cannot be converted to the exact form; None if it can.
+        sum_rule: Whether all phase sums are equal, to the rounding of `dtype` (Sugawara, Shiota, Kiya
+            2018, arXiv:1806.02658): then it makes no grid. None without weights, like what follows.
+        worst_ripple_db: Largest ripple at one frequency.
+        worst_frequency: That frequency, in cycles per pixel of the layer's output, per axis; None if
+            there is none.
+        frequencies: The frequencies of its grid along each axis, with their ripples.
+        period: Pixels of the model's output (samples, for one dimension) in which its grid repeats,
+            per axis; see the module's text.
+        recommendation: The form that suits it.
+        flat_field: Its answer to a constant, of the mean of what it sees in each channel on the
+            example inputs, up to 8 samples; None without, and then `ripple_db` is what can be said.
     """
 
     name: str
@@ -51,30 +81,116 @@ class Layer:
     uneven_overlap: bool | None
     ripple_db: float | None
     refusal: str | None
+    sum_rule: bool | None = None
+    worst_ripple_db: float | None = None
+    worst_frequency: tuple[float, ...] | None = None
+    frequencies: tuple[GridFrequency, ...] = ()
+    period: tuple[int, ...] | None = None
+    recommendation: Recommendation | None = None
+    flat_field: FlatField | None = None
+
+
+@dataclass(frozen=True)
+class OutputDiagnosis:
+    """The grid in one of the model's outputs on the example inputs.
+
+    Attributes:
+        index: The number of the output.
+        shape: Of the output.
+        period: The longest period of the layers' grids, in output pixels per axis.
+        flat_field: The model's answer to constant inputs; None if the border, or a position that the
+            model knows, reaches everywhere.
+        phase_variances: Analysis of variance of the output by phase, for each period that a grid has,
+            the longest first; not for those of which the output has too few.
+        peaks: The spectrum at the frequencies of the grid.
+        radial_spectrum: Power by frequency over all directions, for two dimensions.
+    """
+
+    index: int
+    shape: tuple[int, ...]
+    period: tuple[int, ...]
+    flat_field: FlatField | None
+    phase_variances: tuple[PhaseVariance, ...]
+    peaks: tuple[Peak, ...]
+    radial_spectrum: RadialSpectrum | None
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """All transposed convolutions of a model, and sentences about what could not be seen."""
+    """All transposed convolutions of a model, and what grid there is.
+
+    Attributes:
+        layers: The transposed convolutions.
+        notes: Sentences about what could not be seen.
+        outputs: The outputs on the example inputs; none without.
+        advice: Sentences about other layers: those whose gradient has a grid.
+        sample_rate: Of one-dimensional outputs, in Hz, as it was given.
+    """
 
     layers: tuple[Layer, ...]
     notes: tuple[str, ...] = ()
+    outputs: tuple[OutputDiagnosis, ...] = ()
+    advice: tuple[str, ...] = ()
+    sample_rate: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"format": INSPECTION_FORMAT, **asdict(self)}
 
 
-def describe(matches: Sequence[Match], notes: Sequence[str] = ()) -> Inspection:
-    """Describes what a search found."""
-    return Inspection(tuple(map(_layer, matches)), tuple(notes))
+def describe(
+    matches: Sequence[Match],
+    notes: Sequence[str] = (),
+    *,
+    periods: Mapping[str, Period] | None = None,
+    answers: Mapping[str, NDArray[np.float64]] | None = None,
+    outputs: Sequence[OutputDiagnosis] = (),
+    advice: Sequence[str] = (),
+    sample_rate: float | None = None,
+) -> Inspection:
+    """Describes what was found.
+
+    Args:
+        matches: The layers.
+        notes: About what could not be seen.
+        periods: Of their grids, in output pixels.
+        answers: The phases of their answers to a constant, (N, C_out, *stride), where they were run.
+        outputs: What was found in the outputs.
+        advice: About other layers.
+        sample_rate: Of one-dimensional outputs, in Hz.
+    """
+    known = dict(periods or {})
+    tables = answers or {}
+    layers = (_layer(each, known, tables.get(each.name), sample_rate) for each in matches)
+    return Inspection(tuple(layers), tuple(notes), tuple(outputs), tuple(advice), sample_rate)
 
 
-def _layer(match: Match) -> Layer:
+def _layer(
+    match: Match,
+    periods: Mapping[str, Period],
+    answer: NDArray[np.float64] | None,
+    sample_rate: float | None,
+) -> Layer:
     spec = match.spec
-    ripple = None
+    ripple = rule = worst = where = None
+    ripples: dict[tuple[int, int], float] = {}
     if spec is not None and match.obstacle is None and match.read_weight is not None:
-        ripple = ripple_db(spec, match.read_weight())
+        weight = match.read_weight()
+        ripple = ripple_db(spec, weight)
+        rule = sum_rule_holds(spec, weight, match.dtype)
+        table = frequency_ripples_db(spec, weight)
+        for axis, s in enumerate(spec.stride):
+            for multiple in range(1, s):
+                at = tuple(multiple if a == axis else 0 for a in range(spec.ndim))
+                ripples[axis, multiple] = float(table[at])
+        if table.size > 1:
+            index = np.unravel_index(int(table.argmax()), table.shape)
+            worst = float(table.max())
+        if worst is not None and worst > LOWEST_DB:
+            where = tuple(float(u / s) for u, s in zip(index, spec.stride, strict=True))
+    tones: tuple[GridFrequency, ...] = ()
+    if spec is not None and match.name in periods:
+        tones = frequencies_of(match.name, spec.stride, ripples, periods, sample_rate)
     return Layer(
         name=match.name,
         op=match.op,
@@ -95,4 +211,11 @@ def _layer(match: Match) -> Layer:
         uneven_overlap=None if spec is None else uneven_overlap(spec),
         ripple_db=ripple,
         refusal=None if match.obstacle is None else match.obstacle.sentence(match.name),
+        sum_rule=rule,
+        worst_ripple_db=worst,
+        worst_frequency=where,
+        frequencies=tones,
+        period=periods.get(match.name),
+        recommendation=recommend(match),
+        flat_field=None if answer is None else flat_field_of(answer),
     )

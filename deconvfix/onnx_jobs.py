@@ -26,9 +26,11 @@ from deconvfix.source import Source
 __all__ = ["convert_file", "export_file", "inspect_file", "verify_files"]
 
 
-def inspect_file(source: Source) -> Inspection:
+def inspect_file(source: Source, *, sample_rate: float | None = None) -> Inspection:
     """Lists the transposed convolutions of an ONNX file."""
-    return inspect(onnx_file.read(source.path).model)
+    file = onnx_file.read(source.path)
+    examples = _examples(source, file)
+    return inspect(file.model, examples[0] if examples else None, sample_rate=sample_rate)
 
 
 def convert_file(

@@ -28,9 +28,10 @@ from deconvfix.source import Source
 __all__ = ["convert_file", "export_file", "inspect_file", "verify_files"]
 
 
-def inspect_file(source: Source) -> Inspection:
+def inspect_file(source: Source, *, sample_rate: float | None = None) -> Inspection:
     """Lists the transposed convolutions of a program."""
-    return inspect(program_file.read(source.path, trust=source.trust))
+    program = program_file.read(source.path, trust=source.trust)
+    return inspect(program, _example(source, program), sample_rate=sample_rate)
 
 
 def convert_file(

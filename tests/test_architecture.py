@@ -21,11 +21,13 @@ LAYERS = (
     ("spec", "rearrange"),
     ("steps",),
     ("fit",),
-    ("artifacts",),
+    ("artifacts", "grids"),
+    ("spectra", "variance", "flat_field"),
     ("forms",),
     ("plan", "parity"),
-    ("inspection", "report", "compare", "onnx_runtime", "pictures", "evidence"),
+    ("advice", "inspection", "report", "compare", "onnx_runtime", "pictures", "evidence"),
     ("frontends",),
+    ("diagnosis",),
     (
         *("fx", "onnx", "onnx_file", "onnx_verify", "onnx_export", "checkpoint"),
         *("program_text", "program_file", "conversion"),
@@ -38,6 +40,7 @@ LAYERS = (
 )
 TORCH_FREE = (
     *("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan"),
+    *("grids", "spectra", "variance", "flat_field", "advice", "diagnosis"),
     *("parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs"),
     *("_cli", "_cli_text"),
 )

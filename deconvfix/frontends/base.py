@@ -6,11 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deconvfix.fit.tuning import Tuning
+from deconvfix.flat_field import Run
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Match, Plan
 
-__all__ = ["CalibrationData", "Findings", "FitsToData", "Frontend"]
+__all__ = ["CalibrationData", "Findings", "FitsToData", "Frontend", "LayerAnswer", "Probe"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,43 @@ class FitsToData(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LayerAnswer:
+    """What was seen of a layer in one call.
+
+    Attributes:
+        name: Of the match.
+        phases: Its answer to a constant input, the mean of what it got in each channel, away from the
+            border: (N, C_out, *stride).
+        output_size: Spatial.
+    """
+
+    name: str
+    phases: NDArray[np.float64]
+    output_size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A model that was run for its diagnosis.
+
+    Attributes:
+        layers: Calls of transposed convolutions, in the order in which they ran.
+        inputs: The example inputs that are arrays, which `run` takes.
+        outputs: The outputs; an empty array stands for one that is no array.
+        run: Gives the outputs for other inputs; None if the model was not run.
+        advice: Sentences about what else makes a grid.
+        notes: Sentences about what could not be seen.
+    """
+
+    layers: tuple[LayerAnswer, ...] = ()
+    inputs: tuple[NDArray[Any], ...] = ()
+    outputs: tuple[NDArray[Any], ...] = ()
+    run: Run | None = None
+    advice: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class Frontend(Protocol):
     """Operations on one kind of model. Nothing here keeps state."""
 
@@ -67,6 +108,10 @@ class Frontend(Protocol):
 
     def find(self, model: Any, example_inputs: Any | None) -> Findings:
         """Searches the model; with example inputs it is run once, on a copy."""
+        ...
+
+    def probe(self, model: Any, example_inputs: Any | None, matches: Sequence[Match]) -> Probe:
+        """Runs a copy on the example inputs, if there are any, and tells what a diagnosis needs."""
         ...
 
     def apply(self, model: Any, plan: Plan) -> Any:

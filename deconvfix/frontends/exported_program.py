@@ -23,7 +23,7 @@ from deconvfix.errors import ModelError
 from deconvfix.forms import form
 from deconvfix.forms.base import Refusal
 from deconvfix.frontends import torch_steps
-from deconvfix.frontends.base import Findings
+from deconvfix.frontends.base import Findings, Probe
 from deconvfix.frontends.fx_graph import (
     GraphCall,
     find_calls,
@@ -33,6 +33,7 @@ from deconvfix.frontends.fx_graph import (
     rewrite,
 )
 from deconvfix.frontends.torch_compare import psnr_db
+from deconvfix.frontends.torch_diagnose import probe_module
 from deconvfix.frontends.torch_inputs import as_inputs, copy_quietly
 from deconvfix.frontends.torch_layers import read_weight
 from deconvfix.frontends.torch_parity import compare_modules
@@ -64,6 +65,14 @@ class ExportedProgramFrontend:
     def find(self, model: ExportedProgram, example_inputs: Any | None) -> Findings:
         """Transposed convolutions in the program and the graphs inside it; nothing is run."""
         return Findings(tuple(_match(model, name, each) for name, each in _named_calls(model)))
+
+    def probe(
+        self, model: ExportedProgram, example_inputs: Any | None, matches: Sequence[Match]
+    ) -> Probe:
+        """Runs the program as a module, on inputs of the caller's."""
+        if example_inputs is None or not matches:
+            return Probe()
+        return probe_module(model.module(), example_inputs, matches)
 
     def apply(self, model: ExportedProgram, plan: Plan) -> ExportedProgram:
         """Rewrites graph and state in place; torch then checks the program."""

@@ -15,7 +15,8 @@ import onnx_ir as ir
 from deconvfix.errors import ModelError
 from deconvfix.forms.base import Refusal
 from deconvfix.frontends import onnx_parity
-from deconvfix.frontends.base import Findings
+from deconvfix.frontends.base import Findings, Probe
+from deconvfix.frontends.onnx_diagnose import probe_model
 from deconvfix.frontends.onnx_layer import Layer, find_layers
 from deconvfix.frontends.onnx_surgery import Surgeon, quantised_tail
 from deconvfix.frontends.onnx_values import check_model
@@ -44,6 +45,12 @@ class OnnxFrontend:
     def find(self, model: ir.Model, example_inputs: Any | None) -> Findings:
         """Transposed convolutions by the names of their nodes; nothing is run."""
         return Findings(tuple(map(_match, find_layers(model))))
+
+    def probe(self, model: ir.Model, example_inputs: Any | None, matches: Sequence[Match]) -> Probe:
+        """See `onnx_diagnose.probe_model`."""
+        if example_inputs is None or not matches:
+            return Probe()
+        return probe_model(model, example_inputs)
 
     def apply(self, model: ir.Model, plan: Plan) -> ir.Model:
         """Rewrites the model in place."""

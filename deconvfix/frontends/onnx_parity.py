@@ -37,7 +37,7 @@ from deconvfix.onnx_runtime import open_session, run_named
 from deconvfix.parity import Comparison, ParityReport, summarize
 from deconvfix.plan import Plan
 
-__all__ = ["compare_models", "psnr_db", "weight_bytes"]
+__all__ = ["compare_models", "psnr_db", "session_of", "weight_bytes"]
 
 # Models with more weights than this are compared layer by layer, unless inputs are given: a whole
 # run would need several times as much memory.
@@ -104,6 +104,12 @@ def psnr_db(before: ir.Model, after: ir.Model, example_inputs: Any) -> float | N
         with _loadable(model, None) as file:
             results.append(run_named(open_session(file), feed))
     return psnr(*results)
+
+
+def session_of(model: ir.Model) -> Any:
+    """The model in ONNX Runtime."""
+    with _loadable(model, None) as file:
+        return open_session(file)
 
 
 def weight_bytes(model: ir.Model) -> int:

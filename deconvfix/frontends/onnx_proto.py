@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from deconvfix.errors import ModelError
 from deconvfix.frontends import onnx_model
-from deconvfix.frontends.base import Findings
+from deconvfix.frontends.base import Findings, Probe
 from deconvfix.frontends.onnx_values import quiet
 from deconvfix.parity import ParityReport
-from deconvfix.plan import Plan
+from deconvfix.plan import Match, Plan
 
 __all__ = ["FRONTEND", "OnnxProtoFrontend", "carry_over", "from_proto"]
 
@@ -40,6 +40,12 @@ class OnnxProtoFrontend:
     def find(self, model: onnx.ModelProto, example_inputs: Any | None) -> Findings:
         """See `onnx_model.OnnxFrontend.find`."""
         return onnx_model.FRONTEND.find(from_proto(model), example_inputs)
+
+    def probe(
+        self, model: onnx.ModelProto, example_inputs: Any | None, matches: Sequence[Match]
+    ) -> Probe:
+        """See `onnx_model.OnnxFrontend.probe`."""
+        return onnx_model.FRONTEND.probe(from_proto(model), example_inputs, matches)
 
     def apply(self, model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
         """Rewrites the model in place; where there is nothing to replace it stays as it is."""

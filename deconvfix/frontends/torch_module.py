@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from deconvfix.errors import ModelError
 from deconvfix.forms.base import Refusal
-from deconvfix.frontends.base import CalibrationData, Findings
+from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.torch_calibrate import calibrate, fitted_decisions
 from deconvfix.frontends.torch_calls import Observed, observe
 from deconvfix.frontends.torch_code import callers_by_code
 from deconvfix.frontends.torch_compare import psnr_db
+from deconvfix.frontends.torch_diagnose import gradient_advice, probe_module
 from deconvfix.frontends.torch_find import (
     PLAIN,
     call_path,
@@ -128,6 +129,17 @@ class TorchModuleFrontend:
                 "the code of the model only; give example inputs to see every one that runs."
             )
         return Findings(tuple(matches.values()), tuple(notes))
+
+    def probe(
+        self, model: nn.Module, example_inputs: Any | None, matches: Sequence[Match]
+    ) -> Probe:
+        """Runs a copy in eval mode: batch statistics of a few inputs are no artifact of the layers."""
+        advice = tuple(gradient_advice(model))
+        if example_inputs is None or not matches:
+            return Probe(advice=advice)
+        return replace(
+            probe_module(copy_model(model).eval(), example_inputs, matches), advice=advice
+        )
 
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """Exchanges layers and reroutes calls as the plan says."""

@@ -1,0 +1,164 @@
+"""From a search and a run to an Inspection: which grids there are, and what they do to the outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvfix.errors import OptionError
+from deconvfix.flat_field import network_answers, with_channels
+from deconvfix.frontends.base import Findings, Probe
+from deconvfix.grids import Period, layers_with, measured_period, stacked_periods
+from deconvfix.inspection import Inspection, OutputDiagnosis, describe
+from deconvfix.plan import Match
+from deconvfix.spectra import radial_spectrum, spectral_peaks
+from deconvfix.variance import PhaseVariance, phase_variance
+
+__all__ = ["check_sample_rate", "diagnose"]
+
+Answers = dict[str, NDArray[np.float64]]
+
+
+def check_sample_rate(sample_rate: float | None) -> None:
+    """Checks the option.
+
+    Raises:
+        OptionError: If it is no positive number.
+    """
+    if sample_rate is None:
+        return
+    number = isinstance(sample_rate, (int, float)) and not isinstance(sample_rate, bool)
+    if not number or not math.isfinite(sample_rate) or sample_rate <= 0:
+        raise OptionError(
+            "sample_rate",
+            f"the value is {sample_rate!r}",
+            "a positive number of Hz is needed",
+            "Give the sample rate of the model's output, for example 22050",
+        )
+
+
+def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Inspection:
+    """Puts together what is known of a model.
+
+    Args:
+        findings: Its layers.
+        probe: What a run told; an empty one if there was none.
+        sample_rate: Of one-dimensional outputs, in Hz.
+    """
+    matches = findings.matches
+    notes = [*findings.notes, *probe.notes]
+    layers = [each for each in matches if each.spec is not None]
+    strides = [each.spec.stride for each in layers if each.spec is not None]
+    stacked = dict(zip((each.name for each in layers), stacked_periods(strides), strict=True))
+    if sample_rate is not None and not any(len(each) == 1 for each in strides):
+        notes.append("No layer has one dimension: the sample rate is not used.")
+    sizes = {each.name: each.output_size for each in probe.layers}
+    periods, outputs = dict(stacked), []
+    shown: dict[int, tuple[NDArray[Any], dict[str, Period]]] = {}
+    for index, output in enumerate(probe.outputs):
+        for ndim in sorted({len(each) for each in strides}):
+            values = with_channels(output, ndim)
+            grids = {} if values is None else _grids(layers, stacked, sizes, values.shape[2:])
+            if values is not None and any(max(each) > 1 for each in grids.values()):
+                shown[index] = (values, grids)
+                break
+    for _, grids in reversed(shown.values()):
+        periods.update(grids)  # the first output counts
+    longest = {index: _longest(list(grids.values())) for index, (_, grids) in shown.items()}
+    flat = {} if probe.run is None else network_answers(probe.run, probe.inputs, longest)
+    for index, (values, grids) in shown.items():
+        usable = bool(np.isfinite(values).all())
+        one_dimensional = sample_rate if len(longest[index]) == 1 else None
+        outputs.append(
+            OutputDiagnosis(
+                index=index,
+                shape=tuple(probe.outputs[index].shape),
+                period=longest[index],
+                flat_field=flat.get(index),
+                phase_variances=tuple(_variances(values, grids)) if usable else (),
+                peaks=spectral_peaks(values, longest[index], grids, one_dimensional)
+                if usable
+                else (),
+                radial_spectrum=radial_spectrum(values) if usable else None,
+            )
+        )
+        notes += _limits(outputs[-1], usable)
+    return describe(
+        matches,
+        notes,
+        periods=periods,
+        answers=_answers(probe),
+        outputs=outputs,
+        advice=probe.advice,
+        sample_rate=sample_rate,
+    )
+
+
+def _grids(
+    layers: Sequence[Match],
+    stacked: Mapping[str, Period],
+    sizes: Mapping[str, tuple[int, ...]],
+    output_size: tuple[int, ...],
+) -> dict[str, Period]:
+    """The periods of the layers' grids in an output: as seen, or as assumed for those not seen."""
+    grids = {}
+    for each in layers:
+        assert each.spec
+        if each.spec.ndim != len(output_size):
+            continue
+        if each.name in sizes and min(sizes[each.name]) > 0:
+            grids[each.name] = measured_period(each.spec.stride, sizes[each.name], output_size)
+        elif not sizes:
+            grids[each.name] = stacked[each.name]
+    return grids
+
+
+def _longest(periods: Sequence[Period]) -> Period:
+    return tuple(max(axis) for axis in zip(*periods, strict=True))
+
+
+def _variances(values: NDArray[Any], grids: Mapping[str, Period]) -> Iterator[PhaseVariance]:
+    """One analysis for each period of a grid, the longest first."""
+    distinct = {each for each in grids.values() if max(each) > 1}
+    for period in sorted(distinct, reverse=True):
+        once = tuple(Fraction(1, n) for n in period)
+        found = phase_variance(values, period, layers_with(once, grids))
+        if found is not None:
+            yield found
+
+
+def _answers(probe: Probe) -> Answers:
+    """The answers of each layer, all its calls together."""
+    tables: dict[str, list[NDArray[np.float64]]] = {}
+    for each in probe.layers:
+        tables.setdefault(each.name, []).append(each.phases)
+    return {name: np.concatenate(each) for name, each in tables.items()}
+
+
+def _limits(output: OutputDiagnosis, usable: bool) -> list[str]:
+    """Sentences about what could not be measured."""
+    where = f"Output {output.index}"
+    if not usable:
+        return [f"{where} has NaN or infinities: it was not looked at."]
+    found = []
+    if output.flat_field is None:
+        found.append(
+            f"{where}: no flat field. The model's answer to constant inputs does not become periodic "
+            "away from the border: the border, or a position that the model knows, reaches everywhere."
+        )
+    if not output.phase_variances or output.phase_variances[0].period != output.period:
+        found.append(
+            f"{where} has less than four periods of {'x'.join(map(str, output.period))}: give larger "
+            "example inputs for an analysis of variance and spectral peaks."
+        )
+    elif not output.peaks:
+        found.append(
+            f"{where} has less than four periods of {'x'.join(map(str, output.period))} along an "
+            "axis: give larger example inputs for spectral peaks."
+        )
+    return found
