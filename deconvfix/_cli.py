@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -21,7 +23,7 @@ from deconvfix import __version__, jobs
 from deconvfix import _cli_text as text
 from deconvfix.calibration_files import calibration_files
 from deconvfix.errors import DeconvfixError
-from deconvfix.files import check_output, output_folder
+from deconvfix.files import check_output, output_folder, sha256
 from deconvfix.fit.tuning import Progress, Tuning
 from deconvfix.forms import FORMS
 from deconvfix.forms.base import Init
@@ -35,11 +37,24 @@ __all__ = ["main"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
+_TYPED = "deconvfix.typed"
 _ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 class _Group(click.Group):
-    """Turns the library's errors into one line and exit code 1."""
+    """Turns the library's errors into one line and exit code 1; remembers what was typed."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        typed = list(args)
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta[_TYPED] = typed
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -291,6 +306,12 @@ def convert(
             exclude=exclude,
             strict=strict,
         )
+    files = [each for each in (*named.files, output) if each is not None and each.is_file()]
+    report = replace(
+        report,
+        command=shlex.join(["deconvfix", *ctx.meta[_TYPED]]),
+        hashes={str(each): sha256(each) for each in files},
+    )
     if report_file is not None:
         _write_report(report, report_file)
     _show(report.to_dict() if as_json else text.conversion(report))

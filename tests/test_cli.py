@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 
 import deconvfix
 from deconvfix._cli import main
+from deconvfix.files import sha256
 
 ROOT = Path(__file__).parent.parent
 SUFFIXES = [".safetensors", ".pt", ".pth", ".ckpt"]
@@ -476,6 +478,14 @@ def test_html_report_needs_nothing_from_elsewhere(tmp_path, to):
     sources = re.findall(r"""(?:src|href)=["']?([^"' >]{0,5})""", page)
     assert set(sources) <= {"data:"}
     assert bool(sources) == (to != "subpixel"), "pictures are drawn for what changes"
+
+
+def test_report_says_how_to_do_it_again(net):
+    output = net.with_name("out.pt")
+    arguments = ("convert", net, *arch("Net"), "-o", output, "--json")
+    report = json.loads(run(*arguments).stdout)
+    assert report["command"] == shlex.join(["deconvfix", *map(str, arguments)])
+    assert report["hashes"] == {str(each): sha256(each) for each in (net, output)}
 
 
 def test_html_report_shows_the_layers(tmp_path):
