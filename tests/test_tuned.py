@@ -37,7 +37,7 @@ def state_of(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("to", ["equalized", "resize"])
+@pytest.mark.parametrize("to", ["equalized", "resize", "notch"])
 def test_tuning_is_closer_than_calibration_and_stays_in_the_form(to):
     model = decoder()
     fresh = smooth_batches((4, 3, 5, 6), seed=1)
