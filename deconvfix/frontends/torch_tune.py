@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import form
@@ -41,6 +42,8 @@ from deconvfix.rearrange import Merge, Repeat, Verb, inverse, rearrange
 __all__ = ["tune"]
 
 
+# Outputs of the original that are kept.
+_MOST_BYTES = 2**30
 # The group axis that verbs begin with goes again.
 _AS_IT_IS: tuple[Verb, ...] = (Merge(0, 1),)
 
@@ -131,7 +134,8 @@ def tune(
         student = _freed(student, name, plan)
     parameters = [each for each in student.parameters() if each.requires_grad]
     samples, independent = cut(teacher, batches)
-    fitted, heldout = split(samples)
+    taught = _taught(teacher, samples) if supply is None else None
+    fitted, heldout = split(samples if taught is None else taught)
     size = min(tuning.batch_size, len(fitted)) if independent else 1
     supplied = (
         _endless(fitted, size, tuning.seed) if supply is None else ([each] for each in supply)
@@ -141,9 +145,13 @@ def tune(
     def loss_on(chosen: Sequence[Inputs]) -> Tensor:
         """The mean loss of some samples."""
         losses = []
-        for inputs in join(chosen) if independent else chosen:
-            with torch.no_grad():
-                old = teacher(*inputs.args, **inputs.kwargs)
+        for each in join(chosen) if independent else chosen:
+            if taught is None:
+                inputs = each
+                with torch.no_grad():
+                    old = teacher(*inputs.args, **inputs.kwargs)
+            else:
+                inputs, old = each.args
             losses.append(distance(student(*inputs.args, **inputs.kwargs), old))
         return torch.stack(losses).mean()
 
@@ -165,6 +173,26 @@ def tune(
         for each in plan.decisions
     )
     return replace(plan, decisions=decided), [note]
+
+
+def _taught(teacher: nn.Module, samples: Sequence[Inputs]) -> list[Inputs] | None:
+    """Each sample with the original's outputs, which are so computed once; None if they are too large.
+
+    Outputs of classes that pytree does not know cannot be joined to batches: None for them too.
+    """
+    pairs: list[Inputs] = []
+    size = 0
+    for each in samples:
+        with torch.no_grad():
+            old = teacher(*each.args, **each.kwargs)
+        tensors = flat_tensors(old)
+        size += sum(tensor.nbytes for tensor in tensors)
+        if size > _MOST_BYTES or len(tensors) != len(
+            [leaf for leaf in pytree.tree_leaves(old) if isinstance(leaf, Tensor)]
+        ):
+            return None
+        pairs.append(Inputs((each, old), {}))
+    return pairs
 
 
 def mean_squared(new: Any, old: Any) -> Tensor:
