@@ -51,7 +51,6 @@ __all__ = [
     "zero_phases",
 ]
 
-_AVERAGES = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -185,9 +184,17 @@ def local_means(x: Tensor, reach: tuple[int, ...], groups: int) -> Tensor:
     if x.dim() == n + 1:
         return local_means(x[None], reach, groups)[0]
     means = F.pad(x, _flat(tuple((r, r) for r in reach)), mode="replicate")
-    window = [r + 1 for r in reach]
-    for _ in range(2):
-        means = _AVERAGES[n](means, window, 1)
+    channels = x.shape[1]
+    # A depthwise convolution for each axis: ten times as fast as torch's pooling on a CPU.
+    for axis, r in enumerate(reach):
+        if r:
+            # Computed, not written down: a tensor of constants would be state that graphs must hold.
+            distance = torch.arange(-r, r + 1, dtype=x.dtype, device=x.device).abs()
+            shape = [1] * (2 + n)
+            shape[2 + axis] = 2 * r + 1
+            kernel = ((r + 1 - distance) / (r + 1) ** 2).reshape(shape)
+            kernel = kernel.expand(channels, *shape[1:])
+            means = _CONVOLUTIONS[n](means, kernel, groups=channels)
     if groups == 1:
         return torch.cat([x, means], 1)
     # (N, C, *L) twice -> (N, g, C/g, *L) twice -> (N, 2*C, *L)
