@@ -168,16 +168,8 @@ def convert(
     if plan is None:
         selects = (lambda name: not exclude(name)) if callable(exclude) else None
         plan = make_plan(findings.matches, options, selects)
-    if strict and plan.refused:
-        first, *others = plan.refused
-        raise RefusedError(
-            first.name or "(model)",
-            first.reason.removeprefix(f"{first.name}: ").rstrip("."),
-            f"`strict` allows no refusal ({len(others)} more)"
-            if others
-            else "`strict` allows none",
-            "Exclude the layer, or leave out `strict`",
-        )
+    if strict:
+        _allow_no_refusal(plan)
     to_data = any(each.settings and each.settings.init in FITTED_TO_DATA for each in plan.replaced)
     reference = frontend.prepare(working, None, inplace=False) if verify or to_data else None
     fidelity = _ripples(findings.matches, plan)
@@ -197,13 +189,10 @@ def convert(
     still_running = None
     if example_inputs is not None:
         still_running = tuple(frontend.left(converted, plan, example_inputs))
-    parity: ParityReport | None = None
+    parity = None
     if verify:
-        inputs = [] if example_inputs is None else [example_inputs]
-        parity = frontend.verify(reference, converted, inputs, plan)
-        if not parity.comparisons and plan.replaced and example_inputs is None:
-            parity = None
-            notes.append("Nothing could be compared without a run: give example inputs.")
+        parity, more = _proof(frontend, reference, converted, plan, example_inputs)
+        notes += more
         if fidelity is not None and real_inputs is not None:
             psnr = frontend.psnr_db(reference, converted, real_inputs)
             fidelity = Fidelity(psnr, fidelity.ripple_db_before, fidelity.ripple_db_after)
@@ -218,16 +207,7 @@ def convert(
         notes=tuple(notes),
         versions=versions(),
     )
-    if parity is not None and not parity.ok:
-        raise parity_error(parity, named)
-    if still_running:
-        raise ParityError(
-            still_running[0] or named,
-            f"a transposed convolution still runs there after the conversion ({len(still_running)} "
-            "in all)",
-            "every layer that is replaced must be gone",
-            "Exclude it to keep it, and report this as a bug with the code that calls it",
-        )
+    _check_proofs(report)
     return Conversion(converted, plan, report)
 
 
@@ -306,6 +286,44 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _allow_no_refusal(plan: Plan) -> None:
+    """For `strict`."""
+    if not plan.refused:
+        return
+    first, *others = plan.refused
+    raise RefusedError(
+        first.name or "(model)",
+        first.reason.removeprefix(f"{first.name}: ").rstrip("."),
+        f"`strict` allows no refusal ({len(others)} more)" if others else "`strict` allows none",
+        "Exclude the layer, or leave out `strict`",
+    )
+
+
+def _proof(
+    frontend: Frontend, before: Any, after: Any, plan: Plan, example_inputs: Any | None
+) -> tuple[ParityReport | None, tuple[str, ...]]:
+    """The comparison with the original, and a note; None if nothing could be compared."""
+    inputs = [] if example_inputs is None else [example_inputs]
+    parity = frontend.verify(before, after, inputs, plan)
+    if not parity.comparisons and plan.replaced and example_inputs is None:
+        return None, ("Nothing could be compared without a run: give example inputs.",)
+    return parity, ()
+
+
+def _check_proofs(report: ConversionReport) -> None:
+    """Raises if the converted model departs, or something was missed."""
+    if report.parity is not None and not report.parity.ok:
+        raise parity_error(report.parity, report.input)
+    if report.still_running:
+        raise ParityError(
+            report.still_running[0] or report.input,
+            "a transposed convolution still runs there after the conversion "
+            f"({len(report.still_running)} in all)",
+            "every layer that is replaced must be gone",
+            "Exclude it to keep it, and report this as a bug with the code that calls it",
+        )
 
 
 def _fitter(frontend: Frontend, calibration: object) -> FitsToData:
