@@ -21,7 +21,15 @@ from deconvfix.errors import DeconvfixError
 from deconvfix.fit.least_squares import phase_of_taps, phase_sums
 from deconvfix.spec import ConvTransposeSpec
 
-__all__ = ["FlatField", "Run", "flat_field_of", "layer_answer", "network_answers", "with_channels"]
+__all__ = [
+    "FlatField",
+    "Run",
+    "constant_inputs",
+    "flat_field_of",
+    "layer_answer",
+    "network_answers",
+    "with_channels",
+]
 
 Array = NDArray[np.float64]
 Run = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]
@@ -111,17 +119,13 @@ def network_answers(
     Returns:
         By the number of the output; one that never repeats itself is missing.
     """
-    spatial = [each.dtype.kind == "f" and each.ndim > 2 for each in inputs]
     found: dict[int, FlatField] = {}
-    if not any(spatial):
+    if not any(map(_is_spatial, inputs)):
         return found
     for fill in (None, 0.5, 0.0):
         answered = False
         for factor in _FACTORS:
-            constants = [
-                _constant(each, fill, factor) if flat else each
-                for each, flat in zip(inputs, spatial, strict=True)
-            ]
+            constants = constant_inputs(inputs, fill, factor)
             if factor > 1 and sum(each.size for each in constants) > _MOST_ELEMENTS:
                 break
             try:
@@ -146,6 +150,19 @@ def network_answers(
     return found
 
 
+def constant_inputs(
+    inputs: Sequence[NDArray[Any]], fill: float | None = None, factor: int = 1
+) -> list[NDArray[Any]]:
+    """The inputs with those constant that have spatial axes and floating-point numbers.
+
+    Args:
+        inputs: The example.
+        fill: The constant; None is the mean in each sample and channel.
+        factor: The spatial axes are so many times as long.
+    """
+    return [_constant(each, fill, factor) if _is_spatial(each) else each for each in inputs]
+
+
 def with_channels(output: NDArray[Any], ndim: int) -> NDArray[Any] | None:
     """An output as (N, C, *spatial); None if it is not one of floats with that many axes."""
     if output.dtype.kind != "f" or output.size == 0:
@@ -153,6 +170,10 @@ def with_channels(output: NDArray[Any], ndim: int) -> NDArray[Any] | None:
     if output.ndim == ndim + 2:
         return output
     return output[:, None] if output.ndim == ndim + 1 else None
+
+
+def _is_spatial(values: NDArray[Any]) -> bool:
+    return values.dtype.kind == "f" and values.ndim > 2
 
 
 def _constant(values: NDArray[Any], fill: float | None, factor: int) -> NDArray[Any]:
