@@ -5,18 +5,38 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["curves", "image", "kernels"]
+__all__ = ["Mark", "curves", "image", "kernels", "labelled"]
 
 Array = NDArray[Any]
 # Readable on white and on black.
 _INK = "#7d8590"
 _COLORS = ("#d1242f", "#1f883d", "#0969da")
 _SMALLEST = 192
+# Names at marks: a share of the x axis for each, and so many letters and lines.
+_LABEL_WIDTH = 0.11
+_LETTERS = 16
+_NAMES = 3
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place on the x axis.
+
+    Attributes:
+        position: Where it is.
+        names: What it belongs to.
+        strength: The strongest marks are named first.
+    """
+
+    position: float
+    names: tuple[str, ...]
+    strength: float = 0.0
 
 
 def image(array: Array, low: float | None = None, high: float | None = None) -> str:
@@ -64,7 +84,7 @@ def curves(
     *,
     x_label: str,
     y_label: str,
-    marks: Sequence[tuple[float, str]] = (),
+    marks: Sequence[Mark] = (),
 ) -> str:
     """Curves over one axis as SVG.
 
@@ -73,16 +93,20 @@ def curves(
         lines: A name and values, (N,), for each curve.
         x_label: What x is, with its unit.
         y_label: What the values are, with their unit.
-        marks: Positions of vertical lines, and what stands at them.
+        marks: Vertical lines, and dots on the curves there. Where there is no room for all their
+            names, the strongest have theirs.
     """
-    figure, ((axis,),) = _figure(1, 1, (7.2, 2.8), squeeze=False)
-    for position, text in marks:
-        axis.axvline(position, color=_INK, linewidth=0.8, linestyle=":")
-        axis.text(position, 1.01, text, color=_INK, fontsize=7, rotation=45,
-                  transform=axis.get_xaxis_transform())  # fmt: skip
+    figure, ((axis,),) = _figure(1, 1, (7.2, 3.0), squeeze=False)
+    for mark in marks:
+        axis.axvline(mark.position, color=_INK, linewidth=0.8, linestyle=":")
+    for mark in labelled(marks, float(np.ptp(x)) * _LABEL_WIDTH):
+        axis.text(mark.position, 1.02, _label(mark.names), color=_INK, fontsize=7, ha="center",
+                  va="bottom", transform=axis.get_xaxis_transform())  # fmt: skip
+    at = [int(np.abs(x - mark.position).argmin()) for mark in marks]
     for (name, values), color in zip(lines, _COLORS, strict=False):
         axis.plot(x, values, label=name, color=color, linewidth=1.2,
                   marker="o" if len(x) < 20 else None, markersize=3)  # fmt: skip
+        axis.plot(x[at], values[at], color=color, linestyle="none", marker="o", markersize=4)
     axis.set_xlabel(x_label, color=_INK, fontsize=8)
     axis.set_ylabel(y_label, color=_INK, fontsize=8)
     axis.tick_params(colors=_INK, labelsize=7)
@@ -91,6 +115,24 @@ def curves(
     if len(lines) > 1:
         axis.legend(fontsize=7, labelcolor=_INK, frameon=False)
     return _saved(figure, "svg")
+
+
+def labelled(marks: Sequence[Mark], apart: float) -> list[Mark]:
+    """The marks whose names find room, the strongest first, `apart` from each other."""
+    chosen: list[Mark] = []
+    for mark in sorted(marks, key=lambda each: -each.strength):
+        if all(abs(mark.position - each.position) >= apart for each in chosen):
+            chosen.append(mark)
+    return chosen
+
+
+def _label(names: Sequence[str]) -> str:
+    """One name on each line; the ends of long ones, which tell layers apart."""
+    lines = [n if len(n) <= _LETTERS else f"…{n[1 - _LETTERS :]}" for n in names[:_NAMES]]
+    if len(names) > _NAMES:
+        lines[-1] += f" +{len(names) - _NAMES}"
+    # Names are no mathematical text.
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> Any:

@@ -70,6 +70,10 @@ class FitsToData(Protocol):
         """
         ...
 
+    def count_samples(self, inputs: Iterable[Any] | str, example_inputs: Any | None) -> int:
+        """How many samples the layers are fitted to."""
+        ...
+
 
 @runtime_checkable
 class ReadsConverted(Protocol):

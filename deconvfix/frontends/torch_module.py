@@ -8,7 +8,7 @@ calls. Neither needs the model to be traceable.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,7 @@ from deconvfix.frontends.torch_inputs import (
 from deconvfix.frontends.torch_layers import ConvertedConvTranspose, spread_weight
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.frontends.torch_reroute import is_rerouted, keep, keeps_some, reroute
-from deconvfix.frontends.torch_samples import calibration_inputs
+from deconvfix.frontends.torch_samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch_surgery import (
     check_geometry,
     converted_layer,
@@ -188,6 +188,10 @@ class TorchModuleFrontend:
             plan, more = tune(before, after, plan, batches, supply, data.tuning)
             notes = [*notes, *more]
         return after, plan, notes
+
+    def count_samples(self, inputs: Iterable[Any] | str, example_inputs: Any | None) -> int:
+        """See `torch_samples.count_samples`."""
+        return count_samples(inputs, example_inputs)
 
     def converted_weights(
         self, model: nn.Module, names: Sequence[str]
