@@ -70,14 +70,12 @@ def convert_file(
         options: As for `deconvfix.convert`.
     """
     source = CheckpointSource.of(source)
-    calibration = options.get("calibration")
-    if isinstance(calibration, CalibrationFiles):
-        options["calibration"] = list(BoundFiles(calibration, source.architecture()))
     if dry_run:
         if recipe is not None:
             check_output(recipe, overwrite=overwrite, inputs=source.files)
         model, notes = source.model()
         example = source.example_inputs(model)
+        options = _bound(options, model)
         conversion = convert(model, example_inputs=example, verify=False, **options)
         write_recipe(conversion.plan.after(source.checkpoint.recipe), recipe, overwrite)
         return told_of(source, conversion, notes, None)
@@ -95,6 +93,7 @@ def convert_file(
     onnx = output.suffix == ".onnx"
     model, notes = source.model(wide=not onnx)
     example = source.required_inputs(model, _EXPORT_RUNS) if onnx else source.example_inputs(model)
+    options = _bound(options, model)
     # First: it is what may lack samples, and a distillation takes long.
     curve = (
         measure_curve(model, example_inputs=example, plan=plan, **options)
@@ -157,6 +156,14 @@ def verify_files(source: Source, after: Path) -> ParityReport:
     inputs = before.example_inputs(model)
     converted, _ = replace(before, path=after, state_key=None).model()
     return compare_modules(model, converted, [] if inputs is None else [inputs], None)
+
+
+def _bound(options: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The options with calibration files read, once."""
+    calibration = options.get("calibration")
+    if not isinstance(calibration, CalibrationFiles):
+        return options
+    return {**options, "calibration": list(BoundFiles(calibration, model))}
 
 
 def _with_pictures(

@@ -22,7 +22,7 @@ from deconvfix.fidelity import (
 )
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
-from deconvfix.frontends.base import CalibrationData, FitsToData, Frontend
+from deconvfix.frontends.base import CalibrationData, FitsToData, Frontend, HasInputs
 from deconvfix.inspection import Inspection
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Options, Plan, make_plan
@@ -185,6 +185,8 @@ def convert(
     notes = list(findings.notes)
     fitter = _fitter(frontend, calibration) if to_data else None
     real_inputs = example_inputs
+    if real_inputs is None and isinstance(frontend, HasInputs):
+        real_inputs = frontend.own_inputs(working)
     if fitter is not None and calibration is not None and not isinstance(calibration, str):
         calibration = list(calibration)
         real_inputs = calibration[-1] if calibration else example_inputs

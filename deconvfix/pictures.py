@@ -16,7 +16,8 @@ __all__ = ["Mark", "curves", "image", "kernels", "labelled"]
 Array = NDArray[Any]
 # Readable on white and on black.
 _INK = "#7d8590"
-_COLORS = ("#d1242f", "#1f883d", "#0969da")
+# Told apart by those who do not see red and green too.
+_COLORS = ("#d1242f", "#2f81f7", "#1f883d")
 _SMALLEST = 192
 # Names at marks: a share of the x axis for each, and so many letters and lines.
 _LABEL_WIDTH = 0.11
@@ -62,7 +63,7 @@ def image(array: Array, low: float | None = None, high: float | None = None) -> 
 
 
 def kernels(before: Array, after: Array) -> str:
-    """Two kernels side by side on one scale, blue below zero and red above, as PNG.
+    """Two kernels side by side on one scale, as PNG: blue below zero and red above, of one axis as bars.
 
     Args:
         before: (h, w), or (k,), of the trained layer.
@@ -71,10 +72,17 @@ def kernels(before: Array, after: Array) -> str:
     figure, axes = _figure(1, 2, (3.6, 1.8))
     limit = max(float(np.abs(before).max()), float(np.abs(after).max())) or 1.0
     for axis, kernel, title in zip(axes, (before, after), ("before", "after"), strict=True):
-        axis.imshow(np.atleast_2d(kernel), cmap="RdBu_r", vmin=-limit, vmax=limit)
+        if kernel.ndim == 1:
+            axis.bar(np.arange(len(kernel)), kernel, color=_COLORS[0], width=0.7)
+            axis.axhline(0, color=_INK, linewidth=0.8)
+            axis.set_ylim(-1.05 * limit, 1.05 * limit)
+        else:
+            axis.imshow(kernel, cmap="RdBu_r", vmin=-limit, vmax=limit)
         axis.set_title(title, color=_INK, fontsize=8)
         axis.set_xticks([])
         axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_color(_INK)
     return _saved(figure, "png")
 
 

@@ -84,12 +84,13 @@ def convert_file(
     example = _example(source, program)
     conversion = convert(program, example_inputs=example, plan=read_recipe(recipe), **options)
     report = told_of(source, conversion, (), output)
-    if pictures and report.fidelity is not None and example is not None:
+    shown = program.example_inputs if example is None else example
+    if pictures and report.fidelity is not None and shown is not None:
         evidence = gather(
             FRONTEND,
             program,
             conversion.model,
-            example,
+            shown,
             report.fidelity.outputs,
             sample_rate=options.get("sample_rate"),
         )

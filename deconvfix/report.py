@@ -131,9 +131,21 @@ class Fidelity:
             what = "The strongest grid of a layer on a constant input"
         verb = "fell" if after < before else "went"
         told = f"{what} {verb} from {decibels_in_words(before)} to {decibels_in_words(after)}"
+        loudest = max(
+            (each for each in self.outputs if each.flat_before and each.flat_after),
+            key=lambda each: each.flat_before.rms if each.flat_before else 0.0,
+            default=None,
+        )
+        if loudest is not None and before > 0:
+            # Sound has no level that a ripple could be told relative to.
+            assert loudest.flat_before
+            assert loudest.flat_after
+            old, new = loudest.flat_before.rms, loudest.flat_after.rms
+            verb = "fell" if new < old else "went"
+            told = f"The tone on a constant input {verb} from an rms of {old:.2g} to {new:.2g}"
         if self.psnr_db is None:
             return f"{told}; how close the outputs stay was not measured."
-        seen = "" if self.calibration_samples is None else ", on samples that it was fitted to"
+        seen = "" if self.calibration_samples is None else " on samples that the fit has seen"
         return f"{told}; the outputs agree with the original to {self.psnr_db:.1f} dB PSNR{seen}."
 
     def measured_on(self) -> str:
@@ -263,7 +275,7 @@ class ConversionReport:
         told = self.fidelity.sentence()
         last = None if self.samples_curve is None else self.samples_curve.points[-1].psnr_db
         if last is not None:
-            told += f" On samples that no fit has seen it is {last:.1f} dB."
+            told += f" On samples that it has not seen: {last:.1f} dB."
         return told
 
     def verdict(self) -> str:
@@ -296,7 +308,7 @@ class ConversionReport:
             pictures=drawn,
             told=[(each, each.strongest(_MOST_TONES)) for each in outputs if each.tones],
             ripple=lambda value: "" if value is None else decibels_in_words(value),
-            decibels=lambda value: "" if value is None else f"{value:.1f} dB",
+            decibels=lambda value: "below 10 dB" if value is None else f"{value:.1f} dB",
             frequency=Tone.in_words,
         )
 

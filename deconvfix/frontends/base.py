@@ -20,6 +20,7 @@ __all__ = [
     "Findings",
     "FitsToData",
     "Frontend",
+    "HasInputs",
     "LayerAnswer",
     "Probe",
     "ReadsConverted",
@@ -83,6 +84,15 @@ class ReadsConverted(Protocol):
         self, model: Any, names: Sequence[str]
     ) -> Mapping[str, tuple[ConvTransposeSpec, NDArray[np.float64]]]:
         """The transposed convolutions that exchanged layers are now, away from the border, by name."""
+        ...
+
+
+@runtime_checkable
+class HasInputs(Protocol):
+    """A front end whose models bring example inputs of their own."""
+
+    def own_inputs(self, model: Any) -> Any | None:
+        """Them, as a pair (args, kwargs)."""
         ...
 
 
