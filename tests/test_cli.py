@@ -385,7 +385,7 @@ def test_report_of_an_exact_form_has_the_promised_keys(net):
 def test_report_of_a_fitted_form_tells_its_fidelity(net, to):
     options = ("--to", to, *INPUT, "-o", net.with_name("out.pt"))
     fidelity = run_json("convert", net, *arch("Net"), *options)["fidelity"]
-    assert fidelity.keys() == {"psnr_db", "ripple_db_before", "ripple_db_after"}
+    assert fidelity.keys() >= {"psnr_db", "ripple_db_before", "ripple_db_after"}
     # Free of a checkerboard: -60 dB is a thousandth of the level.
     assert fidelity["ripple_db_after"] < -60 < fidelity["ripple_db_before"]
 
