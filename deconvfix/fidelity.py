@@ -34,6 +34,11 @@ __all__ = [
     "with_runs",
 ]
 
+# Inputs are enlarged for a flat field only until outputs have so many elements, or so many times those of
+# the example: a conversion must not take the time and memory of pictures that its owner never makes.
+_MOST_OUTPUT = 2**20
+_MOST_GROWTH = 4
+
 Ripples = dict[str, tuple[float, float]]
 
 
@@ -206,10 +211,12 @@ def _largest(answers: Sequence[FlatField | None]) -> float | None:
 def _changes(runs: _Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
     """The grid in each output that may have one."""
     periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
+    usual = max((each.size for each in runs.before.outputs), default=0)
+    most = max(_MOST_OUTPUT, _MOST_GROWTH * usual)
     answers = []
     for probe in (runs.before, runs.after):
         assert probe.run is not None
-        answers.append(network_answers(probe.run, probe.inputs, periods))
+        answers.append(network_answers(probe.run, probe.inputs, periods, most))
     return tuple(
         OutputChange(
             index=index,

@@ -101,7 +101,10 @@ def layer_answer(
 
 
 def network_answers(
-    run: Run, inputs: Sequence[NDArray[Any]], periods: Mapping[int, tuple[int, ...]]
+    run: Run,
+    inputs: Sequence[NDArray[Any]],
+    periods: Mapping[int, tuple[int, ...]],
+    most_output: int = _MOST_OUTPUT,
 ) -> dict[int, FlatField]:
     """The flat fields of a network's outputs.
 
@@ -115,6 +118,7 @@ def network_answers(
         run: Gives the outputs for inputs like those of the example.
         inputs: The example.
         periods: For each output to look at, by its number, the period of its grid.
+        most_output: Inputs are not made larger any more once an output has so many elements.
 
     Returns:
         By the number of the output; one that never repeats itself is missing.
@@ -142,7 +146,7 @@ def network_answers(
                 answer = _middle(output, period)
                 if answer is not None:
                     found[index] = flat_field_of(answer)
-            too_large = max((each.size for each in outputs), default=0) > _MOST_OUTPUT
+            too_large = max((each.size for each in outputs), default=0) > most_output
             if not answered or len(found) == len(periods) or too_large:
                 break
         if answered:
