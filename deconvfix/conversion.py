@@ -201,7 +201,8 @@ def convert(
     fidelity = fidelity_of(ripples, plan)
     if fitter is not None and fidelity is not None and calibration is not None:
         samples = fitter.count_samples(calibration, example_inputs)
-        fidelity = replace(fidelity, calibration_samples=samples)
+        seen = not isinstance(calibration, str)
+        fidelity = replace(fidelity, calibration_samples=samples, psnr_seen=seen)
     still_running = None
     if example_inputs is not None:
         still_running = tuple(frontend.left(converted, plan, example_inputs))

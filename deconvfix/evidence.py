@@ -127,7 +127,7 @@ def draw(evidence: Evidence) -> tuple[Picture, ...]:
 
 def _flat(pair: Pair) -> list[Picture]:
     """One contrast for both, that of the original: what is left of a grid must not be hidden."""
-    section = f"The grid: the answer to {pair.what}"
+    section = f"The grid: the answer to {pair.what}, away from the border"
     if pair.before.ndim < 3:
         return _signals(section, pair, samples=256)
     old, new = (

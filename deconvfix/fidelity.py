@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from deconvfix.artifacts import LOWEST_DB, ripple_db
 from deconvfix.diagnosis import longest_period, outputs_with_grids
-from deconvfix.errors import DeconvfixError
 from deconvfix.evidence import Evidence, Pair, Spectrum
-from deconvfix.flat_field import FlatField, constant_inputs, network_answers, with_channels
+from deconvfix.flat_field import FlatField, flat_field_of, network_tables, with_channels
 from deconvfix.forms import form
 from deconvfix.frontends.base import Frontend, Probe, ReadsConverted
 from deconvfix.grids import Period
@@ -38,6 +37,9 @@ __all__ = [
 # the example: a conversion must not take the time and memory of pictures that its owner never makes.
 _MOST_OUTPUT = 2**20
 _MOST_GROWTH = 4
+# Pixels of a tiled answer along each axis.
+_TILED = 32
+_TILED_SIGNAL = 256
 
 Ripples = dict[str, tuple[float, float]]
 
@@ -208,15 +210,24 @@ def _largest(answers: Sequence[FlatField | None]) -> float | None:
     return max((each.ripple_db for each in answers if each is not None), default=None)
 
 
-def _changes(runs: _Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
-    """The grid in each output that may have one."""
+def _tables(runs: _Runs) -> list[dict[int, NDArray[np.float64]]]:
+    """The phases of both models' answers to a constant input, by the number of the output."""
     periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
     usual = max((each.size for each in runs.before.outputs), default=0)
     most = max(_MOST_OUTPUT, _MOST_GROWTH * usual)
-    answers = []
+    found = []
     for probe in (runs.before, runs.after):
         assert probe.run is not None
-        answers.append(network_answers(probe.run, probe.inputs, periods, most))
+        found.append(network_tables(probe.run, probe.inputs, periods, most))
+    return found
+
+
+def _changes(runs: _Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
+    """The grid in each output that may have one."""
+    periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
+    answers = [
+        {each: flat_field_of(table) for each, table in tables.items()} for tables in _tables(runs)
+    ]
     return tuple(
         OutputChange(
             index=index,
@@ -324,14 +335,16 @@ def _spectra(
 
 
 def _flat_pair(runs: _Runs) -> Pair | None:
-    constants = constant_inputs(runs.before.inputs)
-    assert runs.before.run is not None
-    assert runs.after.run is not None
-    try:
-        old, new = runs.before.run(constants), runs.after.run(constants)
-    except DeconvfixError:
-        return None
-    return _pair("a constant input", old, new)
+    """What was measured: one period away from the border, of the first sample, again and again."""
+    old, new = _tables(runs)
+    for index in old:
+        if index in new:
+            period = old[index].shape[2:]
+            least = _TILED if len(period) > 1 else _TILED_SIGNAL
+            times = (1, *(max(2, -(-least // s)) for s in period))
+            tiled = (np.tile(each[index][0], times) for each in (old, new))
+            return Pair("a constant input", *tiled)
+    return None
 
 
 def _pair(what: str, old: Sequence[NDArray[Any]], new: Sequence[NDArray[Any]]) -> Pair | None:

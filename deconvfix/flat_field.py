@@ -24,10 +24,10 @@ from deconvfix.spec import ConvTransposeSpec
 __all__ = [
     "FlatField",
     "Run",
-    "constant_inputs",
     "flat_field_of",
     "layer_answer",
     "network_answers",
+    "network_tables",
     "with_channels",
 ]
 
@@ -101,12 +101,20 @@ def layer_answer(
 
 
 def network_answers(
+    run: Run, inputs: Sequence[NDArray[Any]], periods: Mapping[int, tuple[int, ...]]
+) -> dict[int, FlatField]:
+    """The flat fields of a network's outputs; see `network_tables`."""
+    tables = network_tables(run, inputs, periods)
+    return {index: flat_field_of(table) for index, table in tables.items()}
+
+
+def network_tables(
     run: Run,
     inputs: Sequence[NDArray[Any]],
     periods: Mapping[int, tuple[int, ...]],
     most_output: int = _MOST_OUTPUT,
-) -> dict[int, FlatField]:
-    """The flat fields of a network's outputs.
+) -> dict[int, Array]:
+    """The phases of a network's answers to a constant input, away from the border.
 
     Each floating-point input with spatial axes becomes constant, at its own mean in each sample and
     channel (0.5 or 0 if the network has no finite answer to that). Where the border reaches the middle
@@ -121,15 +129,17 @@ def network_answers(
         most_output: Inputs are not made larger any more once an output has so many elements.
 
     Returns:
-        By the number of the output; one that never repeats itself is missing.
+        (N, C, *period) by the number of the output; one that never repeats itself is missing.
     """
-    found: dict[int, FlatField] = {}
+    found: dict[int, Array] = {}
     if not any(map(_is_spatial, inputs)):
         return found
     for fill in (None, 0.5, 0.0):
         answered = False
         for factor in _FACTORS:
-            constants = constant_inputs(inputs, fill, factor)
+            constants = [
+                _constant(each, fill, factor) if _is_spatial(each) else each for each in inputs
+            ]
             if factor > 1 and sum(each.size for each in constants) > _MOST_ELEMENTS:
                 break
             try:
@@ -145,26 +155,13 @@ def network_answers(
                 answered = True
                 answer = _middle(output, period)
                 if answer is not None:
-                    found[index] = flat_field_of(answer)
+                    found[index] = answer
             too_large = max((each.size for each in outputs), default=0) > most_output
             if not answered or len(found) == len(periods) or too_large:
                 break
         if answered:
             break
     return found
-
-
-def constant_inputs(
-    inputs: Sequence[NDArray[Any]], fill: float | None = None, factor: int = 1
-) -> list[NDArray[Any]]:
-    """The inputs with those constant that have spatial axes and floating-point numbers.
-
-    Args:
-        inputs: The example.
-        fill: The constant; None is the mean in each sample and channel.
-        factor: The spatial axes are so many times as long.
-    """
-    return [_constant(each, fill, factor) if _is_spatial(each) else each for each in inputs]
 
 
 def with_channels(output: NDArray[Any], ndim: int) -> NDArray[Any] | None:

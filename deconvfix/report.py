@@ -109,6 +109,7 @@ class Fidelity:
             border; the largest of its outputs. None if it never becomes periodic.
         network_ripple_db_after: The same of the converted model.
         psnr_samples: How many samples were looked at.
+        psnr_seen: Whether the layers were fitted to these very samples.
         calibration_samples: How many samples the layers were fitted to; None for other fits.
         outputs: The outputs one by one.
     """
@@ -119,6 +120,7 @@ class Fidelity:
     network_ripple_db_before: float | None = None
     network_ripple_db_after: float | None = None
     psnr_samples: int | None = None
+    psnr_seen: bool = False
     calibration_samples: int | None = None
     outputs: tuple[OutputChange, ...] = ()
 
@@ -145,17 +147,16 @@ class Fidelity:
             told = f"The tone on a constant input {verb} from an rms of {old:.2g} to {new:.2g}"
         if self.psnr_db is None:
             return f"{told}; how close the outputs stay was not measured."
-        seen = "" if self.calibration_samples is None else " on samples that the fit has seen"
+        seen = " on samples that the fit has seen" if self.psnr_seen else ""
         return f"{told}; the outputs agree with the original to {self.psnr_db:.1f} dB PSNR{seen}."
 
     def measured_on(self) -> str:
         """Which samples the outputs were compared on, in words."""
         count, fitted = self.psnr_samples, self.calibration_samples
-        if count is None:
-            return "no samples"
-        if fitted is None:
-            return f"{count} example input{'s' if count != 1 else ''}"
-        return f"{count} of the {fitted} samples that the layers were fitted to"
+        if self.psnr_seen:
+            return f"{count} of the {fitted} samples that the layers were fitted to"
+        drawn = "" if fitted is None else f" (the layers were fitted to {fitted} others)"
+        return f"{'some' if count is None else count} example input{'s'[count == 1 :]}{drawn}"
 
 
 @dataclass(frozen=True)

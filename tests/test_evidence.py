@@ -242,7 +242,7 @@ def report(**changes):
         FLAT_AFTER,
         (tone((0.0, 0.5), ("<script>x", "up1")), tone((0.5, 0.5), (), 12.0, None)),
     )
-    fidelity = Fidelity(34.4, 8.0, -144.0, -4.0, -137.0, 8, 64, (change,))
+    fidelity = Fidelity(34.4, 8.0, -144.0, -4.0, -137.0, 8, True, 64, (change,))
     layer = LayerReport(
         "<script>x", "ConvTranspose2d", "replaced", "equalized", "calibrated", False, 0.5, 4, 4,
         8.0, -144.0,
@@ -391,7 +391,7 @@ def test_sound_has_no_level_to_compare_with():
     change = OutputChange(
         0, (8,), FlatField(40, 0.05, 5e-4, 0.1), FlatField(-90, 2e-8, 5e-4, 0), ()
     )
-    fidelity = Fidelity(20.0, 8.0, -144.0, 40.0, -90.0, 8, None, (change,))
+    fidelity = Fidelity(20.0, 8.0, -144.0, 40.0, -90.0, 8, outputs=(change,))
     assert fidelity.sentence().startswith(
         "The tone on a constant input fell from an rms of 0.05 to 2e-08; the outputs agree"
     )

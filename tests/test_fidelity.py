@@ -216,7 +216,36 @@ def test_drawn_samples_are_counted():
     example = (torch.zeros(24, 3, 5, 6),)
     got = convert(decoder(), calibration="normal", example_inputs=example).report.fidelity
     assert got.calibration_samples == 264, "256 and the rest of the last batch"
-    assert "24 of the 264 samples" in got.measured_on()
+    assert got.measured_on() == "24 example inputs (the layers were fitted to 264 others)"
+    assert "has seen" not in got.sentence()
+    seen = convert(decoder()).report.fidelity
+    assert seen.measured_on() == "4 of the 24 samples that the layers were fitted to"
+    assert "on samples that the fit has seen" in seen.sentence()
+
+
+@pytest.mark.parametrize("to", ["equalized", "resize"])
+def test_the_flat_picture_is_what_was_measured(to):
+    """Also of a generator, whose constant input of one pixel is no flat field: a digit came out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(3, 3, 4), decoder()).eval()
+    latent = (torch.randn(4, 3, 1, 1),)
+    got = convert(model, to=to, calibration="normal", example_inputs=latent)
+    [output] = got.report.fidelity.outputs
+    drawn = fidelity.gather(FRONTEND, model, got.model, latent, (output,))
+    for shown, measured in (
+        (drawn.flat.before, output.flat_before),
+        (drawn.flat.after, output.flat_after),
+    ):
+        assert shown.shape == (2, 32, 32)
+        apart = (shown.max((1, 2)) - shown.min((1, 2))).max()
+        assert apart <= measured.apart, "the first of four samples, and the worst of all"
+    assert len(drawn.spectra) == 2 or not output.tones
+    assert np.ptp(drawn.flat.after[0]) < 1e-4 < np.ptp(drawn.flat.before[0])
+
+
+def test_a_model_without_layers_is_not_drawn():
+    model = nn.Conv2d(3, 2, 3)
+    assert fidelity.gather(FRONTEND, model, model, (torch.rand(1, 3, 8, 8),), ()) is None
 
 
 # --- the command line -----------------------------------------------------------------------------
