@@ -264,6 +264,8 @@ def convert(
     """
     if output is None and not dry_run:
         raise click.UsageError("Give an output file with -o, or use --dry-run.", ctx)
+    if dry_run and samples_curve:
+        raise click.UsageError("A --dry-run fits nothing: leave out --samples-curve.", ctx)
     if report_file is not None:
         others = [each for each in (output, recipe) if each is not None]
         inputs = (model, *filter(None, (source["inputs_file"],)))

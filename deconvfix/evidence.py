@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from deconvfix import pictures
 from deconvfix.report import Tone
 
-__all__ = ["AMPLIFIED", "Evidence", "Kernel", "Pair", "Picture", "Spectrum", "draw"]
+__all__ = ["AMPLIFIED", "KERNELS", "Evidence", "Kernel", "Pair", "Picture", "Spectrum", "draw"]
 
 Array = NDArray[Any]
+# The heading of the last pictures.
+KERNELS = "Answers of the layers to one pixel, largest weight"
 # How often the difference of two outputs is enlarged.
 AMPLIFIED = 8.0
-_FLAT_SIZE = 32
 _SAMPLE_SIZE = 96
 _AXES = {2: ("vertical", "horizontal"), 3: ("first", "second", "third")}
 
@@ -118,10 +119,9 @@ def draw(evidence: Evidence) -> tuple[Picture, ...]:
     if evidence.sample is not None:
         drawn += _sample(evidence.sample)
     drawn += map(_spectrum, evidence.spectra)
-    section = "Answers of the layers to one pixel, largest weight"
     for kernel in evidence.kernels:
         uri = pictures.kernels(_plane(kernel.before), _plane(kernel.after))
-        drawn.append(Picture(section, kernel.layer or "(model)", uri))
+        drawn.append(Picture(KERNELS, kernel.layer or "(model)", uri))
     return tuple(drawn)
 
 
@@ -130,9 +130,7 @@ def _flat(pair: Pair) -> list[Picture]:
     section = f"The grid: the answer to {pair.what}, away from the border"
     if pair.before.ndim < 3:
         return _signals(section, pair, samples=256)
-    old, new = (
-        _deviations(_middle(_slice(each), _FLAT_SIZE)) for each in (pair.before, pair.after)
-    )
+    old, new = (_deviations(_slice(each)) for each in (pair.before, pair.after))
     # Rounding must not be blown up to a pattern where there is nothing to see.
     least = 1e-6 * max(1e-30, float(np.abs(pair.before).max()))
     most = max(float(np.abs(old).max()), least)

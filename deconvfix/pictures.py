@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -158,7 +159,12 @@ def _saved(figure: Any, kind: str) -> str:
 
     buffer = io.BytesIO()
     # The same picture gives the same bytes: no date, no random names.
-    with matplotlib.rc_context({"svg.hashsalt": "deconvfix", "svg.fonttype": "none"}):
+    with (
+        matplotlib.rc_context({"svg.hashsalt": "deconvfix", "svg.fonttype": "none"}),
+        warnings.catch_warnings(),
+    ):
+        # Names of layers may be in any script; the browser that shows the picture has its fonts.
+        warnings.filterwarnings("ignore", ".*missing from font", UserWarning)
         metadata = {"Date": None} if kind == "svg" else {}
         figure.savefig(buffer, format=kind, transparent=True, dpi=110, metadata=metadata)
     return _uri("image/svg+xml" if kind == "svg" else "image/png", buffer.getvalue())

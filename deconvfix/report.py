@@ -295,7 +295,7 @@ class ConversionReport:
         """A page of its own, without scripts or anything from the network."""
         import jinja2
 
-        from deconvfix.evidence import draw
+        from deconvfix.evidence import KERNELS, draw
 
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("deconvfix"),
@@ -307,6 +307,7 @@ class ConversionReport:
         return environment.get_template("report.html.jinja").render(
             report=self,
             pictures=drawn,
+            kernels=KERNELS,
             told=[(each, each.strongest(_MOST_TONES)) for each in outputs if each.tones],
             ripple=lambda value: "" if value is None else decibels_in_words(value),
             decibels=lambda value: "below 10 dB" if value is None else f"{value:.1f} dB",

@@ -693,6 +693,7 @@ def test_export_needs_inputs(net):
         ("convert", "net.safetensors", *arch("Net"), "--unknown"),
         ("convert", "net.safetensors", *arch("Net"), "-o", "o.onnx", "--opset", "new"),
         ("convert", "net.safetensors", *arch("Net"), "-o", "o.pt", "--report", "r.txt"),
+        ("convert", "net.safetensors", *arch("Net"), "--dry-run", "--samples-curve"),
         ("polish", "net.safetensors"),
     ],
     ids=[
@@ -704,6 +705,7 @@ def test_export_needs_inputs(net):
         "unknown option",
         "opset no number",
         "report suffix",
+        "curve of a dry run",
         "unknown command",
     ],
 )

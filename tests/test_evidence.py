@@ -89,10 +89,10 @@ def test_the_same_curves_give_the_same_bytes():
 
 def test_marks_are_named_and_names_are_no_markup():
     x = np.linspace(0, 1, 50)
-    marks = [Mark(0.25, ("<b>&up", "$x^2$")), Mark(0.75, tuple("abcde"))]
+    marks = [Mark(0.25, ("<b>&up", "$x^2$", "上采样")), Mark(0.75, tuple("abcde"))]
     uri = pictures.curves(x, [("before", x)], x_label="x", y_label="y", marks=marks)
     words = " ".join(texts_of(uri))
-    for name in ("<b>&up", "$x^2$", "c +2"):
+    for name in ("<b>&up", "$x^2$", "上采样", "c +2"):
         assert name in words, "others than the third are a number"
     assert "d" not in texts_of(uri)
     bare = pictures.curves(x, [("before", x)], x_label="x", y_label="y")
@@ -419,6 +419,9 @@ def test_the_page_escapes_what_strangers_named():
 def test_the_page_tells_tones_with_their_layers():
     words = " ".join(" ".join(Page(report().to_html()).words).split())
     assert "(0, 0.5) per pixel" in words
+    assert (
+        words.index("Spectrum of") < words.index("Tones of the grids") < words.index("Answers of")
+    )
     assert "several together" in words, "a tone that no layer has alone"
     assert "below 10 dB" in words
     assert "12 28.0 dB 48 31.5 dB" in words
