@@ -134,7 +134,7 @@ class _Runs:
 def _run_both(
     frontend: Frontend, before: Any, after: Any, matches: Sequence[Match], inputs: Any
 ) -> _Runs | None:
-    """_Runs both models; None if one of them does not run.
+    """Runs both models; None if one of them does not run.
 
     Args:
         frontend: Of the models' kind.
