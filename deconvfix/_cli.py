@@ -165,7 +165,7 @@ def inspect(model: Path, as_json: bool, sample_rate: float | None, **source: Any
     default="subpixel",
     show_default=True,
     type=click.Choice([each.name for each in FORMS]),
-    help="subpixel is the same function; resize and equalized have no checkerboard.",
+    help="subpixel is the same function; resize, equalized and notch have no checkerboard.",
 )
 @click.option(
     "--interpolation",
@@ -204,8 +204,9 @@ def inspect(model: Path, as_json: bool, sample_rate: float | None, **source: Any
     "--grow",
     default=0,
     show_default=True,
-    help="Taps more on either side of the kernels of resize and equalized.",
+    help="Taps more on either side of the kernels of resize, equalized and notch.",
 )
+@click.option("--reach", default=4, show_default=True, help="For notch: of the local mean.")
 @click.option("--seconds", default=60.0, show_default=True, help="Budget of --init tuned.")
 @click.option("--steps", type=int, help="The same in steps, for the same result every time.")
 @click.option(
@@ -246,6 +247,7 @@ def convert(
     samples: int,
     value_range: tuple[float, float],
     grow: int,
+    reach: int,
     seconds: float,
     steps: int | None,
     train_all: bool,
@@ -293,6 +295,7 @@ def convert(
             init=init,
             seed=seed,
             grow=grow,
+            reach=reach,
             tuning=Tuning(
                 seconds=seconds, steps=steps, seed=seed, train_all=train_all, progress=progress
             ),

@@ -103,6 +103,7 @@ def convert(
     calibration: Iterable[Any] | str | None = None,
     tuning: Tuning | None = None,
     grow: int = 0,
+    reach: int = 4,
     seed: int = 0,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
@@ -118,8 +119,9 @@ def convert(
         model: A torch.nn.Module, torch.fx.GraphModule, torch.export.ExportedProgram,
             onnx.ModelProto, onnx_ir.Model, or a path (.onnx gives an onnx.ModelProto back, .pt2 an
             ExportedProgram). It is not changed unless `inplace`.
-        to: "subpixel" (the same function), "resize" (upsampling and convolution, free of
-            checkerboard artifacts) or "equalized" (the same layer with corrected weights).
+        to: "subpixel" (the same function), or one of three forms free of checkerboard artifacts:
+            "resize" (upsampling and convolution), "equalized" (the same layer with corrected weights),
+            "notch" (the sub-pixel form without the grid of local means: closest to the original).
         example_inputs: A tuple of positional inputs, or a pair (args tuple, kwargs dict). With it
             functional calls are found by running a copy, and the model is compared end to end.
             Programs have inputs of their own, and for ONNX models they can be made up.
@@ -138,6 +140,8 @@ def convert(
         grow: Taps by which the kernels of "resize" and "equalized" grow on either side, on the axes
             with a stride: closer to the original at a higher cost. An equalized layer then has another
             kernel_size and padding.
+        reach: For "notch": the local mean is taken over so many pixels of the layer's input on either
+            side. More is closer to the original, less leaves less of a grid beside edges.
         seed: For init "random".
         include: Glob patterns on layer names; only matching layers are converted.
         exclude: Glob patterns on layer names to keep, or a predicate.
@@ -169,6 +173,7 @@ def convert(
         init=init,
         seed=seed,
         grow=grow,
+        reach=reach,
         include=_patterns(include),
         exclude=() if callable(exclude) else _patterns(exclude),
     )

@@ -67,6 +67,7 @@ class Options:
     init: Init | None = None
     seed: int = 0
     grow: int = 0
+    reach: int = 4
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -77,7 +78,9 @@ class Options:
     @property
     def settings(self) -> Settings:
         """The part that forms look at."""
-        return Settings(self.interpolation, self.padding_mode, self.init, self.seed, self.grow)
+        return Settings(
+            self.interpolation, self.padding_mode, self.init, self.seed, self.grow, self.reach
+        )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ __all__ = [
     "ConvTranspose",
     "Crop",
     "Interpolation",
+    "LocalMeans",
     "Pad",
     "PadMode",
     "Pairs",
@@ -66,6 +67,18 @@ class Resize:
 
     factors: tuple[int, ...]
     interpolation: Interpolation
+
+
+@dataclass(frozen=True)
+class LocalMeans:
+    """(N, C, *L) -> (N, 2*C, *L): in each group of channels the channels, and then their local means.
+
+    The mean weights the pixels at distance i with reach + 1 - |i|, on each axis: the mean of reach + 1
+    neighbours, taken twice. The map is continued by its border (11|123).
+    """
+
+    reach: tuple[int, ...]
+    groups: int
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ class AddBias:
     """Adds the layer's bias, of shape (C,), where the convolution could not: after `ZeroPhases`."""
 
 
-Step = Pad | Crop | Resize | Conv | ConvTranspose | PixelShuffle | ZeroPhases | AddBias
+Step = Pad | Crop | Resize | LocalMeans | Conv | ConvTranspose | PixelShuffle | ZeroPhases | AddBias
 
 
 def run(steps: Sequence[Step], x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -145,6 +158,8 @@ def run(steps: Sequence[Step], x: Array, weight: Array, bias: Array | None = Non
             case Resize(factors, interpolation):
                 for axis, factor in enumerate(factors, start=2):
                     x = _resize_axis(x, axis, factor, interpolation)
+            case LocalMeans():
+                x = _local_means(x, step)
             case Conv():
                 x = _conv(x, weight, step)
                 if step.bias and bias is not None:
@@ -188,6 +203,22 @@ def _resize_axis(x: Array, axis: int, factor: int, interpolation: Interpolation)
     fraction = (position - lower).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
     result: Array = np.take(x, lower, axis) * (1 - fraction) + np.take(x, upper, axis) * fraction
     return result
+
+
+def _local_means(x: Array, step: LocalMeans) -> Array:
+    means = x
+    for axis, reach in enumerate(step.reach, start=2):
+        # Integers are summed first: their sums are exact.
+        padded = np.moveaxis(means, axis, -1)
+        padded = np.pad(padded, [(0, 0)] * (x.ndim - 1) + [(reach, reach)], mode="edge")
+        length = x.shape[axis]
+        weights = reach + 1 - np.abs(np.arange(-reach, reach + 1))
+        total = sum(w * padded[..., i : i + length] for i, w in enumerate(weights))
+        means = np.moveaxis(np.asarray(total) / weights.sum(), -1, axis)
+    # (N, C, *L) twice -> (N, g, C/g, *L) twice -> (N, 2*C, *L)
+    shape = (x.shape[0], step.groups, -1, *x.shape[2:])
+    both = np.concatenate([x.reshape(shape), means.reshape(shape).astype(x.dtype)], 2)
+    return both.reshape(x.shape[0], -1, *x.shape[2:])
 
 
 def _conv(x: Array, weight: Array, step: Conv) -> Array:

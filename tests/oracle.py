@@ -46,3 +46,22 @@ def conv_transpose(x, w, b, stride, padding, output_padding, dilation, groups):
         for co in range(c_out):
             y[:, co] += b[co]
     return y
+
+
+def local_mean(x, reach):
+    """Weighted mean of the pixels at distances up to `reach` (per axis), the border repeated.
+
+    The weight of distance i is reach + 1 - |i|, and 1 / (reach + 1)**2 of their sum is the mean.
+    """
+    x = np.asarray(x, np.float64)
+    y = np.zeros_like(x)
+    for n, c, *o in np.ndindex(*x.shape):
+        total = 0.0
+        for i in itertools.product(*(range(-r, r + 1) for r in reach)):
+            weight, source = 1.0, []
+            for r, distance, at, length in zip(reach, i, o, x.shape[2:], strict=True):
+                weight *= (r + 1 - abs(distance)) / (r + 1) ** 2
+                source.append(min(max(at + distance, 0), length - 1))
+            total += weight * x[(n, c, *source)]
+        y[(n, c, *o)] = total
+    return y

@@ -31,8 +31,9 @@ settings_drawn = st.builds(
     padding_mode=padding_modes,
     init=st.just("calibrated"),
     grow=st.integers(0, 1),
+    reach=st.sampled_from([1, 3]),  # means of integers are exact in binary
 )
-fitted_forms = st.sampled_from(["resize", "equalized"])
+fitted_forms = st.sampled_from(["resize", "equalized", "notch"])
 
 
 def accepts(name, case, settings):
@@ -49,16 +50,20 @@ def run_design(design, x, kernel, bias, shape, groups):
         else np.zeros(shape) + bias.reshape(-1, *(1,) * (x.ndim - 2))
     )
     extended = run(design.steps, x, np.zeros(()), None)
-    flat = kernel.reshape(groups, -1, kernel.shape[1], math.prod(kernel.shape[2:]))
+    # (copies*C_in, C_out/g, *taps) -> (g, C_in/g, C_out/g, copies*taps)
+    flat = kernel.reshape(groups, design.copies, -1, kernel.shape[1], math.prod(kernel.shape[2:]))
+    flat = np.concatenate(list(np.moveaxis(flat, 1, 0)), -1)
     for phase in design.phases:
         grid = (..., *(slice(f, None, s) for f, s in zip(phase.first, phase.step, strict=True)))
         counts = y[grid].shape[2:]
-        for tap, starts in zip(phase.taps, phase.starts, strict=True):
+        copies = phase.copies or (0,) * len(phase.taps)
+        for tap, starts, copy in zip(phase.taps, phase.starts, copies, strict=True):
             window = (..., *(slice(s, s + n) for s, n in zip(starts, counts, strict=True)))
             seen = extended[window]
-            seen = seen.reshape(
-                len(x), groups, x.shape[1] // groups, *counts
-            )  # (N, g, C_in/g, *count)
+            # (N, copies*C_in, *count) -> (N, g, C_in/g, *count)
+            seen = seen.reshape(len(x), groups, design.copies, x.shape[1] // groups, *counts)[
+                :, :, copy
+            ]
             part = np.einsum("ngi...,gio->ngo...", seen, flat[..., tap])
             y[grid] += part.reshape(y[grid].shape)
     return y
@@ -71,7 +76,7 @@ def test_a_design_is_the_form_as_a_linear_model(case, name, settings):
         return
     chosen = form(name)
     kernel = chosen.fit(case.spec, settings, case.weight)
-    if name == "resize":
+    if name != "equalized":
         want = run_form(name, case, settings)
     else:
         [step] = chosen.compile(case.spec, settings).steps
@@ -89,9 +94,11 @@ def test_a_design_knows_all_kernels_of_its_form(case, name, settings):
         return
     basis = form(name).design(case.spec, settings).basis
     kernel = form(name).fit(case.spec, settings, case.weight)
-    flat = kernel.reshape(*kernel.shape[:2], -1)
+    design = form(name).design(case.spec, settings)
+    numbers = design.numbers(kernel, case.spec.groups)
+    back = design.kernel(numbers, case.spec.groups).reshape(kernel.shape)
     np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(flat @ basis @ basis.T, flat, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(back, kernel, rtol=0, atol=1e-9)
     if name == "equalized":
         phases = math.prod(case.spec.stride)
         assert basis.shape[1] == math.prod(kernel.shape[2:]) - phases + 1
@@ -114,7 +121,7 @@ def problem(name, case, settings, y):
     sums = moments_of(name, case, settings, y)
     basis = [sums.design.basis[list(phase.taps)] for phase in sums.design.phases]
     kernel = form(name).fit(case.spec, settings, case.weight)
-    w_0 = kernel.reshape(*kernel.shape[:2], -1) @ sums.design.basis
+    w_0 = sums.design.numbers(kernel, case.spec.groups)
     fitted, heldout = sums.of_group(0)
     total = [one + other for one, other in zip(fitted, heldout, strict=True)]
     return total, basis, w_0[: case.spec.in_channels // case.spec.groups]
@@ -250,7 +257,8 @@ def ripples(model):
 
 @pytest.mark.parametrize("options", [{"to": "equalized"}, {"to": "resize"},
                                      {"to": "resize", "interpolation": "linear"},
-                                     {"to": "equalized", "grow": 1}], ids=str)  # fmt: skip
+                                     {"to": "equalized", "grow": 1}, {"to": "notch"},
+                                     {"to": "notch", "reach": 1}], ids=str)  # fmt: skip
 def test_a_calibrated_model_is_closer_than_one_fitted_to_its_weights(options, tmp_path):
     torch.manual_seed(0)
     model = Net().eval()
@@ -272,7 +280,7 @@ def test_a_calibrated_model_is_closer_than_one_fitted_to_its_weights(options, tm
     assert torch.equal(rebuilt(fresh[0]), got.model(fresh[0]))
 
 
-@pytest.mark.parametrize("to", ["equalized", "resize"])
+@pytest.mark.parametrize("to", ["equalized", "resize", "notch"])
 @pytest.mark.parametrize(
     "layer",
     [

@@ -381,7 +381,7 @@ def test_report_of_an_exact_form_has_the_promised_keys(net):
     assert (report["ok"], report["parity"]["ok"]) == (True, True)
 
 
-@pytest.mark.parametrize("to", ["resize", "equalized"])
+@pytest.mark.parametrize("to", ["resize", "equalized", "notch"])
 def test_report_of_a_fitted_form_tells_its_fidelity(net, to):
     options = ("--to", to, *INPUT, "-o", net.with_name("out.pt"))
     fidelity = run_json("convert", net, *arch("Net"), *options)["fidelity"]

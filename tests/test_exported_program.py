@@ -167,7 +167,7 @@ def test_a_wrong_branch_is_noticed():
 
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["training", "decomposed"])
-@pytest.mark.parametrize("to", ["resize", "equalized"])
+@pytest.mark.parametrize("to", ["resize", "equalized", "notch"])
 def test_fitted_forms_equal_those_of_the_module(to, decomposed):
     """Same plan, same kernels, same operators: nothing but the front end differs."""
     model = Net()
@@ -187,7 +187,7 @@ def test_fitted_forms_equal_those_of_the_module(to, decomposed):
     assert fitted.model.range_constraints == program.range_constraints
 
 
-@pytest.mark.parametrize("to", ["resize", "equalized"])
+@pytest.mark.parametrize("to", ["resize", "equalized", "notch"])
 def test_the_original_keeps_its_weights(to):
     program = export(Net())
     before = copy.deepcopy(dict(program.state_dict))
@@ -195,7 +195,7 @@ def test_the_original_keeps_its_weights(to):
     assert all(torch.equal(program.state_dict[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize("to", ["resize", "equalized"])
+@pytest.mark.parametrize("to", ["resize", "equalized", "notch"])
 def test_a_wrong_kernel_is_noticed(to):
     program = export(Net())
     conversion = deconvfix.convert(program, to=to)
@@ -239,7 +239,7 @@ class Computed(Tied):
         pytest.param(Mutated, True, "the program changes its weight w", id="mutated"),
     ],
 )
-@pytest.mark.parametrize("to", ["resize", "equalized"])
+@pytest.mark.parametrize("to", ["resize", "equalized", "notch"])
 def test_weights_that_cannot_be_fitted_are_refused(model, decomposed, reason, to):
     program = export(model())
     if decomposed:

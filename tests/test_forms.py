@@ -110,6 +110,64 @@ def test_equalized_has_no_ripple_or_is_refused(case):
         assert spread_of_phases(case.spec, new) <= 1e-12 * max(1.0, np.abs(new).sum())
 
 
+reaches = st.builds(Settings, init=st.just("fit"), reach=st.integers(1, 3), grow=st.integers(0, 1))
+
+
+def has_all_phases(case):
+    settled = form("equalized").settle(case.spec, Settings(), lambda: case.weight)
+    return not isinstance(settled, Refusal)
+
+
+@given(cases(), reaches)
+def test_notch_takes_out_the_grid_of_local_means(case, settings):
+    """By definition: y = x (*) W - h*x (*) I, I the part of W with unequal phase sums.
+
+    Exact in real numbers; float64 rounds values below 1e4 to far less than 1e-9.
+    """
+    if not has_all_phases(case):
+        return
+    spec, uneven = (
+        case.spec,
+        case.weight - form("equalized").fit(case.spec, Settings(), case.weight),
+    )
+    if settings.grow:
+        spec, even = form("equalized").equivalent(case.spec, settings, case.weight)
+        margins = [
+            ((new - old) // 2,) * 2
+            for new, old in zip(spec.kernel_size, case.spec.kernel_size, strict=True)
+        ]
+        uneven = np.pad(case.weight, [(0, 0), (0, 0), *margins]) - even
+    geometry = (spec.stride, spec.padding, spec.output_padding, spec.dilation, spec.groups)
+    means = oracle.local_mean(case.x, [settings.reach if s > 1 else 0 for s in spec.stride])
+    grid = oracle.conv_transpose(means, uneven, None, *geometry)
+    np.testing.assert_allclose(
+        run_form("notch", case, settings), case.expected - grid, rtol=0, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("name", ["notch", "subpixel"])
+def test_notch_has_no_grid_on_constants(name):
+    """In the interior; the sub-pixel form, the same function as the layer, is the control."""
+    spec = ConvTransposeSpec.create(4, 6, (3, 5), stride=(2, 3), padding=(1, 2), groups=2)
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal(spec.weight_shape)
+    x = rng.standard_normal((1, 4, 1, 1)) + np.zeros((12, 10))
+    compiled = form(name).compile(spec, Settings())
+    kernel = form(name).fit(spec, Settings(), weight)
+    y = run(compiled.steps, x, rearrange(compiled.weight, kernel, 2))[0, :, 2:-2, 3:-3]
+    assert (float(np.ptp(y.reshape(6, -1), axis=1).max()) < 1e-12) == (name == "notch")
+
+
+def test_a_layer_without_a_grid_keeps_its_function_in_the_notch_form():
+    spec = ConvTransposeSpec.create(2, 3, (4, 4), stride=2, padding=1)
+    settled = form("notch").settle(spec, Settings(init="calibrated"), lambda: bilinear(spec))
+    assert settled.exact
+    assert settled.settings.init == "exact"
+    assert form("notch").compile(spec, settled.settings) == form("subpixel").compile(
+        spec, Settings()
+    )
+
+
 def phases_of(spec):
     return phase_of_taps(spec.kernel_size, spec.stride, spec.dilation)
 
@@ -293,6 +351,11 @@ def test_a_huge_stride_is_not_refused():
         ("equalized", {"kernel_size": (4, 1)}, {}, True, ["axis 1", "1 of the 2 phases"]),
         ("equalized", {"dilation": 2}, {}, True, ["axis 0", "dilation 2"]),
         ("resize", {"dilation": 99_999}, {}, True, ["elements instead of"]),
+        ("notch", {}, {"init": "random"}, True, ["keeps the trained weight"]),
+        ("notch", {}, {"init": "exact"}, True, ["phase sums differ"]),
+        ("notch", {}, {}, False, ["a stored weight is needed"]),
+        ("notch", {"kernel_size": (4, 1)}, {}, True, ["axis 1", "1 of the 2 phases"]),
+        ("notch", {"dilation": 99_999}, {}, True, ["elements instead of"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -367,7 +430,7 @@ def test_mistakes_are_noticed(mistake):
 
 
 def test_form_names_are_unique():
-    assert len({each.name for each in FORMS}) == len(FORMS) == 3
+    assert len({each.name for each in FORMS}) == len(FORMS) == 4
 
 
 def test_settings_of_a_form_are_complete_after_settling():

@@ -747,9 +747,10 @@ def fitted(ndim, opset, *, known=True, sizes=None, **options):
     target = form(decision.form)
     compiled = target.compile(decision.spec, decision.settings)
     weight = target.fit(decision.spec, decision.settings, stored["w"].astype(np.float64))
-    if decision.form == "resize":
+    if decision.form != "equalized":
         weight = rearrange(compiled.weight, weight, 2)
-    want = steps.run(compiled.steps, x.astype(np.float64), weight, stored["b"])
+    bias = rearrange(compiled.bias, stored["b"])
+    want = steps.run(compiled.steps, x.astype(np.float64), weight, bias)
     for optimize in (True, False):
         got = run(conversion.model, {"x": x}, optimize=optimize)[0]
         # rounding of up to 20 terms of size 10 in float32
@@ -786,6 +787,15 @@ def test_reflections_wider_than_the_map(opset):
 def test_equalized(ndim, opset):
     conversion = fitted(ndim, opset, to="equalized")
     assert operators(conversion.model) == ["ConvTranspose"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["sizes known", "sizes open"])
+@pytest.mark.parametrize("opset", [7, 10, 11, 22])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_notch(ndim, opset, known):
+    conversion = fitted(ndim, opset, known=known, to="notch", reach=2)
+    assert operators(conversion.model).count("AveragePool") == 2
+    assert "ConvTranspose" not in operators(conversion.model)
 
 
 @pytest.mark.parametrize(("interpolation", "opset"), [("nearest", 6), ("linear", 10)])

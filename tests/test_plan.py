@@ -26,7 +26,7 @@ def decisions(plan):
     return {each.name: each.decision for each in plan.decisions}
 
 
-@given(st.lists(specs(), max_size=3), st.sampled_from(["subpixel", "resize", "equalized"]))
+@given(st.lists(specs(), max_size=3), st.sampled_from(["subpixel", "resize", "equalized", "notch"]))
 def test_json_both_ways(found, to):
     matches = [match(f"layer{i}", spec) for i, spec in enumerate(found)]
     plan = make_plan(matches, Options(to=to))

@@ -1,6 +1,7 @@
 """What torch runs against the definition, for every geometry."""
 
 import numpy as np
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from deconvfix.forms.base import Settings
 from deconvfix.frontends import torch_steps
 from deconvfix.frontends.torch_layers import ConvertedConvTranspose
 from deconvfix.rearrange import inverse, rearrange
-from deconvfix.steps import Pad, Resize, run
+from deconvfix.steps import LocalMeans, Pad, Resize, run
 
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
 LAYERS = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -111,6 +112,21 @@ def test_torch_runs_resize_like_the_steps_mean(case, interpolation, padding_mode
         assert np.array_equal(got, want)
     else:
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+
+
+@given(cases(), st.integers(1, 3))
+def test_torch_takes_local_means_like_the_steps(case, reach):
+    """Of integers below 1e2 in float64: sums are exact, and the division rounds."""
+    spec = case.spec
+    step = LocalMeans((reach,) * spec.ndim, spec.groups)
+    want = run((step,), case.x, np.zeros(()))
+    got = torch_steps.local_means(tensor(case.x, torch.float64), step.reach, spec.groups).numpy()
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+    # (N, 2*C, *L) -> (N, g, 2, C/g, *L)
+    parts = want.reshape(len(want), spec.groups, 2, -1, *want.shape[2:])
+    assert np.array_equal(parts[:, :, 0].reshape(case.x.shape), case.x)
+    means = oracle.local_mean(case.x, step.reach)
+    np.testing.assert_allclose(parts[:, :, 1].reshape(case.x.shape), means, rtol=0, atol=1e-12)
 
 
 @given(cases())

@@ -37,7 +37,7 @@ def state_of(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("to", ["equalized", "resize"])
+@pytest.mark.parametrize("to", ["equalized", "resize", "notch"])
 def test_tuning_is_closer_than_calibration_and_stays_in_the_form(to):
     model = decoder()
     fresh = smooth_batches((4, 3, 5, 6), seed=1)
@@ -106,6 +106,20 @@ def test_progress_and_a_loss_of_ones_own():
     assert [each.fraction for each in seen] == sorted(each.fraction for each in seen)
     assert seen[-1].fraction == 1.0
     assert seen[-1].best <= seen[0].loss
+
+
+def test_outputs_of_the_original_are_computed_once_where_they_fit(monkeypatch):
+    """Kept or computed anew, they are the same: batches of one sample round as one sample does."""
+    runs = []
+    original = decoder()
+    original[3].register_forward_hook(lambda module, args, output: runs.append(len(output)))
+    tuning = Tuning(steps=6, batch_size=1, learning_rate=1e-3)
+    kept = state_of(convert(original, tuning).model)
+    few = len(runs)
+    monkeypatch.setattr("deconvfix.frontends.torch_tune._MOST_BYTES", 0)
+    again = state_of(convert(original, tuning).model)
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    assert len(runs) - few > few
 
 
 def test_a_budget_in_seconds_ends():

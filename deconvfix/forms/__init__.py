@@ -2,12 +2,13 @@
 
 from deconvfix.forms.base import Form
 from deconvfix.forms.equalized import EQUALIZED
+from deconvfix.forms.notch import NOTCH
 from deconvfix.forms.resize import RESIZE
 from deconvfix.forms.subpixel import SUBPIXEL
 
 __all__ = ["FORMS", "form"]
 
-FORMS: tuple[Form, ...] = (SUBPIXEL, RESIZE, EQUALIZED)
+FORMS: tuple[Form, ...] = (SUBPIXEL, RESIZE, EQUALIZED, NOTCH)
 
 
 def form(name: str) -> Form:

@@ -65,6 +65,7 @@ class Settings:
         init: How the new weights are found.
         seed: For random weights.
         grow: Taps by which a fitted kernel grows on either side, on the axes with a stride.
+        reach: Of the local mean of the form 'notch', pixels on either side.
 
     Raises:
         OptionError: If a value does not exist.
@@ -75,6 +76,7 @@ class Settings:
     init: Init | None = None
     seed: int = 0
     grow: int = 0
+    reach: int = 4
 
     def __post_init__(self) -> None:
         known("interpolation", self.interpolation, get_args(Interpolation))
@@ -90,6 +92,13 @@ class Settings:
                 f"the value is {self.grow!r}",
                 "a number of taps, 0 or more, is needed",
                 "Correct `grow`",
+            )
+        if type(self.reach) is not int or self.reach < 1:
+            raise OptionError(
+                "reach",
+                f"the value is {self.reach!r}",
+                "a number of pixels, 1 or more, is needed",
+                "Correct `reach`",
             )
 
 
@@ -140,12 +149,14 @@ class Phase:
         step: Distance of its pixels.
         taps: Positions in the flattened kernel.
         starts: For each tap its first pixel in the extended input.
+        copies: For each tap the copy of the channels that it sees; empty where there is one.
     """
 
     first: tuple[int, ...]
     step: tuple[int, ...]
     taps: tuple[int, ...]
     starts: tuple[tuple[int, ...], ...]
+    copies: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,11 +168,29 @@ class Design:
         phases: The grids that the output pixels fall into.
         basis: Z, (taps, free numbers): the kernels that the form can have are Z w, for each pair of
             channels; the columns are orthonormal.
+        copies: How many channels the extended input has for each channel of the input; in each group of
+            channels first all of the first copy. The taps of the copies follow one another.
     """
 
     steps: tuple[Step, ...]
     phases: tuple[Phase, ...]
     basis: NDArray[np.float64]
+    copies: int = 1
+
+    def kernel(self, w: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
+        """Z w: (C_in, C_out / groups, free numbers) -> (copies * C_in, C_out / groups, taps)."""
+        c_in, c_out, _ = w.shape
+        # (C_in, C_out/g, copies*taps) -> (g, C_in/g, C_out/g, copies, taps)
+        kernel = (w @ self.basis.T).reshape(groups, c_in // groups, c_out, self.copies, -1)
+        return np.moveaxis(kernel, 3, 1).reshape(self.copies * c_in, c_out, -1)
+
+    def numbers(self, kernel: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
+        """Z^T of a kernel with any axes of taps, the reverse of `kernel` for what the form can have."""
+        rows, c_out = kernel.shape[:2]
+        c_in = rows // self.copies
+        # (copies*C_in, C_out/g, *taps) -> (g, copies, C_in/g, C_out/g, taps)
+        taps = kernel.reshape(groups, self.copies, c_in // groups, c_out, -1)
+        return np.moveaxis(taps, 1, 3).reshape(c_in, c_out, -1) @ self.basis
 
 
 class Form(Protocol):
@@ -195,7 +224,10 @@ class Form(Protocol):
     def equivalent(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
-        """The transposed convolution that the new layer is, away from the border, after `fit`."""
+        """The transposed convolution that the new layer is, away from the border, after `fit`.
+
+        Where the new layer is none ('notch'), the one that it is on constant inputs.
+        """
         ...
 
     def spread(

@@ -5,7 +5,7 @@ loads like any exported program, without deconvfix. A layer that was a module go
 "decoder.up", other calls by the names of their nodes.
 
 Fitted forms need a weight that the program stores and nothing else uses: its entry in the state gets the
-corrected weight, or the kernel of the resize-convolution.
+corrected weight, or the kernel of the fitted convolution.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def _set_weight(program: ExportedProgram, found: GraphCall, new: Tensor) -> None
 
 
 def _steps_function(decision: Decision) -> Any:
-    """The steps of a resize-convolution as a function of input, weight and bias."""
+    """The steps of a fitted form as a function of input, weight and bias."""
     assert decision.spec is not None
     assert decision.form is not None
     assert decision.settings is not None

@@ -109,12 +109,16 @@ def _expected(
         return run_named(original, feed)[0]
 
     magnitude_bias = None if bias is None else np.abs(bias)
-    if decision.form == "resize":
-        target = form("resize")
+    if decision.form not in ("subpixel", "equalized"):
+        assert decision.form
+        target = form(decision.form)
         compiled = target.compile(spec, settings)
         kernel = target.fit(spec, settings, layer.read_weight())
         kernel = rearrange(compiled.weight, kernel, spec.groups).astype(weight.dtype)
         wide, kernel = x.astype(np.float64), kernel.astype(np.float64)
+        if bias is not None:
+            bias = rearrange(compiled.bias, bias)
+            magnitude_bias = np.abs(bias)
         want = run(compiled.steps, wide, kernel, bias)
         magnitude = run(compiled.steps, np.abs(wide), np.abs(kernel), magnitude_bias)
         return want.astype(x.dtype), magnitude

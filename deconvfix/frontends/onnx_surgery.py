@@ -215,9 +215,9 @@ class _Operation:
 
     def _weight(self, verbs: tuple[Verb, ...]) -> ir.Value:
         operand = Operand.of(self.node.inputs[1])
-        if self.form == "resize":
+        if self.form != "subpixel":
             assert self.layer.weight
-            kernel = form("resize").fit(self.spec, self.settings, self.layer.read_weight())
+            kernel = form(self.form).fit(self.spec, self.settings, self.layer.read_weight())
             array = rearrange(verbs, kernel, self.spec.groups)
             array = array.astype(self.layer.weight.dtype.numpy())
             return self.surgeon.store.put(self.writer, operand, array, (verbs, self.settings))

@@ -34,6 +34,7 @@ from deconvfix.steps import (
     ConvTranspose,
     Crop,
     Interpolation,
+    LocalMeans,
     Pad,
     PadMode,
     Pairs,
@@ -249,6 +250,9 @@ class Writer:
                 case Resize(factors, interpolation):
                     x = self.resize(x, factors, interpolation)
                     sizes = _times(sizes, factors)
+                case LocalMeans():
+                    x = self.local_means(x, step, channels)
+                    channels *= 2
                 case Conv():
                     assert weight is not None
                     own: Pairs = tuple((p, p) for p in step.padding)
@@ -291,6 +295,22 @@ class Writer:
                 x = self.gather(x, np.pad(np.arange(size), pair, mode="reflect"), i + 2)
                 rest[i] = (0, 0)
         return x, tuple(rest)
+
+    def local_means(self, x: ir.Value, step: LocalMeans, channels: int) -> ir.Value:
+        """`steps.LocalMeans` of `channels` channels."""
+        n = len(step.reach)
+        means = self.pad(x, [(0, 0), (0, 0), *((r, r) for r in step.reach)], "replicate")
+        window = [r + 1 for r in step.reach]
+        for _ in range(2):
+            means = self.op(
+                "AveragePool", means, kernel_shape=window, strides=[1] * n, pads=[0] * (2 * n)
+            )
+        both = self.op("Concat", x, means, axis=1)
+        if step.groups == 1:
+            return both
+        # Channel c of the means follows the channels of its group.
+        order = np.arange(2 * channels).reshape(2, step.groups, -1).swapaxes(0, 1)
+        return self.gather(both, order.reshape(-1), 1)
 
     def _conv(
         self, x: ir.Value, weight: ir.Value, bias: ir.Value | None, step: Conv, pads: Pairs

@@ -214,11 +214,10 @@ def _solved(moments: Moments, start: Array, bias: Array | None) -> _Fit:
     moments.gather()
     design = moments.design
     basis = [design.basis[list(phase.taps)] for phase in design.phases]
-    # (C_in, C_out/g, *taps) -> (g, C_in/g, C_out/g, free)
+    # (C_in, C_out/g, free) -> (g, C_in/g, C_out/g, free)
     groups = moments.spec.groups
-    w_0 = (start.reshape(*start.shape[:2], -1) @ design.basis).reshape(
-        groups, -1, start.shape[1], design.basis.shape[1]
-    )
+    numbers = design.numbers(start, groups)
+    w_0 = numbers.reshape(groups, -1, *numbers.shape[1:])
     kernels, biases, errors, power = [], [], 0.0, 0.0
     for group in range(groups):
         own_bias = None if bias is None else bias.reshape(groups, -1)[group]
@@ -233,11 +232,11 @@ def _solved(moments: Moments, start: Array, bias: Array | None) -> _Fit:
         if moments.has_heldout:
             total = [one + other for one, other in zip(fitted, heldout, strict=True)]
             w, b = ridge_fit(total, basis, w_0[group], own_bias, ridge)
-        kernels.append(w @ design.basis.T)
+        kernels.append(w)
         biases.append(b)
     return _Fit(
         moments.settings,
-        np.concatenate(kernels).reshape(start.shape),
+        design.kernel(np.concatenate(kernels), groups).reshape(start.shape),
         None if bias is None else np.concatenate([each for each in biases if each is not None]),
         errors / power if power else 0.0,
     )

@@ -97,6 +97,22 @@ class Upsample(nn.Upsample):
         return torch_steps.resize(input, self.factors, self.interpolation)
 
 
+class LocalMeans(nn.Module):
+    """Adds to each channel a channel of its local means; see `steps.LocalMeans`."""
+
+    def __init__(self, reach: tuple[int, ...], groups: int) -> None:
+        super().__init__()
+        self.reach = reach
+        self.groups = groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(.., C, *L) -> (.., 2*C, *L)."""
+        return torch_steps.local_means(input, self.reach, self.groups)
+
+    def extra_repr(self) -> str:
+        return f"reach={self.reach}, groups={self.groups}"
+
+
 class ZeroPhases(nn.Module):
     """Adds channels of zeros for the phases that no tap reaches; see `steps.ZeroPhases`."""
 
@@ -170,7 +186,7 @@ class ConvertedConvTranspose(nn.Sequential):
         self.dilation = spec.dilation
         self.groups = spec.groups
         self.padding_mode = "zeros"
-        self._kernel_shape = tuple(weight.shape)
+        self.kernel_shape = tuple(weight.shape)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Runs the steps.
@@ -216,7 +232,7 @@ class ConvertedConvTranspose(nn.Sequential):
                 f"a {self.form_name}-convolution has no transposed weight; its own is `conv.weight`"
             )
         compiled = form(self.form_name).compile(self.spec, self.settings)
-        back = inverse(compiled.weight, self._kernel_shape, self.groups)
+        back = inverse(compiled.weight, self.kernel_shape, self.groups)
         return torch_steps.carry_out(back, self.convolution.weight)
 
     @property
@@ -258,7 +274,7 @@ def spread_weight(
     chosen = form(module.form_name)
     verbs = chosen.compile(module.spec, module.settings).weight
     kernel = torch_steps.carry_out(
-        inverse(verbs, module._kernel_shape, module.groups), module.convolution.weight
+        inverse(verbs, module.kernel_shape, module.groups), module.convolution.weight
     )
     return chosen.spread(module.spec, module.settings, read_weight(kernel))
 
@@ -326,6 +342,8 @@ def _child(
             return "crop", Crop(amounts)
         case steps.Resize(factors, interpolation):
             return "upsample", Upsample(factors, interpolation)
+        case steps.LocalMeans(reach, groups):
+            return "means", LocalMeans(reach, groups)
         case steps.PixelShuffle(factors):
             if len(factors) == 2 and factors[0] == factors[1]:
                 return "shuffle", nn.PixelShuffle(factors[0])

@@ -120,14 +120,16 @@ def _rows(design: Design, phase: Phase, x: Tensor, y: Tensor, groups: int) -> It
     for some_x, some_y in zip(x.split(samples), wanted.split(samples), strict=True):
         # The weight is that of the step Conv, which a design does not have.
         extended = torch_steps.apply_steps(design.steps, some_x.double(), some_x, None, groups)
+        # (N, copies*C_in, *L) -> each copy, (N, C_in, *L)
+        copies = extended.unflatten(1, (groups, design.copies, -1)).unbind(2)
+        flat = [copy.flatten(1, 2) for copy in copies]
+        seen = [flat[number] for number in phase.copies or (0,) * len(phase.taps)]
         for begin in range(0, counts[0], lines):
             end = min(begin + lines, counts[0])
             window = [(begin, end), *((0, count) for count in counts[1:])]
             pieces = [
-                extended[
-                    _slices(slice(s + b, s + e) for s, (b, e) in zip(start, window, strict=True))
-                ]
-                for start in phase.starts
+                copy[_slices(slice(s + b, s + e) for s, (b, e) in zip(start, window, strict=True))]
+                for copy, start in zip(seen, phase.starts, strict=True)
             ]
             # (N, C_in, *count) for each tap -> (N, g, C_in/g, taps, count)
             u = torch.stack(pieces, 2).flatten(3).unflatten(1, (groups, -1))

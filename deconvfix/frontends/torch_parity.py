@@ -46,6 +46,7 @@ from deconvfix.frontends.torch_layers import (
 from deconvfix.frontends.torch_reroute import is_rerouted
 from deconvfix.parity import LIMIT, Comparison, ParityReport, rounding_unit, summarize
 from deconvfix.plan import Plan
+from deconvfix.rearrange import rearrange
 from deconvfix.steps import run
 
 __all__ = ["compare_modules"]
@@ -244,7 +245,7 @@ def _by_definition(layer: ConvertedConvTranspose, x: Tensor) -> tuple[Tensor, Te
     """What the layer's steps mean, in NumPy, and their rounding."""
     compiled = form(layer.form_name).compile(layer.spec, layer.settings)
     weight = read_weight(layer.convolution.weight)
-    bias = None if layer.bias is None else read_weight(layer.bias)
+    bias = None if layer.bias is None else rearrange(compiled.bias, read_weight(layer.bias))
     batched = x if x.dim() == layer.spec.ndim + 2 else x[None]
     value = run(compiled.steps, read_weight(batched), weight, bias)
     magnitude = run(

@@ -25,6 +25,7 @@ from deconvfix.steps import (
     ConvTranspose,
     Crop,
     Interpolation,
+    LocalMeans,
     Pad,
     PadMode,
     Pairs,
@@ -41,6 +42,7 @@ __all__ = [
     "compile_exact",
     "conv_transpose",
     "crop",
+    "local_means",
     "pad",
     "per_axis",
     "pixel_shuffle",
@@ -49,6 +51,7 @@ __all__ = [
     "zero_phases",
 ]
 
+_AVERAGES = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -100,6 +103,8 @@ def apply_steps(
                 x = crop(x, amounts)
             case Resize(factors, interpolation):
                 x = resize(x, factors, interpolation)
+            case LocalMeans(reach):
+                x = local_means(x, reach, groups)
             case Conv():
                 convolution = _CONVOLUTIONS[len(step.kernel_size)]
                 own_bias = bias if step.bias else None
@@ -171,6 +176,23 @@ def resize(x: Tensor, factors: tuple[int, ...], interpolation: Interpolation) ->
         return F.interpolate(x, scale_factor=scale, mode="nearest")
     mode = _LINEAR[len(factors)]
     return F.interpolate(x, scale_factor=scale, mode=mode, align_corners=False)
+
+
+@torch.fx.wrap
+def local_means(x: Tensor, reach: tuple[int, ...], groups: int) -> Tensor:
+    """`steps.LocalMeans`, also for unbatched inputs."""
+    n = len(reach)
+    if x.dim() == n + 1:
+        return local_means(x[None], reach, groups)[0]
+    means = F.pad(x, _flat(tuple((r, r) for r in reach)), mode="replicate")
+    window = [r + 1 for r in reach]
+    for _ in range(2):
+        means = _AVERAGES[n](means, window, 1)
+    if groups == 1:
+        return torch.cat([x, means], 1)
+    # (N, C, *L) twice -> (N, g, C/g, *L) twice -> (N, 2*C, *L)
+    both = [torch.unflatten(each, 1, (groups, -1)) for each in (x, means)]
+    return torch.cat(both, 2).flatten(1, 2)
 
 
 @torch.fx.wrap

@@ -1,13 +1,14 @@
 """Tuned fits: distillation from the original network on inputs without labels.
 
 The converted layers start from their calibrated weights and follow the original's outputs with Adam.
-They cannot leave their form: a resize-convolution has no other kernels, and an equalized layer is trained
-as Z w in the basis Z of the kernels with equal phase sums (`forms.base.Design.basis`), which is folded
-away at the end. Training runs on a copy, in eval mode, and its best state goes back into the model.
+They cannot leave their form: a resize-convolution has no other kernels, and the other forms are trained
+as Z w in the basis Z of the kernels that they can have (`forms.base.Design.basis`), which is folded away
+at the end. Training runs on a copy, in eval mode, and its best state goes back into the model.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import form
+from deconvfix.forms.base import Design
 from deconvfix.frontends.torch_calibrate import fitted_decisions
 from deconvfix.frontends.torch_descent import Descent
 from deconvfix.frontends.torch_find import PLAIN, current_weight
@@ -31,30 +34,76 @@ from deconvfix.frontends.torch_layers import (
 )
 from deconvfix.frontends.torch_processes import average
 from deconvfix.frontends.torch_samples import cut, join, split
+from deconvfix.frontends.torch_steps import carry_out, rearrange_tensor
 from deconvfix.frontends.torch_surgery import exchange, put_weight, take_over
 from deconvfix.plan import Plan
+from deconvfix.rearrange import Merge, Repeat, Verb, inverse, rearrange
 
 __all__ = ["tune"]
 
 
+# Outputs of the original that are kept.
+_MOST_BYTES = 2**30
+# The group axis that verbs begin with goes again.
+_AS_IT_IS: tuple[Verb, ...] = (Merge(0, 1),)
+
+
 class _Subspace(nn.Module):
-    """Parametrization of a kernel as Z w, (C_in, C_out / groups, free) -> (.., *kernel_size)."""
+    """Parametrization of a weight as Z w, (C_in, C_out / groups, free) -> the layout of the layer.
+
+    Args:
+        design: With the basis Z.
+        groups: Of the layer.
+        shape: Of the form's kernel, (.., C_out / groups, *taps).
+        verbs: From the kernel to the weight.
+        like: A tensor of the dtype and on the device.
+    """
 
     basis: Tensor
 
-    def __init__(self, basis: NDArray[np.float64], weight: Tensor) -> None:
+    def __init__(
+        self,
+        design: Design,
+        groups: int,
+        shape: Sequence[int],
+        verbs: Sequence[Verb],
+        like: Tensor,
+    ) -> None:
         super().__init__()
-        self.register_buffer("basis", torch.from_numpy(basis).to(weight))
-        self.kernel_size = tuple(weight.shape[2:])
+        self.register_buffer("basis", torch.from_numpy(design.basis).to(like))
+        self.design = design
+        self.groups = groups
+        self.shape = tuple(shape)
+        self.verbs = tuple(verbs)
 
     def forward(self, w: Tensor) -> Tensor:
-        """The kernel Z w."""
-        kernel: Tensor = (w @ self.basis.mT).unflatten(-1, self.kernel_size)
-        return kernel
+        """The weight; `Design.kernel` says what happens to the axes."""
+        kernel = (w @ self.basis.mT).unflatten(-1, (self.design.copies, -1))
+        kernel = kernel.unflatten(0, (self.groups, -1)).movedim(3, 1).reshape(self.shape)
+        return rearrange_tensor(self.verbs, kernel, self.groups)
 
-    def right_inverse(self, kernel: Tensor) -> Tensor:
-        """The numbers w of a kernel in the subspace."""
-        return kernel.flatten(2) @ self.basis
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The numbers w of a weight in the subspace."""
+        kernel = carry_out(inverse(self.verbs, self.shape, self.groups), weight)
+        numbers = self.design.numbers(read_weight(kernel), self.groups)
+        return torch.from_numpy(numbers).to(weight)
+
+
+class _Repeated(nn.Module):
+    """Parametrization of a bias that stands once for each phase: otherwise they would drift apart."""
+
+    def __init__(self, verbs: Sequence[Verb]) -> None:
+        super().__init__()
+        self.verbs = tuple(verbs)
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """(C_out,) -> the bias of the convolution."""
+        return rearrange_tensor(self.verbs, bias)
+
+    def right_inverse(self, repeated: Tensor) -> Tensor:
+        """The bias of the convolution -> (C_out,)."""
+        times = math.prod(verb.times for verb in self.verbs if isinstance(verb, Repeat))
+        return repeated[::times]
 
 
 def tune(
@@ -85,7 +134,8 @@ def tune(
         student = _freed(student, name, plan)
     parameters = [each for each in student.parameters() if each.requires_grad]
     samples, independent = cut(teacher, batches)
-    fitted, heldout = split(samples)
+    taught = _taught(teacher, samples) if supply is None else None
+    fitted, heldout = split(samples if taught is None else taught)
     size = min(tuning.batch_size, len(fitted)) if independent else 1
     supplied = (
         _endless(fitted, size, tuning.seed) if supply is None else ([each] for each in supply)
@@ -95,9 +145,13 @@ def tune(
     def loss_on(chosen: Sequence[Inputs]) -> Tensor:
         """The mean loss of some samples."""
         losses = []
-        for inputs in join(chosen) if independent else chosen:
-            with torch.no_grad():
-                old = teacher(*inputs.args, **inputs.kwargs)
+        for each in join(chosen) if independent else chosen:
+            if taught is None:
+                inputs = each
+                with torch.no_grad():
+                    old = teacher(*inputs.args, **inputs.kwargs)
+            else:
+                inputs, old = each.args
             losses.append(distance(student(*inputs.args, **inputs.kwargs), old))
         return torch.stack(losses).mean()
 
@@ -121,6 +175,26 @@ def tune(
     return replace(plan, decisions=decided), [note]
 
 
+def _taught(teacher: nn.Module, samples: Sequence[Inputs]) -> list[Inputs] | None:
+    """Each sample with the original's outputs, which are so computed once; None if they are too large.
+
+    Outputs of classes that pytree does not know cannot be joined to batches: None for them too.
+    """
+    pairs: list[Inputs] = []
+    size = 0
+    for each in samples:
+        with torch.no_grad():
+            old = teacher(*each.args, **each.kwargs)
+        tensors = flat_tensors(old)
+        size += sum(tensor.nbytes for tensor in tensors)
+        if size > _MOST_BYTES or len(tensors) != len(
+            [leaf for leaf in pytree.tree_leaves(old) if isinstance(leaf, Tensor)]
+        ):
+            return None
+        pairs.append(Inputs((each, old), {}))
+    return pairs
+
+
 def mean_squared(new: Any, old: Any) -> Tensor:
     """The mean squared error of all floating-point outputs, each relative to its power."""
     errors = [
@@ -137,6 +211,16 @@ def _freed(student: nn.Module, name: str, plan: Plan) -> nn.Module:
     layer = student.get_submodule(name)
     if isinstance(layer, ConvertedConvTranspose):
         layer.requires_grad_(True)
+        design = _design(name, plan)
+        if design.basis.shape[0] > design.basis.shape[1]:
+            conv = layer.convolution
+            compiled = form(layer.form_name).compile(layer.spec, layer.settings)
+            subspace = _Subspace(
+                design, layer.groups, layer.kernel_shape, compiled.weight, conv.weight
+            )
+            parametrize.register_parametrization(conv, "weight", subspace)
+            if conv.bias is not None:
+                parametrize.register_parametrization(conv, "bias", _Repeated(compiled.bias))
         return student
     assert isinstance(layer, ConvTransposeModule)
     plain: Any = next(each for each in PLAIN if isinstance(layer, each))
@@ -154,18 +238,19 @@ def _freed(student: nn.Module, name: str, plan: Plan) -> nn.Module:
     )
     new.weight = nn.Parameter(current_weight(layer).detach().clone())
     new.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
-    parametrize.register_parametrization(new, "weight", _Subspace(_basis(name, plan), new.weight))
+    subspace = _Subspace(_design(name, plan), layer.groups, new.weight.shape, _AS_IT_IS, new.weight)
+    parametrize.register_parametrization(new, "weight", subspace)
     return exchange(student, layer, take_over(new, layer))
 
 
-def _basis(name: str, plan: Plan) -> NDArray[np.float64]:
+def _design(name: str, plan: Plan) -> Design:
     decision = plan[name]
     assert decision.spec is not None
     assert decision.form is not None
     assert decision.settings is not None
     design = form(decision.form).design(decision.spec, decision.settings)
     assert design is not None
-    return design.basis
+    return design
 
 
 @torch.no_grad()
@@ -177,13 +262,30 @@ def _transfer(student: nn.Module, after: nn.Module, names: Sequence[str], plan: 
             own[key].copy_(parameter)
     for name in names:
         layer, trained = after.get_submodule(name), student.get_submodule(name)
-        if not isinstance(layer, ConvertedConvTranspose):
+        if isinstance(layer, ConvertedConvTranspose):
+            assert isinstance(trained, ConvertedConvTranspose)
+            if parametrize.is_parametrized(trained.convolution):
+                verbs, kernel = _trained_kernel(trained.convolution)
+                weight = rearrange(verbs, kernel, layer.groups)
+                layer.convolution.weight.copy_(torch.from_numpy(weight))
+                if layer.convolution.bias is not None and trained.convolution.bias is not None:
+                    layer.convolution.bias.copy_(trained.convolution.bias)
+        else:
             assert isinstance(trained, ConvTransposeModule)
             bias = None if trained.bias is None else read_weight(trained.bias)
-            trained_w: Any = trained.parametrizations
-            # Multiplied in float64, so that the phase sums are equal to the rounding of the weight.
-            kernel = read_weight(trained_w.weight.original) @ _basis(name, plan).T
-            put_weight(layer, kernel.reshape(tuple(trained.weight.shape)), bias, name)
+            put_weight(layer, _trained_kernel(trained)[1], bias, name)
+
+
+def _trained_kernel(module: nn.Module) -> tuple[tuple[Verb, ...], NDArray[np.float64]]:
+    """What was trained as Z w: the verbs to the weight, and the form's kernel.
+
+    Multiplied in float64, so that the phase sums are equal to the rounding of the weight.
+    """
+    parametrizations: Any = module.parametrizations
+    [subspace] = parametrizations.weight
+    numbers = read_weight(parametrizations.weight.original)
+    kernel = subspace.design.kernel(numbers, subspace.groups).reshape(subspace.shape)
+    return subspace.verbs, kernel
 
 
 def _endless(samples: Sequence[Inputs], size: int, seed: int) -> Iterator[Sequence[Inputs]]:
