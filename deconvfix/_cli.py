@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 from rich.console import Console
@@ -21,17 +21,15 @@ from rich.progress import Progress as Bar
 
 from deconvfix import __version__, jobs
 from deconvfix import _cli_text as text
+from deconvfix._cli_report import check_report, draws, evidence_options, write_report
 from deconvfix.calibration_files import calibration_files
 from deconvfix.errors import DeconvfixError
-from deconvfix.files import check_output, output_folder, sha256
+from deconvfix.files import sha256
 from deconvfix.fit.tuning import Progress, Tuning
 from deconvfix.forms import FORMS
 from deconvfix.forms.base import Init
 from deconvfix.source import Source, parse_arch_kwargs
 from deconvfix.steps import Interpolation, PadMode
-
-if TYPE_CHECKING:
-    from deconvfix.report import ConversionReport
 
 __all__ = ["main"]
 
@@ -223,13 +221,7 @@ def inspect(model: Path, as_json: bool, sample_rate: float | None, **source: Any
     type=FILE,
     help="Carry out this plan; with --dry-run: the file to write the plan to.",
 )
-@click.option(
-    "--report",
-    "report_file",
-    type=FILE,
-    metavar="FILE",
-    help="Write the report there, as .json or .html.",
-)
+@evidence_options
 @_dynamic
 @_opset
 @_force
@@ -262,6 +254,8 @@ def convert(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     strict: bool,
+    sample_rate: float | None,
+    samples_curve: bool,
     **source: Any,
 ) -> None:
     """Replace the transposed convolutions of MODEL.
@@ -272,14 +266,12 @@ def convert(
     """
     if output is None and not dry_run:
         raise click.UsageError("Give an output file with -o, or use --dry-run.", ctx)
+    if dry_run and samples_curve:
+        raise click.UsageError("A --dry-run fits nothing: leave out --samples-curve.", ctx)
     if report_file is not None:
-        if report_file.suffix not in (".json", ".html"):
-            raise click.UsageError("The report's suffix must be .json or .html.", ctx)
         others = [each for each in (output, recipe) if each is not None]
-        if any(each.absolute() == report_file.absolute() for each in others):
-            raise click.UsageError("The report needs a file of its own.", ctx)
         inputs = (model, *filter(None, (source["inputs_file"],)))
-        check_output(report_file, overwrite=force, inputs=inputs)
+        check_report(ctx, report_file, others, inputs, force)
     named = _source(model, **source)
     fit: dict[str, Any] = {}
     if calibration is not None:
@@ -294,6 +286,9 @@ def convert(
             dry_run=dry_run,
             overwrite=force,
             opset=opset,
+            pictures=draws(report_file),
+            samples_curve=samples_curve,
+            sample_rate=sample_rate,
             to=to,
             interpolation=interpolation,
             padding_mode=padding_mode,
@@ -316,7 +311,7 @@ def convert(
         hashes={str(each): sha256(each) for each in files},
     )
     if report_file is not None:
-        _write_report(report, report_file)
+        write_report(report, report_file)
     _show(report.to_dict() if as_json else text.conversion(report))
     ctx.exit(0 if report.ok else 1)
 
@@ -402,12 +397,6 @@ def _working(what: str) -> Iterator[Callable[[Progress], None] | None]:
 
         with contextlib.redirect_stdout(sys.stderr):
             yield show
-
-
-def _write_report(report: ConversionReport, path: Path) -> None:
-    content = report.to_json() if path.suffix == ".json" else report.to_html()
-    with output_folder(path, overwrite=True) as folder:
-        (folder / path.name).write_text(content, encoding="utf-8")
 
 
 def _show(value: Any) -> None:

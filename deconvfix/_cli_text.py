@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from deconvfix.report import finite
+from deconvfix.report import decibels_in_words, finite
 
 if TYPE_CHECKING:
     from deconvfix.inspection import Inspection, Layer, OutputDiagnosis
     from deconvfix.onnx_export import ExportReport
     from deconvfix.parity import ParityReport
-    from deconvfix.report import ConversionReport
+    from deconvfix.report import ConversionReport, Fidelity, SamplesCurve
 
 __all__ = ["conversion", "export", "finite", "inspection", "parity"]
 
@@ -67,13 +67,10 @@ def conversion(report: ConversionReport) -> Iterator[Any]:
         table.add_row(escape(layer.name or "(model)"), decision, cost, escape(layer.reason))
     yield table
     if report.fidelity is not None:
-        psnr = report.fidelity.psnr_db
-        yield (
-            "Fidelity: "
-            + ("" if psnr is None else f"{psnr:.1f} dB PSNR against the original; ")
-            + f"largest ripple of a layer {report.fidelity.ripple_db_before:.1f} dB before, "
-            f"{report.fidelity.ripple_db_after:.1f} dB after."
-        )
+        yield escape(report.change() or "")
+        yield from map(escape, _fidelity(report.fidelity))
+    if report.samples_curve is not None:
+        yield from map(escape, _curve(report.samples_curve))
     if report.parity is not None:
         yield from parity(report.parity)
     if report.export is not None:
@@ -82,6 +79,33 @@ def conversion(report: ConversionReport) -> Iterator[Any]:
     if report.output:
         yield f"Wrote {escape(report.output)}."
     yield f"[bold]{escape(report.verdict())}[/bold]"
+
+
+def _fidelity(fidelity: Fidelity) -> Iterator[str]:
+    """The numbers of what was changed on purpose."""
+    pairs = [
+        (
+            "the layers, largest, by their weights",
+            fidelity.ripple_db_before,
+            fidelity.ripple_db_after,
+        ),
+        ("the whole model", fidelity.network_ripple_db_before, fidelity.network_ripple_db_after),
+    ]
+    for what, before, after in pairs:
+        if before is not None and after is not None:
+            told = f"{decibels_in_words(before)} before, {decibels_in_words(after)} after"
+            yield f"  Ripple of {what}: {told}."
+    if fidelity.psnr_db is not None:
+        yield f"  PSNR {fidelity.psnr_db:.1f} dB, on {fidelity.measured_on()}."
+
+
+def _curve(curve: SamplesCurve) -> Iterator[str]:
+    """One line for each fit, and what they say."""
+    yield f"Calibrated fits, compared on {curve.heldout} held-out samples:"
+    for each in curve.points:
+        psnr = "nothing to compare" if each.psnr_db is None else f"{each.psnr_db:.1f} dB PSNR"
+        yield f"  {each.samples:>5} samples  {psnr}"
+    yield f"  {curve.sentence()}"
 
 
 def export(report: ExportReport) -> Iterator[Any]:

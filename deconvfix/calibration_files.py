@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
+import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -15,12 +19,18 @@ from numpy.typing import NDArray
 from deconvfix.errors import OptionError
 from deconvfix.source import Described, Source
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 __all__ = ["DISTRIBUTIONS", "CalibrationFiles", "calibration_files"]
 
 DISTRIBUTIONS = ("normal", "uniform")
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _SOUNDS = (".flac", ".mp3", ".ogg", ".wav")
 _BATCH = 8
+# Of one picture (Pillow itself refuses twice as many), of one sound, and of all arrays unpacked.
+_MOST_PIXELS = 2**27
+_MOST_BYTES = 2**32
 Batch = dict[str, NDArray[Any]]
 
 
@@ -55,33 +65,54 @@ class CalibrationFiles:
             yield from self._samples()
             return
         arrays = self._arrays()
-        count = min(self.most, *(len(each) for each in arrays.values()))
+        count = min([self.most, *(len(each) for each in arrays.values())])
         for start in range(0, count, _BATCH):
             yield {name: each[start : min(start + _BATCH, count)] for name, each in arrays.items()}
 
     def _arrays(self) -> Batch:
         try:
             with open(self.path, "rb") as file:
+                _check_archive(file)
                 loaded = np.load(file, allow_pickle=False)
                 if isinstance(loaded, np.ndarray):
-                    return {self._only_name(): loaded}
-                with loaded:
-                    arrays = {name: np.array(loaded[name]) for name in loaded.files}
-        except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
-            raise _unreadable(self.path, str(error)) from error
-        arrays = {
-            name: each for name, each in arrays.items() if not self.names or name in self.names
-        }
-        if not arrays or any(each.ndim == 0 for each in arrays.values()):
-            raise _unreadable(
-                self.path, f"it has no arrays of samples called {', '.join(self.names)}"
-            )
+                    arrays = {self._only_name(): loaded}
+                else:
+                    with loaded:
+                        arrays = {
+                            name: np.asarray(loaded[name])
+                            for name in loaded.files
+                            if not self.names or name in self.names
+                        }
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            EOFError,
+            MemoryError,
+            BadZipFile,
+            zlib.error,
+        ) as error:
+            raise _unreadable(self.path, str(error) or type(error).__name__) from error
+        counts = {name: len(each) if each.ndim else 0 for name, each in arrays.items()}
+        if not counts or not all(counts.values()):
+            called = f" called {', '.join(self.names)}" if self.names else ""
+            raise _unreadable(self.path, f"it has no arrays of samples{called}")
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} has {count}" for name, count in counts.items())
+            raise _unreadable(self.path, f"its arrays have different numbers of samples: {told}")
+        for name, each in arrays.items():
+            if each.dtype.kind not in "fiubc":
+                raise _unreadable(self.path, f"{name} is an array of {each.dtype}, not of numbers")
         return arrays
 
     def _samples(self) -> Iterator[Batch]:
         files = sorted(
-            each for each in self.path.rglob("*") if each.suffix.lower() in (*_PICTURES, *_SOUNDS)
+            each
+            for each in self.path.rglob("*")
+            if each.suffix.lower() in (*_PICTURES, *_SOUNDS) and not each.is_dir()
         )[: self.most]
+        for each in files:
+            _check_member(each, self.path)
         if not files:
             raise _unreadable(self.path, "there is no picture and no sound in it")
         name = self._only_name()
@@ -119,7 +150,20 @@ def calibration_files(
     """
     if named in DISTRIBUTIONS:
         return named
+    if samples < 1:
+        raise OptionError(
+            "samples", f"the value is {samples}", "at least 1 is needed", "64 or more are better"
+        )
+    if not all(map(math.isfinite, value_range)) or value_range[0] == value_range[1]:
+        raise OptionError(
+            "value-range",
+            f"black becomes {value_range[0]:g} and white {value_range[1]:g}",
+            "two different finite numbers are needed",
+            "Give what the model was trained on, for example 0 1 or -1 1",
+        )
     path = Path(named)
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise _unreadable(path, "it is neither a regular file nor a folder")
     if not path.exists():
         raise OptionError(
             "calibration",
@@ -133,29 +177,82 @@ def calibration_files(
     return CalibrationFiles(path, names, shape, *value_range, most=samples)
 
 
+def _check_archive(file: IO[bytes]) -> None:
+    """Refuses a .npz file whose arrays would not fit into memory: a few bytes can unpack to anything."""
+    packed = zipfile.is_zipfile(file)
+    file.seek(0)
+    if packed:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(each.file_size for each in archive.infolist())
+        file.seek(0)
+        if size > _MOST_BYTES:
+            raise ValueError(f"it unpacks to {size:,} bytes, at most {_MOST_BYTES:,} are read")
+
+
+def _check_member(path: Path, folder: Path) -> None:
+    """A folder of samples is data: no link leads out of it, and nothing is read that never ends.
+
+    Raises:
+        OptionError: If it is no regular file in the folder.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise _unreadable(path, "it is a link to a place outside of the folder")
+    if not path.is_file():
+        raise _unreadable(path, "it is no regular file")
+
+
 def _picture(
     path: Path, shape: tuple[int, ...] | None, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """(1, C, H, W) in [0, 1]; enlarged if it is smaller than `shape`, and cut to it at random."""
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise _missing("pictures", "pillow") from error
-    channels = 3 if shape is None else shape[1]
+    if shape is not None and (len(shape) != 4 or shape[1] not in (1, 3)):
+        raise _unfit(path, "a picture", "(N, 1, H, W) or (N, 3, H, W)", shape)
     try:
-        with Image.open(path) as opened:
-            picture = opened.convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, str(error)) from error
+        with warnings.catch_warnings():
+            # Pillow only warns of pictures that are large enough to be a trap.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                picture = _eight_bits(opened, gray=shape is not None and shape[1] == 1)
+                picture = ImageOps.exif_transpose(picture)
+    except (
+        *(OSError, ValueError, SyntaxError, MemoryError),
+        *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+    ) as error:
+        raise _unreadable(path, str(error) or type(error).__name__) from error
     if shape is not None:
         height, width = shape[2:]
         factor = max(height / picture.height, width / picture.width, 1.0)
-        size = (round(picture.width * factor), round(picture.height * factor))
+        # Rounded up: what is cut out must fit in.
+        size = (math.ceil(picture.width * factor), math.ceil(picture.height * factor))
+        if factor > 1 and math.prod(size) > _MOST_PIXELS:
+            raise _unreadable(path, f"it is too narrow: enlarged it would be {size[0]} x {size[1]}")
         if factor > 1:
             picture = picture.resize(size)
     array = np.asarray(picture, np.float64) / 255
     array = array[None, None] if array.ndim == 2 else array.transpose(2, 0, 1)[None]
     return array if shape is None else _cut(array, shape[2:], rng)
+
+
+def _eight_bits(picture: Image.Image, *, gray: bool) -> Image.Image:
+    """In colours or gray; Pillow clips 16 bits at 255 instead of scaling them.
+
+    Raises:
+        ValueError: If nothing says what is white.
+    """
+    from PIL import Image
+
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
+        scaled = (np.asarray(picture, np.float64) / 257).round().astype(np.uint8)
+        exif = picture.getexif()
+        picture = Image.fromarray(scaled)
+        picture.getexif().update(exif)
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its mode is {picture.mode}: nothing says what is white")
+    return picture.convert("L" if gray else "RGB")
 
 
 def _sound(
@@ -166,11 +263,22 @@ def _sound(
         import soundfile
     except ImportError as error:
         raise _missing("sounds", "soundfile") from error
-    read: Callable[..., Any] = soundfile.read
+    if shape is not None and len(shape) != 3:
+        raise _unfit(path, "a sound", "(N, C, T)", shape)
+    opening: Callable[..., Any] = soundfile.SoundFile
     try:
-        samples, _ = read(path, dtype="float64", always_2d=True)
-    except (OSError, RuntimeError, ValueError) as error:
+        with opening(path) as sound:
+            length = int(sound.frames)
+            if shape is not None and length > shape[2]:
+                sound.seek(int(rng.integers(0, length - shape[2] + 1)))
+                length = shape[2]
+            if length * sound.channels > _MOST_PIXELS:
+                raise ValueError(f"it has {length:,} samples, at most {_MOST_PIXELS:,} are read")
+            samples = sound.read(length, dtype="float64", always_2d=True)
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
         raise _unreadable(path, str(error)) from error
+    if not len(samples):
+        raise _unreadable(path, "it has no sound in it")
     array: NDArray[np.float64] = samples.T[None]
     if shape is None:
         return array
@@ -200,6 +308,15 @@ def _unreadable(path: Path, reason: str) -> OptionError:
         f"it cannot be read ({reason})",
         "samples to calibrate on are needed",
         "Give a .npz or .npy file with a first axis of samples, or a folder of pictures or sounds",
+    )
+
+
+def _unfit(path: Path, kind: str, wanted: str, shape: tuple[int, ...]) -> OptionError:
+    return OptionError(
+        str(path),
+        f"{kind} gives an input of shape {wanted}, and the model's input is {shape}",
+        "calibration samples must be what the model takes",
+        "Give a .npz or .npy file of such arrays",
     )
 
 

@@ -13,13 +13,16 @@ import deconvfix.checkpoint as checkpoints
 from deconvfix import __version__
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.checkpoint_source import BoundFiles, CheckpointSource
-from deconvfix.conversion import convert, inspect
+from deconvfix.conversion import Conversion, convert, inspect
 from deconvfix.errors import OptionError
+from deconvfix.fidelity import gather
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.torch_compare import equal
-from deconvfix.frontends.torch_evidence import gather
+from deconvfix.frontends.torch_evidence import kernels_of
 from deconvfix.frontends.torch_inputs import Inputs
+from deconvfix.frontends.torch_module import FRONTEND
 from deconvfix.frontends.torch_parity import compare_modules
+from deconvfix.growth import samples_curve as measure_curve
 from deconvfix.inspection import Inspection
 from deconvfix.jobs import read_recipe, reloaded_error, told_of, write_recipe
 from deconvfix.onnx_export import ExportReport, export_onnx
@@ -49,6 +52,8 @@ def convert_file(
     dry_run: bool = False,
     overwrite: bool = False,
     opset: int | None = None,
+    pictures: bool = False,
+    samples_curve: bool = False,
     **options: Any,
 ) -> ConversionReport:
     """Converts a checkpoint into a checkpoint or an ONNX file.
@@ -60,17 +65,17 @@ def convert_file(
         dry_run: Plan only.
         overwrite: Whether existing files may be replaced.
         opset: Of an ONNX output.
+        pictures: Gather what an HTML report draws.
+        samples_curve: Report how the distance falls with the number of calibration samples.
         options: As for `deconvfix.convert`.
     """
     source = CheckpointSource.of(source)
-    calibration = options.get("calibration")
-    if isinstance(calibration, CalibrationFiles):
-        options["calibration"] = BoundFiles(calibration, source.architecture())
     if dry_run:
         if recipe is not None:
             check_output(recipe, overwrite=overwrite, inputs=source.files)
         model, notes = source.model()
         example = source.example_inputs(model)
+        options = _bound(options, model)
         conversion = convert(model, example_inputs=example, verify=False, **options)
         write_recipe(conversion.plan.after(source.checkpoint.recipe), recipe, overwrite)
         return told_of(source, conversion, notes, None)
@@ -88,12 +93,19 @@ def convert_file(
     onnx = output.suffix == ".onnx"
     model, notes = source.model(wide=not onnx)
     example = source.required_inputs(model, _EXPORT_RUNS) if onnx else source.example_inputs(model)
+    options = _bound(options, model)
+    # First: it is what may lack samples, and a distillation takes long.
+    curve = (
+        measure_curve(model, example_inputs=example, plan=plan, **options)
+        if samples_curve
+        else None
+    )
     conversion = convert(model, example_inputs=example, plan=plan, **options)
     whole_plan = conversion.plan.after(source.checkpoint.recipe)
     report = told_of(source, conversion, notes, output)
-    if example is not None and report.fidelity is not None:
-        evidence = gather(model, conversion.model, _shown(options, example), conversion.plan)
-        report = replace(report, evidence=evidence)
+    report = replace(report, samples_curve=curve)
+    if pictures:
+        report = _with_pictures(report, model, conversion, options, example)
     if onnx:
         exported = export_onnx(
             conversion.model,
@@ -146,10 +158,38 @@ def verify_files(source: Source, after: Path) -> ParityReport:
     return compare_modules(model, converted, [] if inputs is None else [inputs], None)
 
 
-def _shown(options: dict[str, Any], example: Inputs) -> Inputs:
-    """Real inputs where there are some: made-up ones show nothing to the eye."""
+def _bound(options: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The options with calibration files read, once."""
     calibration = options.get("calibration")
-    return next(iter(calibration)) if isinstance(calibration, BoundFiles) else example
+    if not isinstance(calibration, CalibrationFiles):
+        return options
+    return {**options, "calibration": list(BoundFiles(calibration, model))}
+
+
+def _with_pictures(
+    report: ConversionReport,
+    model: nn.Module,
+    conversion: Conversion,
+    options: dict[str, Any],
+    example: Inputs | None,
+) -> ConversionReport:
+    """Real inputs are shown where there are some: made-up ones say nothing to the eye."""
+    calibration = options.get("calibration")
+    inputs = calibration[-1] if isinstance(calibration, list) and calibration else example
+    if report.fidelity is None or inputs is None:
+        return report
+    evidence = gather(
+        FRONTEND,
+        model,
+        conversion.model,
+        inputs,
+        report.fidelity.outputs,
+        sample_rate=options.get("sample_rate"),
+    )
+    if evidence is not None:
+        kernels = kernels_of(model, conversion.model, conversion.plan)
+        evidence = replace(evidence, kernels=kernels)
+    return replace(report, evidence=evidence)
 
 
 def _check_reload(

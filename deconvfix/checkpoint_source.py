@@ -102,7 +102,7 @@ class BoundFiles:
 
     Attributes:
         files: Where the arrays are.
-        model: Its forward's arguments have their names.
+        model: Its forward's arguments have their names; floating-point arrays get its dtype.
     """
 
     files: CalibrationFiles
@@ -110,10 +110,14 @@ class BoundFiles:
 
     def __iter__(self) -> Iterator[Inputs]:
         """One batch after the other, always the same."""
+        state = (*self.model.parameters(), *self.model.buffers())
+        dtypes = {each.dtype for each in state if each.is_floating_point()}
         for batch in self.files:
-            yield _bind(
-                self.model, {name: torch.from_numpy(array) for name, array in batch.items()}
-            )
+            named = {name: torch.from_numpy(array) for name, array in batch.items()}
+            if len(dtypes) == 1:  # NumPy's own float64 says nothing of what the model takes
+                [own] = dtypes
+                named = {n: x.to(own) if x.is_floating_point() else x for n, x in named.items()}
+            yield _bind(self.model, named)
 
 
 def bound_inputs(source: Source, model: nn.Module, state: Sequence[Tensor]) -> Inputs | None:

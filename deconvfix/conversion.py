@@ -5,23 +5,28 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from deconvfix import __version__
-from deconvfix.artifacts import LOWEST_DB, ripple_db
 from deconvfix.diagnosis import check_sample_rate, diagnose
 from deconvfix.errors import ModelError, OptionError, ParityError, RefusedError
+from deconvfix.fidelity import (
+    fidelity_of,
+    layers_with_ripples,
+    planned_ripples,
+    ripples_now,
+    with_runs,
+)
 from deconvfix.fit.tuning import Tuning
-from deconvfix.forms import form
 from deconvfix.forms.base import FITTED_TO_DATA, Init
-from deconvfix.frontends.base import CalibrationData, FitsToData, Frontend
+from deconvfix.frontends.base import CalibrationData, FitsToData, Frontend, HasInputs
 from deconvfix.inspection import Inspection
 from deconvfix.parity import ParityReport
-from deconvfix.plan import Match, Options, Plan, make_plan
-from deconvfix.report import ConversionReport, Fidelity, layer_reports
+from deconvfix.plan import Options, Plan, make_plan
+from deconvfix.report import ConversionReport
 from deconvfix.steps import Interpolation, PadMode
 
 __all__ = ["Conversion", "convert", "frontend_of", "inspect", "parity_error", "verify", "versions"]
@@ -106,6 +111,7 @@ def convert(
     inplace: bool = False,
     plan: Plan | None = None,
     verify: bool = True,
+    sample_rate: float | None = None,
 ) -> Conversion:
     """Replaces the transposed convolutions of a model and proves the result.
 
@@ -142,7 +148,9 @@ def convert(
         strict: Raise if a layer is refused.
         inplace: Change the model itself.
         plan: Carry out this plan instead of making one (the other options are ignored).
-        verify: Compare the converted layers, and the model, with the original.
+        verify: Compare the converted layers, and the model, with the original. For fitted forms the grid
+            of both models is measured too: on a constant input, and in the outputs.
+        sample_rate: Of one-dimensional outputs, in Hz: tones are given in Hz too.
 
     Returns:
         The converted model, the plan and the report. `report.parity.ok` is True: otherwise an
@@ -154,6 +162,7 @@ def convert(
         RefusedError: A layer was refused and `strict` is set.
         ParityError: The converted model departs from the original.
     """
+    check_sample_rate(sample_rate)
     named = os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
     model = opened(model)
     frontend = frontend_of(model)
@@ -173,22 +182,16 @@ def convert(
     if plan is None:
         selects = (lambda name: not exclude(name)) if callable(exclude) else None
         plan = make_plan(findings.matches, options, selects)
-    if strict and plan.refused:
-        first, *others = plan.refused
-        raise RefusedError(
-            first.name or "(model)",
-            first.reason.removeprefix(f"{first.name}: ").rstrip("."),
-            f"`strict` allows no refusal ({len(others)} more)"
-            if others
-            else "`strict` allows none",
-            "Exclude the layer, or leave out `strict`",
-        )
+    if strict:
+        _allow_no_refusal(plan)
     to_data = any(each.settings and each.settings.init in FITTED_TO_DATA for each in plan.replaced)
     reference = frontend.prepare(working, None, inplace=False) if verify or to_data else None
-    fidelity = _ripples(findings.matches, plan)
+    ripples = planned_ripples(findings.matches, plan)
     notes = list(findings.notes)
     fitter = _fitter(frontend, calibration) if to_data else None
     real_inputs = example_inputs
+    if real_inputs is None and isinstance(frontend, HasInputs):
+        real_inputs = frontend.own_inputs(working)
     if fitter is not None and calibration is not None and not isinstance(calibration, str):
         calibration = list(calibration)
         real_inputs = calibration[-1] if calibration else example_inputs
@@ -199,40 +202,38 @@ def convert(
         )
         converted, plan, more = fitter.fit_to_data(reference, converted, plan, data)
         notes += more
+    ripples = ripples_now(frontend, converted, plan, ripples)
+    fidelity = fidelity_of(ripples, plan)
+    if fitter is not None and fidelity is not None and calibration is not None:
+        samples = fitter.count_samples(calibration, example_inputs)
+        seen = not isinstance(calibration, str)
+        fidelity = replace(fidelity, calibration_samples=samples, psnr_seen=seen)
     still_running = None
     if example_inputs is not None:
         still_running = tuple(frontend.left(converted, plan, example_inputs))
-    parity: ParityReport | None = None
+    parity = None
     if verify:
-        inputs = [] if example_inputs is None else [example_inputs]
-        parity = frontend.verify(reference, converted, inputs, plan)
-        if not parity.comparisons and plan.replaced and example_inputs is None:
-            parity = None
-            notes.append("Nothing could be compared without a run: give example inputs.")
+        parity, more = _proof(frontend, reference, converted, plan, example_inputs)
+        notes += more
         if fidelity is not None and real_inputs is not None:
-            psnr = frontend.psnr_db(reference, converted, real_inputs)
-            fidelity = Fidelity(psnr, fidelity.ripple_db_before, fidelity.ripple_db_after)
+            fidelity, more = with_runs(
+                fidelity,
+                *(frontend, reference, converted, findings.matches, real_inputs),
+                sample_rate=sample_rate,
+            )
+            notes += more
     report = ConversionReport(
         input=named,
         output=None,
         to=plan.to,
-        layers=layer_reports(plan),
+        layers=layers_with_ripples(plan, ripples),
         parity=parity,
         fidelity=fidelity,
         still_running=still_running,
         notes=tuple(notes),
         versions=versions(),
     )
-    if parity is not None and not parity.ok:
-        raise parity_error(parity, named)
-    if still_running:
-        raise ParityError(
-            still_running[0] or named,
-            f"a transposed convolution still runs there after the conversion ({len(still_running)} "
-            "in all)",
-            "every layer that is replaced must be gone",
-            "Exclude it to keep it, and report this as a bug with the code that calls it",
-        )
+    _check_proofs(report)
     return Conversion(converted, plan, report)
 
 
@@ -313,6 +314,44 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _allow_no_refusal(plan: Plan) -> None:
+    """For `strict`."""
+    if not plan.refused:
+        return
+    first, *others = plan.refused
+    raise RefusedError(
+        first.name or "(model)",
+        first.reason.removeprefix(f"{first.name}: ").rstrip("."),
+        f"`strict` allows no refusal ({len(others)} more)" if others else "`strict` allows none",
+        "Exclude the layer, or leave out `strict`",
+    )
+
+
+def _proof(
+    frontend: Frontend, before: Any, after: Any, plan: Plan, example_inputs: Any | None
+) -> tuple[ParityReport | None, tuple[str, ...]]:
+    """The comparison with the original, and a note; None if nothing could be compared."""
+    inputs = [] if example_inputs is None else [example_inputs]
+    parity = frontend.verify(before, after, inputs, plan)
+    if not parity.comparisons and plan.replaced and example_inputs is None:
+        return None, ("Nothing could be compared without a run: give example inputs.",)
+    return parity, ()
+
+
+def _check_proofs(report: ConversionReport) -> None:
+    """Raises if the converted model departs, or something was missed."""
+    if report.parity is not None and not report.parity.ok:
+        raise parity_error(report.parity, report.input)
+    if report.still_running:
+        raise ParityError(
+            report.still_running[0] or report.input,
+            "a transposed convolution still runs there after the conversion "
+            f"({len(report.still_running)} in all)",
+            "every layer that is replaced must be gone",
+            "Exclude it to keep it, and report this as a bug with the code that calls it",
+        )
+
+
 def _fitter(frontend: Frontend, calibration: object) -> FitsToData:
     """The front end, if it can fit layers to inputs and there are some."""
     if not isinstance(frontend, FitsToData):
@@ -334,22 +373,3 @@ def _fitter(frontend: Frontend, calibration: object) -> FitsToData:
 
 def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _ripples(matches: Sequence[Match], plan: Plan) -> Fidelity | None:
-    """Ripple of the layers that change, from their weights; None if no function changes."""
-    before, after = LOWEST_DB, LOWEST_DB
-    found = {match.name: match for match in matches}
-    changed = [each for each in plan.replaced if not each.exact]
-    for decision in changed:
-        match = found.get(decision.name)
-        if match is None or match.read_weight is None or match.spec != decision.spec:
-            continue
-        assert decision.spec
-        weight = match.read_weight()
-        before = max(before, ripple_db(decision.spec, weight))
-        assert decision.form
-        assert decision.settings
-        new = form(decision.form).equivalent(decision.spec, decision.settings, weight)
-        after = max(after, ripple_db(*new))
-    return Fidelity(None, before, after) if changed else None

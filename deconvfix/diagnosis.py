@@ -19,7 +19,7 @@ from deconvfix.plan import Match
 from deconvfix.spectra import radial_spectrum, spectral_peaks
 from deconvfix.variance import PhaseVariance, phase_variance
 
-__all__ = ["check_sample_rate", "diagnose"]
+__all__ = ["check_sample_rate", "diagnose", "longest_period", "outputs_with_grids"]
 
 Answers = dict[str, NDArray[np.float64]]
 
@@ -52,24 +52,15 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
     """
     matches = findings.matches
     notes = [*findings.notes, *probe.notes]
-    layers = [each for each in matches if each.spec is not None]
-    strides = [each.spec.stride for each in layers if each.spec is not None]
-    stacked = dict(zip((each.name for each in layers), stacked_periods(strides), strict=True))
+    strides = [each.spec.stride for each in matches if each.spec is not None]
+    stacked = _stacked(matches)
     if sample_rate is not None and not any(len(each) == 1 for each in strides):
         notes.append("No layer has one dimension: the sample rate is not used.")
-    sizes = {each.name: each.output_size for each in probe.layers}
     periods, outputs = dict(stacked), []
-    shown: dict[int, tuple[NDArray[Any], dict[str, Period]]] = {}
-    for index, output in enumerate(probe.outputs):
-        for ndim in sorted({len(each) for each in strides}):
-            values = with_channels(output, ndim)
-            grids = {} if values is None else _grids(layers, stacked, sizes, values.shape[2:])
-            if values is not None and any(max(each) > 1 for each in grids.values()):
-                shown[index] = (values, grids)
-                break
+    shown = outputs_with_grids(matches, probe)
     for _, grids in reversed(shown.values()):
         periods.update(grids)  # the first output counts
-    longest = {index: _longest(list(grids.values())) for index, (_, grids) in shown.items()}
+    longest = {index: longest_period(grids) for index, (_, grids) in shown.items()}
     flat = {} if probe.run is None else network_answers(probe.run, probe.inputs, longest)
     for index, (values, grids) in shown.items():
         usable = bool(np.isfinite(values).all())
@@ -99,6 +90,43 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
     )
 
 
+def outputs_with_grids(
+    matches: Sequence[Match], probe: Probe
+) -> dict[int, tuple[NDArray[Any], dict[str, Period]]]:
+    """The outputs that a grid may be in.
+
+    Args:
+        matches: The layers.
+        probe: Of a run.
+
+    Returns:
+        By the number of the output its values, (N, C, *spatial), and the period of each layer's grid.
+    """
+    layers = [each for each in matches if each.spec is not None]
+    stacked = _stacked(matches)
+    sizes = {each.name: each.output_size for each in probe.layers}
+    shown: dict[int, tuple[NDArray[Any], dict[str, Period]]] = {}
+    for index, output in enumerate(probe.outputs):
+        for ndim in sorted({len(each) for each in stacked.values()}):
+            values = with_channels(output, ndim)
+            grids = {} if values is None else _grids(layers, stacked, sizes, values.shape[2:])
+            if values is not None and any(max(each) > 1 for each in grids.values()):
+                shown[index] = (values, grids)
+                break
+    return shown
+
+
+def longest_period(grids: Mapping[str, Period]) -> Period:
+    """The longest of the grids' periods, per axis."""
+    return tuple(max(axis) for axis in zip(*grids.values(), strict=True))
+
+
+def _stacked(matches: Sequence[Match]) -> dict[str, Period]:
+    """The periods of layers that follow each other."""
+    layers = {each.name: each.spec.stride for each in matches if each.spec is not None}
+    return dict(zip(layers, stacked_periods(list(layers.values())), strict=True))
+
+
 def _grids(
     layers: Sequence[Match],
     stacked: Mapping[str, Period],
@@ -116,10 +144,6 @@ def _grids(
         elif not sizes:
             grids[each.name] = stacked[each.name]
     return grids
-
-
-def _longest(periods: Sequence[Period]) -> Period:
-    return tuple(max(axis) for axis in zip(*periods, strict=True))
 
 
 def _variances(values: NDArray[Any], grids: Mapping[str, Period]) -> Iterator[PhaseVariance]:

@@ -9,11 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix import pictures
+from deconvfix.report import Tone
 
-__all__ = ["Evidence", "Kernel", "Pair", "Picture", "draw"]
+__all__ = ["AMPLIFIED", "KERNELS", "Evidence", "Kernel", "Pair", "Picture", "Spectrum", "draw"]
 
 Array = NDArray[Any]
-_AMPLIFIED = 8.0
+# The heading of the last pictures.
+KERNELS = "Answers of the layers to one pixel, largest weight"
+# How often the difference of two outputs is enlarged.
+AMPLIFIED = 8.0
+_SAMPLE_SIZE = 96
+_AXES = {2: ("vertical", "horizontal"), 3: ("first", "second", "third")}
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Pair:
 
     Attributes:
         what: Of which input, in words.
-        before: (C, H, W) of a picture, (C, T) of a signal.
+        before: (C, H, W) of a picture, (C, T) of a signal, (C, D, H, W) of a volume.
         after: The same of the converted model.
     """
 
@@ -47,6 +53,31 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """The spectrum of an output along one axis, without what is no grid (`spectra.axis_spectrum`).
+
+    Attributes:
+        output: The number of the output.
+        axis: The spatial axis.
+        axes: How many there are.
+        frequency: Cycles per pixel, (n,), from 0 to 1/2.
+        before: The power at each, (n,).
+        after: The same of the converted model.
+        tones: The frequencies of grids on this axis.
+        sample_rate: In Hz, for a signal.
+    """
+
+    output: int
+    axis: int
+    axes: int
+    frequency: Array
+    before: Array
+    after: Array
+    tones: tuple[Tone, ...]
+    sample_rate: float | None = None
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What is drawn for a fitted conversion.
 
@@ -54,13 +85,13 @@ class Evidence:
         flat: The answers to a constant input.
         sample: The outputs on an example.
         kernels: One for each converted layer whose weights are stored.
-        period: Pixels after which the network's grid repeats, per axis.
+        spectra: Of the outputs on the example, along each axis.
     """
 
     flat: Pair | None
     sample: Pair | None
-    kernels: tuple[Kernel, ...]
-    period: tuple[int, ...]
+    kernels: tuple[Kernel, ...] = ()
+    spectra: tuple[Spectrum, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,38 +118,40 @@ def draw(evidence: Evidence) -> tuple[Picture, ...]:
         drawn += _flat(evidence.flat)
     if evidence.sample is not None:
         drawn += _sample(evidence.sample)
-        drawn += _spectrum(evidence.sample, evidence.period)
-    section = "Answers of the layers to one pixel, largest weight"
+    drawn += map(_spectrum, evidence.spectra)
     for kernel in evidence.kernels:
         uri = pictures.kernels(_plane(kernel.before), _plane(kernel.after))
-        drawn.append(Picture(section, kernel.layer or "(model)", uri))
+        drawn.append(Picture(KERNELS, kernel.layer or "(model)", uri))
     return tuple(drawn)
 
 
 def _flat(pair: Pair) -> list[Picture]:
     """One contrast for both, that of the original: what is left of a grid must not be hidden."""
-    section = f"Flat field: the answer to {pair.what}"
+    section = f"The grid: the answer to {pair.what}, away from the border"
     if pair.before.ndim < 3:
         return _signals(section, pair, samples=256)
-    old, new = (_middle(each, 48) for each in (pair.before, pair.after))
-    spread = max(float(np.ptp(old)), 1e-6) / 2
+    old, new = (_deviations(_slice(each)) for each in (pair.before, pair.after))
+    # Rounding must not be blown up to a pattern where there is nothing to see.
+    least = 1e-6 * max(1e-30, float(np.abs(pair.before).max()))
+    most = max(float(np.abs(old).max()), least)
+    scale = f"black to white: {2 * most:.2g} around each channel's mean"
     return [
-        Picture(section, title, pictures.image(each, _mid(each) - spread, _mid(each) + spread))
+        Picture(section, f"{title}; {scale}", pictures.image(each, -most, most))
         for title, each in (("before", old), ("after", new))
     ]
 
 
 def _sample(pair: Pair) -> list[Picture]:
-    section = f"Output on {pair.what}"
+    section = f"The output on {pair.what}"
     if pair.before.ndim < 3:
         return _signals(section, pair, samples=1024)
-    old, new = (_middle(each, 96) for each in (pair.before, pair.after))
+    old, new = (_middle(_slice(each), _SAMPLE_SIZE) for each in (pair.before, pair.after))
     low, high = float(old.min()), float(old.max())
-    half = (high - low) / (2 * _AMPLIFIED)
+    half = (high - low) / (2 * AMPLIFIED)
     return [
         Picture(section, "before", pictures.image(old, low, high)),
         Picture(section, "after", pictures.image(new, low, high)),
-        Picture(section, f"difference x{_AMPLIFIED:g}", pictures.image(new - old, -half, half)),
+        Picture(section, f"difference x{AMPLIFIED:g}", pictures.image(new - old, -half, half)),
     ]
 
 
@@ -132,23 +165,46 @@ def _signals(section: str, pair: Pair, samples: int) -> list[Picture]:
     return [Picture(section, "the middle of the signal", uri, wide=True)]
 
 
-def _spectrum(pair: Pair, period: tuple[int, ...]) -> list[Picture]:
-    """Power along the last axis, averaged over everything else, with the grid's frequencies marked."""
-    frequency = np.fft.rfftfreq(pair.before.shape[-1])[1:]
-    lines = []
-    for name, array in (("before", pair.before), ("after", pair.after)):
-        centred = array - array.mean(-1, keepdims=True)
-        window = np.hanning(array.shape[-1])
-        power = np.abs(np.fft.rfft(centred * window, axis=-1)) ** 2
-        mean = power.reshape(-1, power.shape[-1]).mean(0)[1:]
-        lines.append((name, 10 * np.log10(np.maximum(mean, 1e-30))))
-    last = period[-1] if period else 1
-    marks = [(j / last, f"{j}/{last}") for j in range(1, last // 2 + 1)] if last <= 32 else []
+def _spectrum(spectrum: Spectrum) -> Picture:
+    """Power in dB over the original's median, the tones marked with their layers."""
+    unit, scale = "cycles per pixel", 1.0
+    if spectrum.axes == 1:
+        unit = "cycles per sample"
+    if spectrum.sample_rate is not None:
+        unit, scale = "Hz", spectrum.sample_rate
+    reference = float(np.median(spectrum.before[1:])) or 1.0
+    # What is 120 dB below is nothing, and would flatten the rest of the picture.
+    floor = 1e-12 * max(float(spectrum.before.max()), 1e-300)
+    lines = [
+        (name, 10 * np.log10(np.maximum(power[1:], floor) / reference))
+        for name, power in (("before", spectrum.before), ("after", spectrum.after))
+    ]
+    marks = [
+        pictures.Mark(
+            scale * abs(each.frequency[spectrum.axis]),
+            tuple(layer or "(model)" for layer in each.layers),
+            each.strength,
+        )
+        for each in spectrum.tones
+    ]
     uri = pictures.curves(
-        frequency, lines, x_label="cycles per pixel, last axis", y_label="power in dB", marks=marks
+        scale * spectrum.frequency[1:],
+        lines,
+        x_label=unit,
+        y_label="power in dB",
+        marks=marks,
     )
-    title = "dotted: where the grid of the transposed convolutions lies"
-    return [Picture("Spectrum of that output", title, uri, wide=True)]
+    along = "" if spectrum.axes == 1 else f"along the {_AXES[spectrum.axes][spectrum.axis]} axis; "
+    title = f"{along}dotted: the frequencies of the layers' grids"
+    section = "Spectrum of the output, and whose grid is where"
+    if spectrum.output:
+        section += f" (output {spectrum.output})"
+    return Picture(section, title, uri, wide=True)
+
+
+def _slice(array: Array) -> Array:
+    """A picture of a volume: through its middle."""
+    return array[:, array.shape[1] // 2] if array.ndim == 4 else array
 
 
 def _middle(array: Array, size: int) -> Array:
@@ -160,8 +216,10 @@ def _middle(array: Array, size: int) -> Array:
     return cut
 
 
-def _mid(array: Array) -> float:
-    return (float(array.min()) + float(array.max())) / 2
+def _deviations(array: Array) -> Array:
+    """From the mean of each channel: their levels are no grid."""
+    deviations: Array = array - array.mean((1, 2), keepdims=True)
+    return deviations
 
 
 def _plane(kernel: Array) -> Array:

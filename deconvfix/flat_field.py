@@ -21,7 +21,15 @@ from deconvfix.errors import DeconvfixError
 from deconvfix.fit.least_squares import phase_of_taps, phase_sums
 from deconvfix.spec import ConvTransposeSpec
 
-__all__ = ["FlatField", "Run", "flat_field_of", "layer_answer", "network_answers", "with_channels"]
+__all__ = [
+    "FlatField",
+    "Run",
+    "flat_field_of",
+    "layer_answer",
+    "network_answers",
+    "network_tables",
+    "with_channels",
+]
 
 Array = NDArray[np.float64]
 Run = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]
@@ -95,7 +103,18 @@ def layer_answer(
 def network_answers(
     run: Run, inputs: Sequence[NDArray[Any]], periods: Mapping[int, tuple[int, ...]]
 ) -> dict[int, FlatField]:
-    """The flat fields of a network's outputs.
+    """The flat fields of a network's outputs; see `network_tables`."""
+    tables = network_tables(run, inputs, periods)
+    return {index: flat_field_of(table) for index, table in tables.items()}
+
+
+def network_tables(
+    run: Run,
+    inputs: Sequence[NDArray[Any]],
+    periods: Mapping[int, tuple[int, ...]],
+    most_output: int = _MOST_OUTPUT,
+) -> dict[int, Array]:
+    """The phases of a network's answers to a constant input, away from the border.
 
     Each floating-point input with spatial axes becomes constant, at its own mean in each sample and
     channel (0.5 or 0 if the network has no finite answer to that). Where the border reaches the middle
@@ -107,20 +126,19 @@ def network_answers(
         run: Gives the outputs for inputs like those of the example.
         inputs: The example.
         periods: For each output to look at, by its number, the period of its grid.
+        most_output: Inputs are not made larger any more once an output has so many elements.
 
     Returns:
-        By the number of the output; one that never repeats itself is missing.
+        (N, C, *period) by the number of the output; one that never repeats itself is missing.
     """
-    spatial = [each.dtype.kind == "f" and each.ndim > 2 for each in inputs]
-    found: dict[int, FlatField] = {}
-    if not any(spatial):
+    found: dict[int, Array] = {}
+    if not any(map(_is_spatial, inputs)):
         return found
     for fill in (None, 0.5, 0.0):
         answered = False
         for factor in _FACTORS:
             constants = [
-                _constant(each, fill, factor) if flat else each
-                for each, flat in zip(inputs, spatial, strict=True)
+                _constant(each, fill, factor) if _is_spatial(each) else each for each in inputs
             ]
             if factor > 1 and sum(each.size for each in constants) > _MOST_ELEMENTS:
                 break
@@ -137,8 +155,8 @@ def network_answers(
                 answered = True
                 answer = _middle(output, period)
                 if answer is not None:
-                    found[index] = flat_field_of(answer)
-            too_large = max((each.size for each in outputs), default=0) > _MOST_OUTPUT
+                    found[index] = answer
+            too_large = max((each.size for each in outputs), default=0) > most_output
             if not answered or len(found) == len(periods) or too_large:
                 break
         if answered:
@@ -153,6 +171,10 @@ def with_channels(output: NDArray[Any], ndim: int) -> NDArray[Any] | None:
     if output.ndim == ndim + 2:
         return output
     return output[:, None] if output.ndim == ndim + 1 else None
+
+
+def _is_spatial(values: NDArray[Any]) -> bool:
+    return values.dtype.kind == "f" and values.ndim > 2
 
 
 def _constant(values: NDArray[Any], fill: float | None, factor: int) -> NDArray[Any]:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from deconvfix.conversion import Conversion
-from deconvfix.errors import CheckpointError, ParityError
+from deconvfix.errors import CheckpointError, OptionError, ParityError
 from deconvfix.files import output_folder
 from deconvfix.plan import Plan
 from deconvfix.report import ConversionReport
 from deconvfix.source import Source
 
 __all__ = [
+    "fits_no_samples",
     "needs_architecture",
     "of_file",
     "read_recipe",
@@ -51,6 +52,16 @@ def told_of(
         input=str(source.path),
         output=None if output is None else str(output),
         notes=(*notes, *report.notes),
+    )
+
+
+def fits_no_samples(path: Path) -> OptionError:
+    """The error for what needs fits to samples, on a file that knows fits to weights alone."""
+    return OptionError(
+        "samples-curve",
+        f"the layers of {path} cannot be fitted to calibration samples",
+        "a checkpoint and the code of its model are needed",
+        "Leave it out, or convert the model before it is exported",
     )
 
 

@@ -9,15 +9,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from deconvfix import onnx_file
 from deconvfix.conversion import convert, inspect, parity_error
 from deconvfix.errors import ExportError, OptionError
+from deconvfix.fidelity import gather, with_runs
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.onnx_model import FRONTEND
 from deconvfix.frontends.onnx_parity import compare_models
 from deconvfix.inspection import Inspection
-from deconvfix.jobs import read_recipe, told_of, write_recipe
+from deconvfix.jobs import fits_no_samples, read_recipe, told_of, write_recipe
 from deconvfix.onnx_file import OnnxFile
 from deconvfix.parity import ParityReport
 from deconvfix.report import ConversionReport
@@ -41,6 +43,8 @@ def convert_file(
     dry_run: bool = False,
     overwrite: bool = False,
     opset: int | None = None,
+    pictures: bool = False,
+    samples_curve: bool = False,
     **options: Any,
 ) -> ConversionReport:
     """Converts an ONNX file into an ONNX file; what is proven is the file that was written.
@@ -52,6 +56,8 @@ def convert_file(
         dry_run: Plan only.
         overwrite: Whether existing files may be replaced.
         opset: Not for ONNX files: theirs stays.
+        pictures: Gather what an HTML report draws.
+        samples_curve: Not for files whose layers cannot be fitted to samples.
         options: As for `deconvfix.convert`.
     """
     if opset is not None:
@@ -61,6 +67,8 @@ def convert_file(
             "an ONNX file keeps its own",
             "Leave out --opset, or convert the file first (onnx.version_converter)",
         )
+    if samples_curve:
+        raise fits_no_samples(source.path)
     if dry_run:
         if recipe is not None:
             check_output(recipe, overwrite=overwrite, inputs=source.files)
@@ -92,12 +100,37 @@ def convert_file(
         after = onnx_file.read(written).model
         paths = (source.path, written)
         parity = compare_models(file.model, after, examples, conversion.plan, paths)
-        if report.fidelity is not None and examples:
-            psnr = FRONTEND.psnr_db(file.model, after, examples[0])
-            report = replace(report, fidelity=replace(report.fidelity, psnr_db=psnr))
         report = replace(report, parity=parity)
         if not parity.ok:
             raise parity_error(parity, str(source.path))
+        if examples:
+            report = _measured(
+                report, file.model, after, examples[0], pictures, options.get("sample_rate")
+            )
+    return report
+
+
+def _measured(
+    report: ConversionReport,
+    before: ir.Model,
+    after: ir.Model,
+    example: dict[str, Any],
+    pictures: bool,
+    sample_rate: float | None,
+) -> ConversionReport:
+    """The report with what running both files tells of an intended change."""
+    if report.fidelity is None:
+        return report
+    matches = FRONTEND.find(before, None).matches
+    fidelity, notes = with_runs(
+        report.fidelity, FRONTEND, before, after, matches, example, sample_rate=sample_rate
+    )
+    report = replace(report, fidelity=fidelity, notes=(*report.notes, *notes))
+    if pictures:
+        evidence = gather(
+            FRONTEND, before, after, example, fidelity.outputs, sample_rate=sample_rate
+        )
+        report = replace(report, evidence=evidence)
     return report
 
 

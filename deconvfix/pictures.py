@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["curves", "image", "kernels"]
+__all__ = ["Mark", "curves", "image", "kernels", "labelled"]
 
 Array = NDArray[Any]
 # Readable on white and on black.
 _INK = "#7d8590"
-_COLORS = ("#d1242f", "#1f883d", "#0969da")
+# Told apart by those who do not see red and green too.
+_COLORS = ("#d1242f", "#2f81f7", "#1f883d")
 _SMALLEST = 192
+# Names at marks: a share of the x axis for each, and so many letters and lines.
+_LABEL_WIDTH = 0.11
+_LETTERS = 16
+_NAMES = 3
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place on the x axis.
+
+    Attributes:
+        position: Where it is.
+        names: What it belongs to.
+        strength: The strongest marks are named first.
+    """
+
+    position: float
+    names: tuple[str, ...]
+    strength: float = 0.0
 
 
 def image(array: Array, low: float | None = None, high: float | None = None) -> str:
@@ -42,7 +64,7 @@ def image(array: Array, low: float | None = None, high: float | None = None) -> 
 
 
 def kernels(before: Array, after: Array) -> str:
-    """Two kernels side by side on one scale, blue below zero and red above, as PNG.
+    """Two kernels side by side on one scale, as PNG: blue below zero and red above, of one axis as bars.
 
     Args:
         before: (h, w), or (k,), of the trained layer.
@@ -51,10 +73,17 @@ def kernels(before: Array, after: Array) -> str:
     figure, axes = _figure(1, 2, (3.6, 1.8))
     limit = max(float(np.abs(before).max()), float(np.abs(after).max())) or 1.0
     for axis, kernel, title in zip(axes, (before, after), ("before", "after"), strict=True):
-        axis.imshow(np.atleast_2d(kernel), cmap="RdBu_r", vmin=-limit, vmax=limit)
+        if kernel.ndim == 1:
+            axis.bar(np.arange(len(kernel)), kernel, color=_COLORS[0], width=0.7)
+            axis.axhline(0, color=_INK, linewidth=0.8)
+            axis.set_ylim(-1.05 * limit, 1.05 * limit)
+        else:
+            axis.imshow(kernel, cmap="RdBu_r", vmin=-limit, vmax=limit)
         axis.set_title(title, color=_INK, fontsize=8)
         axis.set_xticks([])
         axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_color(_INK)
     return _saved(figure, "png")
 
 
@@ -64,7 +93,7 @@ def curves(
     *,
     x_label: str,
     y_label: str,
-    marks: Sequence[tuple[float, str]] = (),
+    marks: Sequence[Mark] = (),
 ) -> str:
     """Curves over one axis as SVG.
 
@@ -73,16 +102,20 @@ def curves(
         lines: A name and values, (N,), for each curve.
         x_label: What x is, with its unit.
         y_label: What the values are, with their unit.
-        marks: Positions of vertical lines, and what stands at them.
+        marks: Vertical lines, and dots on the curves there. Where there is no room for all their
+            names, the strongest have theirs.
     """
-    figure, ((axis,),) = _figure(1, 1, (7.2, 2.8), squeeze=False)
-    for position, text in marks:
-        axis.axvline(position, color=_INK, linewidth=0.8, linestyle=":")
-        axis.text(position, 1.01, text, color=_INK, fontsize=7, rotation=45,
-                  transform=axis.get_xaxis_transform())  # fmt: skip
+    figure, ((axis,),) = _figure(1, 1, (7.2, 3.0), squeeze=False)
+    for mark in marks:
+        axis.axvline(mark.position, color=_INK, linewidth=0.8, linestyle=":")
+    for mark in labelled(marks, float(np.ptp(x)) * _LABEL_WIDTH):
+        axis.text(mark.position, 1.02, _label(mark.names), color=_INK, fontsize=7, ha="center",
+                  va="bottom", transform=axis.get_xaxis_transform())  # fmt: skip
+    at = [int(np.abs(x - mark.position).argmin()) for mark in marks]
     for (name, values), color in zip(lines, _COLORS, strict=False):
         axis.plot(x, values, label=name, color=color, linewidth=1.2,
                   marker="o" if len(x) < 20 else None, markersize=3)  # fmt: skip
+        axis.plot(x[at], values[at], color=color, linestyle="none", marker="o", markersize=4)
     axis.set_xlabel(x_label, color=_INK, fontsize=8)
     axis.set_ylabel(y_label, color=_INK, fontsize=8)
     axis.tick_params(colors=_INK, labelsize=7)
@@ -91,6 +124,24 @@ def curves(
     if len(lines) > 1:
         axis.legend(fontsize=7, labelcolor=_INK, frameon=False)
     return _saved(figure, "svg")
+
+
+def labelled(marks: Sequence[Mark], apart: float) -> list[Mark]:
+    """The marks whose names find room, the strongest first, `apart` from each other."""
+    chosen: list[Mark] = []
+    for mark in sorted(marks, key=lambda each: -each.strength):
+        if all(abs(mark.position - each.position) >= apart for each in chosen):
+            chosen.append(mark)
+    return chosen
+
+
+def _label(names: Sequence[str]) -> str:
+    """One name on each line; the ends of long ones, which tell layers apart."""
+    lines = [n if len(n) <= _LETTERS else f"…{n[1 - _LETTERS :]}" for n in names[:_NAMES]]
+    if len(names) > _NAMES:
+        lines[-1] += f" +{len(names) - _NAMES}"
+    # Names are no mathematical text.
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> Any:
@@ -108,7 +159,12 @@ def _saved(figure: Any, kind: str) -> str:
 
     buffer = io.BytesIO()
     # The same picture gives the same bytes: no date, no random names.
-    with matplotlib.rc_context({"svg.hashsalt": "deconvfix", "svg.fonttype": "none"}):
+    with (
+        matplotlib.rc_context({"svg.hashsalt": "deconvfix", "svg.fonttype": "none"}),
+        warnings.catch_warnings(),
+    ):
+        # Names of layers may be in any script; the browser that shows the picture has its fonts.
+        warnings.filterwarnings("ignore", ".*missing from font", UserWarning)
         metadata = {"Date": None} if kind == "svg" else {}
         figure.savefig(buffer, format=kind, transparent=True, dpi=110, metadata=metadata)
     return _uri("image/svg+xml" if kind == "svg" else "image/png", buffer.getvalue())

@@ -14,11 +14,13 @@ from deconvfix.checkpoint_source import bound_inputs
 from deconvfix.conversion import convert, inspect
 from deconvfix.conversion import verify as verify_models
 from deconvfix.errors import OptionError
+from deconvfix.fidelity import gather
 from deconvfix.files import check_output, output_folder
+from deconvfix.frontends.exported_program import FRONTEND
 from deconvfix.frontends.torch_compare import equal
 from deconvfix.frontends.torch_inputs import Inputs, as_inputs, flat_tensors, run_model
 from deconvfix.inspection import Inspection
-from deconvfix.jobs import read_recipe, reloaded_error, told_of, write_recipe
+from deconvfix.jobs import fits_no_samples, read_recipe, reloaded_error, told_of, write_recipe
 from deconvfix.onnx_export import ExportReport, export_onnx
 from deconvfix.onnx_verify import verify_onnx
 from deconvfix.parity import ParityReport
@@ -42,6 +44,8 @@ def convert_file(
     dry_run: bool = False,
     overwrite: bool = False,
     opset: int | None = None,
+    pictures: bool = False,
+    samples_curve: bool = False,
     **options: Any,
 ) -> ConversionReport:
     """Converts a program into a program or an ONNX file.
@@ -53,8 +57,12 @@ def convert_file(
         dry_run: Plan only.
         overwrite: Whether existing files may be replaced.
         opset: Of an ONNX output.
+        pictures: Gather what an HTML report draws.
+        samples_curve: Not for files whose layers cannot be fitted to samples.
         options: As for `deconvfix.convert`.
     """
+    if samples_curve:
+        raise fits_no_samples(source.path)
     if dry_run:
         if recipe is not None:
             check_output(recipe, overwrite=overwrite, inputs=source.files)
@@ -76,6 +84,17 @@ def convert_file(
     example = _example(source, program)
     conversion = convert(program, example_inputs=example, plan=read_recipe(recipe), **options)
     report = told_of(source, conversion, (), output)
+    shown = program.example_inputs if example is None else example
+    if pictures and report.fidelity is not None and shown is not None:
+        evidence = gather(
+            FRONTEND,
+            program,
+            conversion.model,
+            shown,
+            report.fidelity.outputs,
+            sample_rate=options.get("sample_rate"),
+        )
+        report = replace(report, evidence=evidence)
     if output.suffix == ".onnx":
         exported = export_onnx(
             conversion.model,

@@ -22,6 +22,7 @@ __all__ = [
     "FEWEST_CELLS",
     "Peak",
     "RadialSpectrum",
+    "axis_spectrum",
     "high_pass",
     "manageable",
     "radial_spectrum",
@@ -118,15 +119,10 @@ def spectral_peaks(
         Every frequency j/S along one axis, then those off the axes that stand out by 10 dB or more.
         Nothing if there are fewer than four whole periods along an axis.
     """
-    values = manageable(values)
-    if any(n < 2 * s for n, s in zip(values.shape[2:], period, strict=True)):
+    found_power = _grid_power(values, period)
+    if found_power is None:
         return ()
-    residual = high_pass(values, period)
-    counts = [n // s for n, s in zip(residual.shape[2:], period, strict=True)]
-    if min(counts) < FEWEST_CELLS:
-        return ()
-    whole = spatial_index(slice(0, n * s) for n, s in zip(counts, period, strict=True))
-    power = _power(residual[whole])
+    power, counts = found_power
     ndim = len(period)
     reach = [min(n // 2, _NEIGHBOURS) for n in counts]
     around = np.array(
@@ -156,6 +152,29 @@ def spectral_peaks(
     return tuple(peak for _, peak in found)
 
 
+def axis_spectrum(
+    values: NDArray[Any], period: Sequence[int], axis: int
+) -> tuple[Array, Array] | None:
+    """The spectrum in which `spectral_peaks` looks for peaks, along one axis.
+
+    Args:
+        values: (N, C, *spatial).
+        period: The longest of the grids' periods, per axis.
+        axis: The spatial axis; the frequency is zero along the others.
+
+    Returns:
+        Frequencies from 0 to 1/2, in cycles per pixel, and the power at each, both (n,). None where
+        `spectral_peaks` gives nothing.
+    """
+    found = _grid_power(values, period)
+    if found is None:
+        return None
+    power, _ = found
+    along = np.moveaxis(power, axis, 0).reshape(power.shape[axis], -1)[:, 0]
+    frequency = np.arange(len(along) // 2 + 1) / len(along)
+    return frequency, along[: len(frequency)]
+
+
 def radial_spectrum(values: NDArray[Any]) -> RadialSpectrum | None:
     """The power of a picture by distance from the origin of its spectrum, averaged over directions.
 
@@ -180,6 +199,19 @@ def radial_spectrum(values: NDArray[Any]) -> RadialSpectrum | None:
         tuple(float(each + 0.5) / _RADIAL_BINS for each in rings),
         tuple(_power_db(float(each), reference) for each in means),
     )
+
+
+def _grid_power(values: NDArray[Any], period: Sequence[int]) -> tuple[Array, list[int]] | None:
+    """Power of the high-pass residual at each frequency, and the number of whole periods per axis."""
+    values = manageable(values)
+    if any(n < 2 * s for n, s in zip(values.shape[2:], period, strict=True)):
+        return None
+    residual = high_pass(values, period)
+    counts = [n // s for n, s in zip(residual.shape[2:], period, strict=True)]
+    if min(counts) < FEWEST_CELLS:
+        return None
+    whole = spatial_index(slice(0, n * s) for n, s in zip(counts, period, strict=True))
+    return _power(residual[whole]), counts
 
 
 def _at(axis: int, part: slice) -> tuple[Any, ...]:

@@ -27,22 +27,22 @@ LAYERS = (
     ("plan", "parity"),
     ("advice", "inspection", "report", "compare", "onnx_runtime", "pictures", "evidence"),
     ("frontends",),
-    ("diagnosis",),
+    ("diagnosis", "fidelity"),
     (
         *("fx", "onnx", "onnx_file", "onnx_verify", "onnx_export", "checkpoint"),
-        *("program_text", "program_file", "conversion"),
+        *("program_text", "program_file", "conversion", "growth"),
     ),
     ("source",),
     ("calibration_files",),
     ("jobs", "checkpoint_source"),
     ("checkpoint_jobs", "onnx_jobs", "program_jobs"),
-    ("_cli_text", "_cli", "__main__"),
+    ("_cli_text", "_cli_report", "_cli", "__main__"),
 )
 TORCH_FREE = (
     *("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan"),
-    *("grids", "spectra", "variance", "flat_field", "advice", "diagnosis"),
+    *("grids", "spectra", "variance", "flat_field", "advice", "diagnosis", "fidelity"),
     *("parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs"),
-    *("_cli", "_cli_text"),
+    *("_cli", "_cli_text", "_cli_report", "calibration_files", "evidence", "pictures"),
 )
 
 

@@ -176,7 +176,8 @@ def test_fitted_forms_equal_those_of_the_module(to, decomposed):
         program = program.run_decompositions()
     fitted = deconvfix.convert(program, to=to, include=["a", "b"])
     assert fitted.report.parity.ok
-    assert fitted.report.fidelity.ripple_db_after < -200
+    # float32 rounds each tap by 6e-8 of its size: -144 dB, and sums of a few dozen of them.
+    assert fitted.report.fidelity.ripple_db_after < -120
     assert fitted.report.fidelity.ripple_db_before > fitted.report.fidelity.ripple_db_after
     want = deconvfix.convert(model, to=to, include=["a", "b"]).model
     x = torch.randn(3, 3, 9, 7)

@@ -224,10 +224,16 @@ class Form(Protocol):
     def equivalent(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
-        """The transposed convolution that the new layer is, away from the border.
+        """The transposed convolution that the new layer is, away from the border, after `fit`.
 
         Where the new layer is none ('notch'), the one that it is on constant inputs.
         """
+        ...
+
+    def spread(
+        self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
+    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
+        """The same for a kernel that the form has, wherever its values are from."""
         ...
 
 

@@ -119,7 +119,13 @@ class Equalized:
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
         """The layer with its corrected weight."""
-        return _grown(spec, settings), self.fit(spec, settings, weight)
+        return self.spread(spec, settings, self.fit(spec, settings, weight))
+
+    def spread(
+        self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
+    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
+        """The layer with another weight, of the grown kernel's shape."""
+        return _grown(spec, settings), kernel
 
     def design(self, spec: ConvTransposeSpec, settings: Settings) -> Design:
         """One phase for each residue of o + p_b; the kernels are those with equal phase sums.

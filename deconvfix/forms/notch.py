@@ -138,6 +138,16 @@ class Notch:
         """The layer with equal phase sums: what the new one is on constants."""
         return EQUALIZED.equivalent(spec, settings, weight)
 
+    def spread(
+        self, spec: ConvTransposeSpec, settings: Settings, kernel: Array
+    ) -> tuple[ConvTransposeSpec, Array]:
+        """The sum of the kernels of the channels and of their means: a constant is its mean."""
+        if settings.init == "exact":
+            return SUBPIXEL.spread(spec, settings, kernel)
+        # (2*C_in, C_out/g, *k) -> (g, 2, C_in/g, C_out/g, *k) -> (C_in, C_out/g, *k)
+        parts = kernel.reshape(spec.groups, 2, -1, *kernel.shape[1:])
+        return EQUALIZED.spread(spec, settings, parts.sum(1).reshape(-1, *kernel.shape[1:]))
+
 
 NOTCH = Notch()
 

@@ -240,9 +240,15 @@ class ResizeForm:
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
         """The transposed convolution with the kernel h * w."""
-        kernel = apply_operators(self.fit(spec, settings, weight), self.operators(spec, settings))
+        return self.spread(spec, settings, self.fit(spec, settings, weight))
+
+    def spread(
+        self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
+    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
+        """h * w for the kernel w, (C_in, C_out / groups, *taps)."""
+        spread = apply_operators(kernel, self.operators(spec, settings))
         dilation = tuple(a.dilation for a in _axes(spec, settings))
-        return replace(spec, kernel_size=kernel.shape[2:], dilation=dilation), kernel
+        return replace(spec, kernel_size=spread.shape[2:], dilation=dilation), spread
 
     def operators(self, spec: ConvTransposeSpec, settings: Settings) -> list[NDArray[np.float64]]:
         """Per axis the matrix of w -> h * w, (K + growth, taps)."""

@@ -169,6 +169,12 @@ class Subpixel:
         """The layer itself."""
         return spec, weight
 
+    def spread(
+        self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
+    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
+        """The layer with another weight."""
+        return spec, kernel
+
 
 SUBPIXEL = Subpixel()
 

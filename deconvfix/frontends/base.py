@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,8 +13,18 @@ from deconvfix.fit.tuning import Tuning
 from deconvfix.flat_field import Run
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Match, Plan
+from deconvfix.spec import ConvTransposeSpec
 
-__all__ = ["CalibrationData", "Findings", "FitsToData", "Frontend", "LayerAnswer", "Probe"]
+__all__ = [
+    "CalibrationData",
+    "Findings",
+    "FitsToData",
+    "Frontend",
+    "HasInputs",
+    "LayerAnswer",
+    "Probe",
+    "ReadsConverted",
+]
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,30 @@ class FitsToData(Protocol):
         Returns:
             The model, the plan with what was chosen and measured, and notes.
         """
+        ...
+
+    def count_samples(self, inputs: Iterable[Any] | str, example_inputs: Any | None) -> int:
+        """How many samples the layers are fitted to."""
+        ...
+
+
+@runtime_checkable
+class ReadsConverted(Protocol):
+    """A front end that can read the weights of layers that it has exchanged."""
+
+    def converted_weights(
+        self, model: Any, names: Sequence[str]
+    ) -> Mapping[str, tuple[ConvTransposeSpec, NDArray[np.float64]]]:
+        """The transposed convolutions that exchanged layers are now, away from the border, by name."""
+        ...
+
+
+@runtime_checkable
+class HasInputs(Protocol):
+    """A front end whose models bring example inputs of their own."""
+
+    def own_inputs(self, model: Any) -> Any | None:
+        """Them, as a pair (args, kwargs)."""
         ...
 
 

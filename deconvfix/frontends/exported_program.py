@@ -102,6 +102,10 @@ class ExportedProgramFrontend:
             if is_transposed(node.target, node.args, node.kwargs)
         ]
 
+    def own_inputs(self, model: ExportedProgram) -> Any | None:
+        """The inputs that it was exported with, if they were kept."""
+        return model.example_inputs
+
     def verify(
         self,
         before: ExportedProgram,

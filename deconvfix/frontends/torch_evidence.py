@@ -1,8 +1,7 @@
-"""Gathers what the report shows of a fitted conversion of a torch module."""
+"""What the report draws of the converted layers of a torch module."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,66 +9,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deconvfix.errors import DeconvfixError
-from deconvfix.evidence import Evidence, Kernel, Pair
-from deconvfix.frontends.torch_inputs import (
-    Inputs,
-    as_inputs,
-    copy_model,
-    flat_tensors,
-    map_tensors,
-    run_model,
-)
+from deconvfix.evidence import Kernel
+from deconvfix.frontends.torch_inputs import Inputs, copy_model, run_model
 from deconvfix.frontends.torch_layers import ConvTransposeModule, read_weight
 from deconvfix.plan import Decision, Plan
 
-__all__ = ["gather"]
+__all__ = ["kernels_of"]
 
 
-def gather(before: nn.Module, after: nn.Module, example_inputs: Any, plan: Plan) -> Evidence:
-    """Runs both models on the example and on a constant.
+def kernels_of(before: nn.Module, after: nn.Module, plan: Plan) -> tuple[Kernel, ...]:
+    """The answers to one pixel of the layers whose function changed.
 
     Args:
         before: The original; neither model is changed.
         after: The converted model.
-        example_inputs: As for `deconvfix.convert`.
         plan: What was converted.
     """
     before, after = copy_model(before), copy_model(after)
-    example = as_inputs(example_inputs)
-    strides = [each.spec.stride for each in plan.decisions if each.spec]
-    most = max((len(each) for each in strides), default=0)
-    period = tuple(
-        math.prod(each[axis] for each in strides if axis < len(each)) for axis in range(most)
-    )
     kernels = [_kernel(before, after, each) for each in plan.replaced if not each.exact]
-    return Evidence(
-        flat=_pair("a constant input", before, after, map_tensors(_constant, example)),
-        sample=_pair("the example input", before, after, example),
-        kernels=tuple(each for each in kernels if each is not None),
-        period=period,
-    )
-
-
-def _constant(tensor: Tensor) -> Tensor:
-    """The mean of each channel everywhere; what has no spatial axis stays as it is."""
-    if tensor.dim() < 3 or not tensor.is_floating_point():
-        return tensor
-    axes = tuple(range(2, tensor.dim()))
-    return tensor.mean(axes, keepdim=True).expand_as(tensor).contiguous()
-
-
-def _pair(what: str, before: nn.Module, after: nn.Module, inputs: Inputs) -> Pair | None:
-    """The first output that is a picture or a signal, of the first sample."""
-    try:
-        old, new = (flat_tensors(run_model(model, inputs)) for model in (before, after))
-    except DeconvfixError:
-        return None
-    for one, other in zip(old, new, strict=True):
-        shown = one.is_floating_point() and one.dim() in (3, 4) and one.numel()
-        if shown and one.shape == other.shape:
-            return Pair(what, _array(one[0]), _array(other[0]))
-    return None
+    return tuple(each for each in kernels if each is not None)
 
 
 def _array(tensor: Tensor) -> NDArray[np.float64]:

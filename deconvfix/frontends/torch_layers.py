@@ -19,7 +19,13 @@ from deconvfix.frontends import torch_steps
 from deconvfix.rearrange import inverse
 from deconvfix.spec import ConvTransposeSpec
 
-__all__ = ["ConvTransposeModule", "ConvertedConvTranspose", "read_weight", "spec_of"]
+__all__ = [
+    "ConvTransposeModule",
+    "ConvertedConvTranspose",
+    "read_weight",
+    "spec_of",
+    "spread_weight",
+]
 
 _CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _ZERO_PADS: dict[int, Any] = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
@@ -259,6 +265,18 @@ def spec_of(module: nn.Module) -> ConvTransposeSpec:
         groups=module.groups,
         bias=module.bias is not None,
     )
+
+
+def spread_weight(
+    module: ConvertedConvTranspose,
+) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
+    """The transposed convolution that a converted layer is with the weights it has now."""
+    chosen = form(module.form_name)
+    verbs = chosen.compile(module.spec, module.settings).weight
+    kernel = torch_steps.carry_out(
+        inverse(verbs, module.kernel_shape, module.groups), module.convolution.weight
+    )
+    return chosen.spread(module.spec, module.settings, read_weight(kernel))
 
 
 def output_padding_for(

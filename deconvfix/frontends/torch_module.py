@@ -8,11 +8,13 @@ calls. Neither needs the model to be traceable.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deconvfix.errors import ModelError
@@ -39,9 +41,10 @@ from deconvfix.frontends.torch_inputs import (
     names_of,
     run_model,
 )
+from deconvfix.frontends.torch_layers import ConvertedConvTranspose, spread_weight
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.frontends.torch_reroute import is_rerouted, keep, keeps_some, reroute
-from deconvfix.frontends.torch_samples import calibration_inputs
+from deconvfix.frontends.torch_samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch_surgery import (
     check_geometry,
     converted_layer,
@@ -185,6 +188,21 @@ class TorchModuleFrontend:
             plan, more = tune(before, after, plan, batches, supply, data.tuning)
             notes = [*notes, *more]
         return after, plan, notes
+
+    def count_samples(self, inputs: Iterable[Any] | str, example_inputs: Any | None) -> int:
+        """See `torch_samples.count_samples`."""
+        return count_samples(inputs, example_inputs)
+
+    def converted_weights(
+        self, model: nn.Module, names: Sequence[str]
+    ) -> Mapping[str, tuple[ConvTransposeSpec, NDArray[np.float64]]]:
+        """Of the layers of these names that were exchanged for modules of a form."""
+        layers = {name: model.get_submodule(name) for name in names}
+        return {
+            name: spread_weight(layer)
+            for name, layer in layers.items()
+            if isinstance(layer, ConvertedConvTranspose)
+        }
 
     def left(self, model: nn.Module, plan: Plan, example_inputs: Any) -> Sequence[str]:
         """Runs a copy under a dispatch mode and names what it still sees."""

@@ -21,7 +21,7 @@ from deconvfix.frontends.torch_inputs import (
 )
 from deconvfix.frontends.torch_processes import rank
 
-__all__ = ["calibration_inputs", "cut", "join", "split"]
+__all__ = ["calibration_inputs", "count_samples", "cut", "join", "split"]
 
 # Samples that are drawn from a distribution for a closed form.
 _DRAWN = 256
@@ -72,8 +72,24 @@ def calibration_inputs(
         )
     example = as_inputs(example_inputs)
     supply = _drawn(calibration, example, seed)
-    size = min((len(each) for each in flat_tensors(example) if each.dim()), default=1)
-    return list(itertools.islice(supply, math.ceil(_DRAWN / max(1, size)))), supply
+    return list(itertools.islice(supply, math.ceil(_DRAWN / _batch_size(example)))), supply
+
+
+def count_samples(calibration: Iterable[Any] | str, example_inputs: Any | None) -> int:
+    """The samples in calibration inputs along the first axis, or those drawn of a distribution.
+
+    Args:
+        calibration: As for `calibration_inputs`; an iterable is read.
+        example_inputs: Gives the number that is drawn at once.
+    """
+    if isinstance(calibration, str):
+        size = _batch_size(as_inputs(example_inputs))
+        return math.ceil(_DRAWN / size) * size
+    return sum(_batch_size(as_inputs(each)) for each in calibration)
+
+
+def _batch_size(inputs: Inputs) -> int:
+    return max(1, min((len(each) for each in flat_tensors(inputs) if each.dim()), default=1))
 
 
 def _drawn(distribution: str, example: Inputs, seed: int) -> Iterator[Inputs]:

@@ -1,0 +1,356 @@
+"""What a fitted conversion does to a model, measured: the grid before and after, and the distance.
+
+The ripple of layers comes from the weights that they have; that of the network, and the tones in its
+outputs, from running the original and the converted model on the same inputs, and on constant ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvfix.artifacts import LOWEST_DB, ripple_db
+from deconvfix.diagnosis import longest_period, outputs_with_grids
+from deconvfix.evidence import Evidence, Pair, Spectrum
+from deconvfix.flat_field import FlatField, flat_field_of, network_tables, with_channels
+from deconvfix.forms import form
+from deconvfix.frontends.base import Frontend, Probe, ReadsConverted
+from deconvfix.grids import Period
+from deconvfix.plan import Match, Plan
+from deconvfix.report import Fidelity, LayerReport, OutputChange, Tone, layer_reports
+from deconvfix.spectra import axis_spectrum, spectral_peaks
+
+__all__ = [
+    "fidelity_of",
+    "gather",
+    "layers_with_ripples",
+    "planned_ripples",
+    "ripples_now",
+    "with_runs",
+]
+
+# Inputs are enlarged for a flat field only until outputs have so many elements, or so many times those of
+# the example: a conversion must not take the time and memory of pictures that its owner never makes.
+_MOST_OUTPUT = 2**20
+_MOST_GROWTH = 4
+# Pixels of a tiled answer along each axis.
+_TILED = 32
+_TILED_SIGNAL = 256
+
+Ripples = dict[str, tuple[float, float]]
+
+
+# --- layers -------------------------------------------------------------------------------------
+
+
+def planned_ripples(matches: Sequence[Match], plan: Plan) -> Ripples:
+    """The ripples of the layers that change, before, and after a fit to their weights.
+
+    Args:
+        matches: The layers; their weights must be those of the original still.
+        plan: What is converted.
+
+    Returns:
+        dB before and after, by the layer's name; layers whose weights cannot be read are missing.
+    """
+    found: Ripples = {}
+    readers = {match.name: match for match in matches}
+    for decision in plan.replaced:
+        match = readers.get(decision.name)
+        if decision.exact or match is None or match.read_weight is None:
+            continue
+        if match.spec is None or match.spec != decision.spec:
+            continue
+        assert decision.form
+        assert decision.settings
+        weight = match.read_weight()
+        new = form(decision.form).equivalent(match.spec, decision.settings, weight)
+        found[decision.name] = (ripple_db(match.spec, weight), ripple_db(*new))
+    return found
+
+
+def ripples_now(frontend: Frontend, model: Any, plan: Plan, planned: Ripples) -> Ripples:
+    """The same, after by the weights that the converted layers have: whatever fitted them.
+
+    Resize-convolutions that a front end writes as operators are fitted to the weights alone: theirs
+    stay as planned.
+    """
+    fitted = [each for each in plan.replaced if each.name in planned]
+    after = {name: pair[1] for name, pair in planned.items()}
+    corrected = {each.name for each in fitted if each.form == "equalized"}
+    if corrected:
+        for match in frontend.find(model, None).matches:
+            readable = match.spec is not None and match.read_weight is not None
+            if match.name in corrected and readable:
+                assert match.spec
+                assert match.read_weight
+                after[match.name] = ripple_db(match.spec, match.read_weight())
+    exchanged = [each.name for each in fitted if each.name not in corrected]
+    if exchanged and isinstance(frontend, ReadsConverted):
+        for name, layer in frontend.converted_weights(model, exchanged).items():
+            after[name] = ripple_db(*layer)
+    return {name: (pair[0], after[name]) for name, pair in planned.items()}
+
+
+def layers_with_ripples(plan: Plan, ripples: Ripples) -> tuple[LayerReport, ...]:
+    """The decisions as the report shows them, with the ripples of the layers that change."""
+    layers = []
+    for each in layer_reports(plan):
+        before, after = ripples.get(each.name, (None, None))
+        layers.append(replace(each, ripple_db_before=before, ripple_db_after=after))
+    return tuple(layers)
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The original and the converted model on the same inputs.
+
+    Attributes:
+        before: Of the original.
+        after: Of the converted model.
+        shown: The original's outputs that a grid may be in; see `diagnosis.outputs_with_grids`.
+    """
+
+    before: Probe
+    after: Probe
+    shown: Mapping[int, tuple[NDArray[Any], dict[str, Period]]]
+
+    def compared(self, index: int) -> NDArray[Any] | None:
+        """The converted model's output, (N, C, *spatial); None if it is of another shape."""
+        values, grids = self.shown[index]
+        if index >= len(self.after.outputs):
+            return None
+        found = with_channels(self.after.outputs[index], len(longest_period(grids)))
+        return found if found is not None and found.shape == values.shape else None
+
+
+def _run_both(
+    frontend: Frontend, before: Any, after: Any, matches: Sequence[Match], inputs: Any
+) -> _Runs | None:
+    """Runs both models; None if one of them does not run.
+
+    Args:
+        frontend: Of the models' kind.
+        before: The original.
+        after: The converted model.
+        matches: The original's layers.
+        inputs: As `example_inputs` of `deconvfix.convert`.
+    """
+    old, new = (frontend.probe(model, inputs, matches) for model in (before, after))
+    if old.run is None or new.run is None:
+        return None
+    return _Runs(old, new, outputs_with_grids(matches, old))
+
+
+def fidelity_of(ripples: Ripples, plan: Plan) -> Fidelity | None:
+    """What is known without a run; None if no function changes."""
+    if all(each.exact for each in plan.replaced):
+        return None
+    before = max((pair[0] for pair in ripples.values()), default=LOWEST_DB)
+    after = max((pair[1] for pair in ripples.values()), default=LOWEST_DB)
+    return Fidelity(None, before, after)
+
+
+def with_runs(
+    fidelity: Fidelity,
+    frontend: Frontend,
+    before: Any,
+    after: Any,
+    matches: Sequence[Match],
+    inputs: Any,
+    *,
+    sample_rate: float | None = None,
+) -> tuple[Fidelity, tuple[str, ...]]:
+    """Adds what running both models tells: distance, grid on constant inputs, tones in the outputs.
+
+    Args:
+        fidelity: What is known without a run.
+        frontend: Of the models' kind.
+        before: The original.
+        after: The converted model.
+        matches: The original's layers.
+        inputs: As `example_inputs` of `deconvfix.convert`.
+        sample_rate: Of one-dimensional outputs, in Hz.
+
+    Returns:
+        It, and notes on what could not be measured.
+    """
+    fidelity = replace(fidelity, psnr_db=frontend.psnr_db(before, after, inputs))
+    runs = _run_both(frontend, before, after, matches, inputs)
+    if runs is None:
+        return fidelity, ("The grid of the whole model was not measured: it does not run.",)
+    batch = next((len(each) for each in runs.before.inputs if each.ndim), None)
+    outputs = _changes(runs, sample_rate)
+    flat = [each for each in outputs if each.flat_before and each.flat_after]
+    notes = tuple(
+        f"Output {each.index}: its grid on a constant input is not measured. The answer does not become "
+        "periodic away from the border: the border, or a position that the model knows, reaches "
+        "everywhere."
+        for each in outputs
+        if each not in flat
+    )
+    found = replace(
+        fidelity,
+        network_ripple_db_before=_largest([each.flat_before for each in flat]),
+        network_ripple_db_after=_largest([each.flat_after for each in flat]),
+        psnr_samples=batch,
+        outputs=outputs,
+    )
+    return found, notes
+
+
+def _largest(answers: Sequence[FlatField | None]) -> float | None:
+    return max((each.ripple_db for each in answers if each is not None), default=None)
+
+
+def _tables(runs: _Runs) -> list[dict[int, NDArray[np.float64]]]:
+    """The phases of both models' answers to a constant input, by the number of the output."""
+    periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
+    usual = max((each.size for each in runs.before.outputs), default=0)
+    most = max(_MOST_OUTPUT, _MOST_GROWTH * usual)
+    found = []
+    for probe in (runs.before, runs.after):
+        assert probe.run is not None
+        found.append(network_tables(probe.run, probe.inputs, periods, most))
+    return found
+
+
+def _changes(runs: _Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
+    """The grid in each output that may have one."""
+    periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
+    answers = [
+        {each: flat_field_of(table) for each, table in tables.items()} for tables in _tables(runs)
+    ]
+    return tuple(
+        OutputChange(
+            index=index,
+            period=periods[index],
+            flat_before=answers[0].get(index),
+            flat_after=answers[1].get(index),
+            tones=_tones(values, runs.compared(index), grids, sample_rate),
+        )
+        for index, (values, grids) in runs.shown.items()
+    )
+
+
+def _tones(
+    before: NDArray[Any],
+    after: NDArray[Any] | None,
+    grids: Mapping[str, Period],
+    sample_rate: float | None,
+) -> tuple[Tone, ...]:
+    """The peaks of both spectra, side by side."""
+    if after is None or not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return ()
+    period = longest_period(grids)
+    rate = sample_rate if len(period) == 1 else None
+    old, new = (
+        {each.frequency: each for each in spectral_peaks(values, period, grids, rate)}
+        for values in (before, after)
+    )
+    return tuple(
+        Tone(
+            frequency=frequency,
+            hz=peak.hz,
+            layers=peak.layers,
+            ratio_db_before=old[frequency].ratio_db if frequency in old else None,
+            ratio_db_after=new[frequency].ratio_db if frequency in new else None,
+        )
+        for frequency, peak in (new | old).items()
+    )
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def gather(
+    frontend: Frontend,
+    before: Any,
+    after: Any,
+    inputs: Any,
+    outputs: Sequence[OutputChange],
+    *,
+    sample_rate: float | None = None,
+) -> Evidence | None:
+    """What the report draws of two models' outputs; None if one of the models does not run.
+
+    Args:
+        frontend: Of the models' kind.
+        before: The original.
+        after: The converted model.
+        inputs: As `example_inputs` of `deconvfix.convert`.
+        outputs: What was measured of them, on the same inputs.
+        sample_rate: Of one-dimensional outputs, in Hz.
+    """
+    matches = frontend.find(before, inputs).matches
+    runs = _run_both(frontend, before, after, matches, inputs)
+    if runs is None:
+        return None
+    spectra: list[Spectrum] = []
+    for change in outputs:
+        values, after = runs.shown[change.index][0], runs.compared(change.index)
+        if after is not None and change.tones:
+            spectra += _spectra(values, after, change, sample_rate)
+    return Evidence(
+        flat=_flat_pair(runs),
+        sample=_pair("the example input", runs.before.outputs, runs.after.outputs),
+        spectra=tuple(spectra),
+    )
+
+
+def _spectra(
+    before: NDArray[Any], after: NDArray[Any], change: OutputChange, sample_rate: float | None
+) -> list[Spectrum]:
+    """One for each axis, with the tones on it."""
+    found = []
+    for axis in range(len(change.period)):
+        lines = [axis_spectrum(values, change.period, axis) for values in (before, after)]
+        tones = [
+            each
+            for each in change.tones
+            if all((f != 0) == (a == axis) for a, f in enumerate(each.frequency))
+        ]
+        if lines[0] is None or lines[1] is None or not tones:
+            continue
+        found.append(
+            Spectrum(
+                output=change.index,
+                axis=axis,
+                axes=len(change.period),
+                frequency=lines[0][0],
+                before=lines[0][1],
+                after=lines[1][1],
+                tones=tuple(tones),
+                sample_rate=sample_rate if len(change.period) == 1 else None,
+            )
+        )
+    return found
+
+
+def _flat_pair(runs: _Runs) -> Pair | None:
+    """What was measured: one period away from the border, of the first sample, again and again."""
+    old, new = _tables(runs)
+    for index in old:
+        if index in new:
+            period = old[index].shape[2:]
+            least = _TILED if len(period) > 1 else _TILED_SIGNAL
+            times = (1, *(max(2, -(-least // s)) for s in period))
+            tiled = (np.tile(each[index][0], times) for each in (old, new))
+            return Pair("a constant input", *tiled)
+    return None
+
+
+def _pair(what: str, old: Sequence[NDArray[Any]], new: Sequence[NDArray[Any]]) -> Pair | None:
+    """The first output that is a signal, a picture or a volume, of the first sample."""
+    for one, other in zip(old, new, strict=False):
+        shown = one.dtype.kind == "f" and one.ndim in (3, 4, 5) and one.size
+        if shown and one.shape == other.shape and np.isfinite([one, other]).all():
+            return Pair(what, one[0].astype(np.float64), other[0].astype(np.float64))
+    return None
