@@ -98,6 +98,7 @@ def convert(
     calibration: Iterable[Any] | str | None = None,
     tuning: Tuning | None = None,
     grow: int = 0,
+    strength: float = 1.0,
     seed: int = 0,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
@@ -132,6 +133,9 @@ def convert(
         grow: Taps by which the kernels of "resize" and "equalized" grow on either side, on the axes
             with a stride: closer to the original at a higher cost. An equalized layer then has another
             kernel_size and padding.
+        strength: For "equalized": how much of the grid goes, from 0 (nothing changes) to 1 (all of it).
+            The ripple of each layer's kernel falls by the factor 1 - strength; the less, the closer the
+            rest stays to the original. See `deconvfix.strength_curve`.
         seed: For init "random".
         include: Glob patterns on layer names; only matching layers are converted.
         exclude: Glob patterns on layer names to keep, or a predicate.
@@ -160,6 +164,7 @@ def convert(
         init=init,
         seed=seed,
         grow=grow,
+        strength=strength,
         include=_patterns(include),
         exclude=() if callable(exclude) else _patterns(exclude),
     )

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from deconvfix.errors import CheckpointError, OptionError
 from deconvfix.forms import FORMS, form
 from deconvfix.forms.base import Init, ReadWeight, Refusal, Settings, known
+from deconvfix.forms.equalized import AS_IT_IS
 from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import Interpolation, PadMode
 
@@ -67,17 +68,33 @@ class Options:
     init: Init | None = None
     seed: int = 0
     grow: int = 0
+    strength: float = 1.0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known("to", self.to, tuple(each.name for each in FORMS))
         _ = self.settings  # checks itself
+        if self.to != "equalized" and self.strength != 1:
+            raise OptionError(
+                "strength",
+                f"the value is {self.strength:g} and the form is {self.to!r}",
+                "a resize-convolution has no grid, and a sub-pixel convolution keeps all of it: only "
+                "'equalized' can take away a part",
+                "Choose the form 'equalized', or leave `strength` out",
+            )
 
     @property
     def settings(self) -> Settings:
         """The part that forms look at."""
-        return Settings(self.interpolation, self.padding_mode, self.init, self.seed, self.grow)
+        return Settings(
+            interpolation=self.interpolation,
+            padding_mode=self.padding_mode,
+            init=self.init,
+            seed=self.seed,
+            grow=self.grow,
+            strength=self.strength,
+        )
 
 
 @dataclass(frozen=True)
@@ -210,6 +227,9 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
     excluded = any(fnmatchcase(match.name, p) for p in options.exclude)
     if not included or excluded or (selects is not None and not selects(match.name)):
         return decision("kept", "not selected")
+    if options.to == "equalized" and options.strength == 0:
+        # Nothing is done to it, so nothing can stand in the way.
+        return decision("kept", AS_IT_IS)
     if match.obstacle is not None:
         return decision("refused", match.obstacle.sentence(match.name))
     if options.to != "subpixel" and match.exact_only is not None:
