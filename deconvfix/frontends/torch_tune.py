@@ -2,8 +2,9 @@
 
 The converted layers start from their calibrated weights and follow the original's outputs with Adam.
 They cannot leave their form: a resize-convolution has no other kernels, and an equalized layer is trained
-as Z w in the basis Z of the kernels with equal phase sums (`forms.base.Design.basis`), which is folded
-away at the end. Training runs on a copy, in eval mode, and its best state goes back into the model.
+as Z w in the basis Z of the kernels with equal phase sums (`forms.base.Design.basis`), beside what a
+strength below 1 leaves of its imbalance. Both are folded away at the end. Training runs on a copy, in eval
+mode, and its best state goes back into the model.
 """
 
 from __future__ import annotations
@@ -36,24 +37,32 @@ from deconvfix.plan import Plan
 
 __all__ = ["tune"]
 
+Array = NDArray[np.float64]
+
 
 class _Subspace(nn.Module):
-    """Parametrization of a kernel as Z w, (C_in, C_out / groups, free) -> (.., *kernel_size)."""
+    """Parametrization of a kernel as Z w + offset, (C_in, C_out / groups, free) -> (.., *kernel_size)."""
 
     basis: Tensor
+    offset: Tensor | None
 
-    def __init__(self, basis: NDArray[np.float64], weight: Tensor) -> None:
+    def __init__(self, basis: Array, offset: Array | None, weight: Tensor) -> None:
         super().__init__()
         self.register_buffer("basis", torch.from_numpy(basis).to(weight))
+        fixed = None if offset is None else torch.from_numpy(offset).to(weight)
+        self.register_buffer("offset", fixed)
         self.kernel_size = tuple(weight.shape[2:])
 
     def forward(self, w: Tensor) -> Tensor:
-        """The kernel Z w."""
-        kernel: Tensor = (w @ self.basis.mT).unflatten(-1, self.kernel_size)
+        """The kernel Z w + offset."""
+        flat = w @ self.basis.mT
+        if self.offset is not None:
+            flat = flat + self.offset
+        kernel: Tensor = flat.unflatten(-1, self.kernel_size)
         return kernel
 
     def right_inverse(self, kernel: Tensor) -> Tensor:
-        """The numbers w of a kernel in the subspace."""
+        """The numbers w of a kernel of the form: Z is orthogonal to the offset."""
         return kernel.flatten(2) @ self.basis
 
 
@@ -82,7 +91,7 @@ def tune(
     teacher = copy_model(before).eval().requires_grad_(False)
     student = copy_model(after).eval().requires_grad_(tuning.train_all)
     for name in names:
-        student = _freed(student, name, plan)
+        student = _freed(student, name, plan, before)
     parameters = [each for each in student.parameters() if each.requires_grad]
     samples, independent = cut(teacher, batches)
     fitted, heldout = split(samples)
@@ -109,7 +118,7 @@ def tune(
 
     descent = Descent(parameters, supplied, loss_on, heldout_loss, tuning)
     first, best = descent.run()
-    _transfer(student, after, names, plan)
+    _transfer(student, after, names, plan, before)
     note = (
         f"Tuned: the loss on {len(heldout)} held-out samples went from {first:.3g} to "
         f"{best.loss:.3g} in {best.steps} steps at a learning rate of {best.rate:g}."
@@ -132,7 +141,7 @@ def mean_squared(new: Any, old: Any) -> Tensor:
     return torch.stack(errors).mean()
 
 
-def _freed(student: nn.Module, name: str, plan: Plan) -> nn.Module:
+def _freed(student: nn.Module, name: str, plan: Plan, before: nn.Module) -> nn.Module:
     """A layer made trainable inside its form: an equalized one is replaced by a plain one of Z w."""
     layer = student.get_submodule(name)
     if isinstance(layer, ConvertedConvTranspose):
@@ -154,22 +163,28 @@ def _freed(student: nn.Module, name: str, plan: Plan) -> nn.Module:
     )
     new.weight = nn.Parameter(current_weight(layer).detach().clone())
     new.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
-    parametrize.register_parametrization(new, "weight", _Subspace(_basis(name, plan), new.weight))
+    subspace = _Subspace(*_kernels(name, plan, before), new.weight)
+    parametrize.register_parametrization(new, "weight", subspace)
     return exchange(student, layer, take_over(new, layer))
 
 
-def _basis(name: str, plan: Plan) -> NDArray[np.float64]:
+def _kernels(name: str, plan: Plan, before: nn.Module) -> tuple[Array, Array | None]:
+    """Basis and offset of the kernels that a layer may have; see `forms.base.Design`."""
     decision = plan[name]
     assert decision.spec is not None
     assert decision.form is not None
     assert decision.settings is not None
-    design = form(decision.form).design(decision.spec, decision.settings)
+    chosen = form(decision.form)
+    design = chosen.design(decision.spec, decision.settings)
     assert design is not None
-    return design.basis
+    trained = read_weight(current_weight(before.get_submodule(name)))
+    return design.basis, design.offset(chosen.fit(decision.spec, decision.settings, trained))
 
 
 @torch.no_grad()
-def _transfer(student: nn.Module, after: nn.Module, names: Sequence[str], plan: Plan) -> None:
+def _transfer(
+    student: nn.Module, after: nn.Module, names: Sequence[str], plan: Plan, before: nn.Module
+) -> None:
     """Writes what was trained into the model, in place, each layer under its own parametrization."""
     own = dict(after.named_parameters())
     for key, parameter in student.named_parameters():
@@ -181,8 +196,11 @@ def _transfer(student: nn.Module, after: nn.Module, names: Sequence[str], plan: 
             assert isinstance(trained, ConvTransposeModule)
             bias = None if trained.bias is None else read_weight(trained.bias)
             trained_w: Any = trained.parametrizations
+            basis, offset = _kernels(name, plan, before)
             # Multiplied in float64, so that the phase sums are equal to the rounding of the weight.
-            kernel = read_weight(trained_w.weight.original) @ _basis(name, plan).T
+            kernel = read_weight(trained_w.weight.original) @ basis.T
+            if offset is not None:
+                kernel = kernel + offset
             put_weight(layer, kernel.reshape(tuple(trained.weight.shape)), bias, name)
 
 
