@@ -74,6 +74,12 @@ def conversion(report: ConversionReport) -> Iterator[Any]:
             + f"largest ripple of a layer {report.fidelity.ripple_db_before:.1f} dB before, "
             f"{report.fidelity.ripple_db_after:.1f} dB after."
         )
+    if report.curve is not None:
+        table = Table("Strength", "PSNR", "Ripple, network", "Ripple, layers")
+        for row in report.curve.rows():
+            table.add_row(*row)
+        yield table
+        yield from map(escape, report.curve.notes)
     if report.parity is not None:
         yield from parity(report.parity)
     if report.export is not None:

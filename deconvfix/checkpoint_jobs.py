@@ -14,6 +14,7 @@ from deconvfix import __version__
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.checkpoint_source import BoundFiles, CheckpointSource
 from deconvfix.conversion import convert, inspect
+from deconvfix.curve import StrengthCurve
 from deconvfix.errors import OptionError
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.torch_compare import equal
@@ -27,6 +28,7 @@ from deconvfix.onnx_verify import verify_onnx
 from deconvfix.parity import ParityReport
 from deconvfix.report import ConversionReport
 from deconvfix.source import Source
+from deconvfix.strength import strength_curve
 
 __all__ = ["convert_file", "export_file", "inspect_file", "verify_files"]
 
@@ -49,6 +51,7 @@ def convert_file(
     dry_run: bool = False,
     overwrite: bool = False,
     opset: int | None = None,
+    curve: bool = False,
     **options: Any,
 ) -> ConversionReport:
     """Converts a checkpoint into a checkpoint or an ONNX file.
@@ -60,6 +63,7 @@ def convert_file(
         dry_run: Plan only.
         overwrite: Whether existing files may be replaced.
         opset: Of an ONNX output.
+        curve: Measure what other strengths would do.
         options: As for `deconvfix.convert`.
     """
     source = CheckpointSource.of(source)
@@ -88,9 +92,11 @@ def convert_file(
     onnx = output.suffix == ".onnx"
     model, notes = source.model(wide=not onnx)
     example = source.required_inputs(model, _EXPORT_RUNS) if onnx else source.example_inputs(model)
+    # First: a distillation takes longer, and what is wrong with the inputs is told sooner.
+    measured = _curve(model, example, options) if curve else None
     conversion = convert(model, example_inputs=example, plan=plan, **options)
     whole_plan = conversion.plan.after(source.checkpoint.recipe)
-    report = told_of(source, conversion, notes, output)
+    report = replace(told_of(source, conversion, notes, output), curve=measured)
     if example is not None and report.fidelity is not None:
         evidence = gather(model, conversion.model, _shown(options, example), conversion.plan)
         report = replace(report, evidence=evidence)
@@ -144,6 +150,17 @@ def verify_files(source: Source, after: Path) -> ParityReport:
     inputs = before.example_inputs(model)
     converted, _ = replace(before, path=after, state_key=None).model()
     return compare_modules(model, converted, [] if inputs is None else [inputs], None)
+
+
+def _curve(model: nn.Module, example: Inputs | None, options: dict[str, Any]) -> StrengthCurve:
+    """With the fit of the conversion."""
+    named = ("calibration", "grow", "seed", "include", "exclude")
+    return strength_curve(
+        model,
+        example_inputs=example,
+        init=options["init"] or "fit",
+        **{name: options[name] for name in named},
+    )
 
 
 def _shown(options: dict[str, Any], example: Inputs) -> Inputs:

@@ -24,7 +24,17 @@ from deconvfix.plan import Match, Options, Plan, make_plan
 from deconvfix.report import ConversionReport, Fidelity, layer_reports
 from deconvfix.steps import Interpolation, PadMode
 
-__all__ = ["Conversion", "convert", "frontend_of", "inspect", "parity_error", "verify", "versions"]
+__all__ = [
+    "Conversion",
+    "convert",
+    "fitter_of",
+    "frontend_of",
+    "inspect",
+    "opened",
+    "parity_error",
+    "verify",
+    "versions",
+]
 
 # Class that a model must have among its ancestors -> module with a FRONTEND. Nothing is imported
 # before a model asks for it. The first match counts.
@@ -134,8 +144,9 @@ def convert(
             with a stride: closer to the original at a higher cost. An equalized layer then has another
             kernel_size and padding.
         strength: For "equalized": how much of the grid goes, from 0 (nothing changes) to 1 (all of it).
-            The ripple of each layer's kernel falls by the factor 1 - strength; the less, the closer the
-            rest stays to the original. See `deconvfix.strength_curve`.
+            Each layer's phase sums differ by 1 - strength of what they did; the less goes, the closer the
+            rest stays to the original. What a strength does to a whole network is for
+            `deconvfix.strength_curve` to say.
         seed: For init "random".
         include: Glob patterns on layer names; only matching layers are converted.
         exclude: Glob patterns on layer names to keep, or a predicate.
@@ -187,7 +198,7 @@ def convert(
     reference = frontend.prepare(working, None, inplace=False) if verify or to_data else None
     fidelity = _ripples(findings.matches, plan)
     notes = list(findings.notes)
-    fitter = _fitter(frontend, calibration) if to_data else None
+    fitter = fitter_of(frontend, calibration) if to_data else None
     real_inputs = example_inputs
     if fitter is not None and calibration is not None and not isinstance(calibration, str):
         calibration = list(calibration)
@@ -313,8 +324,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _fitter(frontend: Frontend, calibration: object) -> FitsToData:
-    """The front end, if it can fit layers to inputs and there are some."""
+def fitter_of(frontend: Frontend, calibration: object) -> FitsToData:
+    """The front end, if it can fit layers to inputs and there are some.
+
+    Raises:
+        OptionError: If it cannot, or there are none.
+    """
     if not isinstance(frontend, FitsToData):
         raise OptionError(
             "init",

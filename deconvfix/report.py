@@ -10,6 +10,7 @@ from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Plan
 
 if TYPE_CHECKING:
+    from deconvfix.curve import StrengthCurve
     from deconvfix.evidence import Evidence
 
 __all__ = ["ConversionReport", "Fidelity", "LayerReport", "finite", "layer_reports"]
@@ -67,6 +68,7 @@ class ConversionReport:
         versions: Versions of deconvfix and of the libraries it ran with.
         command: The command line that does the same again.
         hashes: SHA-256 of the files that were read and written.
+        curve: Fidelity against ripple over the strength, where it was asked for.
         evidence: What the HTML page draws.
     """
 
@@ -82,6 +84,7 @@ class ConversionReport:
     versions: dict[str, str] = field(default_factory=dict)
     command: str | None = None
     hashes: dict[str, str] = field(default_factory=dict)
+    curve: StrengthCurve | None = None
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -116,6 +119,7 @@ class ConversionReport:
         """A page of its own, without scripts or anything from the network."""
         import jinja2
 
+        from deconvfix.curve import draw_curve
         from deconvfix.evidence import draw
 
         environment = jinja2.Environment(
@@ -124,7 +128,10 @@ class ConversionReport:
             undefined=jinja2.StrictUndefined,
         )
         drawn = () if self.evidence is None else draw(self.evidence)
-        return environment.get_template("report.html.jinja").render(report=self, pictures=drawn)
+        curve = None if self.curve is None else draw_curve(self.curve)
+        return environment.get_template("report.html.jinja").render(
+            report=self, pictures=drawn, curve_picture=curve
+        )
 
 
 def layer_reports(plan: Plan) -> tuple[LayerReport, ...]:

@@ -25,6 +25,7 @@ __all__ = [
     "equal",
     "input_variants",
     "psnr_db",
+    "psnr_on",
     "rounding_scale",
     "varies",
 ]
@@ -46,9 +47,18 @@ def rounding_scale(value: Tensor, moved: Sequence[Tensor]) -> float:
 
 def psnr_db(before: nn.Module, after: nn.Module, example_inputs: object) -> float | None:
     """`compare.psnr` of two models' outputs."""
-    inputs = as_inputs(example_inputs)
+    return psnr_on(before, after, [as_inputs(example_inputs)])
+
+
+def psnr_on(before: nn.Module, after: nn.Module, batches: Sequence[Inputs]) -> float | None:
+    """`compare.psnr` of two models' outputs on several batches, all together."""
     old, new = (
-        list(map(_array, flat_tensors(run_model(copy_model(model), inputs))))
+        [
+            _array(output)
+            for running in [copy_model(model)]
+            for inputs in batches
+            for output in flat_tensors(run_model(running, inputs))
+        ]
         for model in (before, after)
     )
     return psnr(old, new)
