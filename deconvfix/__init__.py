@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from deconvfix.conversion import convert as convert
     from deconvfix.conversion import inspect as inspect
     from deconvfix.conversion import verify as verify
+    from deconvfix.curve import StrengthCurve as StrengthCurve
+    from deconvfix.curve import StrengthPoint as StrengthPoint
     from deconvfix.errors import CheckpointError as CheckpointError
     from deconvfix.errors import DeconvfixError as DeconvfixError
     from deconvfix.errors import ExportError as ExportError
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from deconvfix.plan import Plan as Plan
     from deconvfix.report import ConversionReport as ConversionReport
     from deconvfix.spec import ConvTransposeSpec as ConvTransposeSpec
+    from deconvfix.strength import strength_curve as strength_curve
 
 __version__ = "0.1.0"
 
@@ -49,11 +52,14 @@ _HOMES = {
     "Plan": "plan",
     "RefusedError": "errors",
     "SpecError": "errors",
+    "StrengthCurve": "curve",
+    "StrengthPoint": "curve",
     "Tuning": "fit.tuning",
     "convert": "conversion",
     "export_onnx": "onnx_export",
     "inspect": "conversion",
     "load": "checkpoint",
+    "strength_curve": "strength",
     "verify": "conversion",
 }
 
@@ -73,11 +79,14 @@ __all__ = [
     "Plan",
     "RefusedError",
     "SpecError",
+    "StrengthCurve",
+    "StrengthPoint",
     "Tuning",
     "convert",
     "export_onnx",
     "inspect",
     "load",
+    "strength_curve",
     "verify",
 ]
 

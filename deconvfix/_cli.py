@@ -21,13 +21,13 @@ from rich.progress import Progress as Bar
 
 from deconvfix import __version__, jobs
 from deconvfix import _cli_text as text
+from deconvfix._cli_fit import check_curve, fit_options
 from deconvfix._cli_report import check_report, draws, evidence_options, write_report
 from deconvfix.calibration_files import calibration_files
 from deconvfix.errors import DeconvfixError
 from deconvfix.files import sha256
 from deconvfix.fit.tuning import Progress, Tuning
 from deconvfix.forms import FORMS
-from deconvfix.forms.base import Init
 from deconvfix.source import Source, parse_arch_kwargs
 from deconvfix.steps import Interpolation, PadMode
 
@@ -179,39 +179,7 @@ def inspect(model: Path, as_json: bool, sample_rate: float | None, **source: Any
     type=click.Choice(get_args(PadMode)),
     help="For resize. Default: zeros where the kernel divides exactly, reflect elsewhere.",
 )
-@click.option(
-    "--init",
-    type=click.Choice(get_args(Init)),
-    help="Where weights come from. Default: exact where possible, a fit elsewhere.",
-)
-@click.option("--seed", default=0, show_default=True, help="For --init random and tuned.")
-@click.option(
-    "--calibration",
-    metavar="PATH|normal|uniform",
-    help="For --init calibrated and tuned: a .npz or .npy file of inputs, a folder of pictures or "
-    "sounds, or a distribution to draw from.",
-)
-@click.option("--samples", default=64, show_default=True, help="Calibration inputs that are read.")
-@click.option(
-    "--value-range",
-    type=(float, float),
-    default=(0.0, 1.0),
-    show_default=True,
-    metavar="LOW HIGH",
-    help="What black and white become in calibration pictures.",
-)
-@click.option(
-    "--grow",
-    default=0,
-    show_default=True,
-    help="Taps more on either side of the kernels of resize, equalized and notch.",
-)
-@click.option("--reach", default=4, show_default=True, help="For notch: of the local mean.")
-@click.option("--seconds", default=60.0, show_default=True, help="Budget of --init tuned.")
-@click.option("--steps", type=int, help="The same in steps, for the same result every time.")
-@click.option(
-    "--train-all", is_flag=True, help="Let --init tuned move all weights, not the converted only."
-)
+@fit_options
 @click.option("--include", multiple=True, metavar="GLOB", help="Convert these layers only.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Keep these layers.")
 @click.option("--strict", is_flag=True, help="Fail if a layer is refused.")
@@ -248,6 +216,8 @@ def convert(
     value_range: tuple[float, float],
     grow: int,
     reach: int,
+    strength: float,
+    curve: bool,
     seconds: float,
     steps: int | None,
     train_all: bool,
@@ -274,6 +244,9 @@ def convert(
         check_report(ctx, report_file, others, inputs, force)
     named = _source(model, **source)
     fit: dict[str, Any] = {}
+    if curve:
+        check_curve(ctx, model, to, calibration, dry_run or recipe is not None)
+        fit["curve"] = True
     if calibration is not None:
         fit["calibration"] = calibration_files(
             named, calibration, samples=samples, value_range=value_range
@@ -296,6 +269,7 @@ def convert(
             seed=seed,
             grow=grow,
             reach=reach,
+            strength=strength,
             tuning=Tuning(
                 seconds=seconds, steps=steps, seed=seed, train_all=train_all, progress=progress
             ),

@@ -71,6 +71,12 @@ def conversion(report: ConversionReport) -> Iterator[Any]:
         yield from map(escape, _fidelity(report.fidelity))
     if report.samples_curve is not None:
         yield from map(escape, _curve(report.samples_curve))
+    if report.curve is not None:
+        table = Table("Strength", "PSNR", "Ripple, network", "Ripple, layers")
+        for row in report.curve.rows():
+            table.add_row(*row)
+        yield table
+        yield from map(escape, report.curve.notes)
     if report.parity is not None:
         yield from parity(report.parity)
     if report.export is not None:

@@ -14,6 +14,7 @@ from deconvfix import __version__
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.checkpoint_source import BoundFiles, CheckpointSource
 from deconvfix.conversion import Conversion, convert, inspect
+from deconvfix.curve import StrengthCurve
 from deconvfix.errors import OptionError
 from deconvfix.fidelity import gather
 from deconvfix.files import check_output, output_folder
@@ -30,6 +31,7 @@ from deconvfix.onnx_verify import verify_onnx
 from deconvfix.parity import ParityReport
 from deconvfix.report import ConversionReport
 from deconvfix.source import Source
+from deconvfix.strength import strength_curve
 
 __all__ = ["convert_file", "export_file", "inspect_file", "verify_files"]
 
@@ -54,6 +56,7 @@ def convert_file(
     opset: int | None = None,
     pictures: bool = False,
     samples_curve: bool = False,
+    curve: bool = False,
     **options: Any,
 ) -> ConversionReport:
     """Converts a checkpoint into a checkpoint or an ONNX file.
@@ -67,6 +70,7 @@ def convert_file(
         opset: Of an ONNX output.
         pictures: Gather what an HTML report draws.
         samples_curve: Report how the distance falls with the number of calibration samples.
+        curve: Measure what other strengths would do.
         options: As for `deconvfix.convert`.
     """
     source = CheckpointSource.of(source)
@@ -94,16 +98,17 @@ def convert_file(
     model, notes = source.model(wide=not onnx)
     example = source.required_inputs(model, _EXPORT_RUNS) if onnx else source.example_inputs(model)
     options = _bound(options, model)
-    # First: it is what may lack samples, and a distillation takes long.
-    curve = (
+    # First: these are what may lack samples, and a distillation takes long.
+    by_samples = (
         measure_curve(model, example_inputs=example, plan=plan, **options)
         if samples_curve
         else None
     )
+    by_strength = _curve(model, example, options) if curve else None
     conversion = convert(model, example_inputs=example, plan=plan, **options)
     whole_plan = conversion.plan.after(source.checkpoint.recipe)
     report = told_of(source, conversion, notes, output)
-    report = replace(report, samples_curve=curve)
+    report = replace(report, samples_curve=by_samples, curve=by_strength)
     if pictures:
         report = _with_pictures(report, model, conversion, options, example)
     if onnx:
@@ -156,6 +161,17 @@ def verify_files(source: Source, after: Path) -> ParityReport:
     inputs = before.example_inputs(model)
     converted, _ = replace(before, path=after, state_key=None).model()
     return compare_modules(model, converted, [] if inputs is None else [inputs], None)
+
+
+def _curve(model: nn.Module, example: Inputs | None, options: dict[str, Any]) -> StrengthCurve:
+    """With the fit of the conversion."""
+    named = ("to", "calibration", "grow", "reach", "seed", "include", "exclude")
+    return strength_curve(
+        model,
+        example_inputs=example,
+        init=options["init"] or "fit",
+        **{name: options[name] for name in named},
+    )
 
 
 def _bound(options: dict[str, Any], model: nn.Module) -> dict[str, Any]:

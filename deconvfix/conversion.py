@@ -29,7 +29,17 @@ from deconvfix.plan import Options, Plan, make_plan
 from deconvfix.report import ConversionReport
 from deconvfix.steps import Interpolation, PadMode
 
-__all__ = ["Conversion", "convert", "frontend_of", "inspect", "parity_error", "verify", "versions"]
+__all__ = [
+    "Conversion",
+    "convert",
+    "fitter_of",
+    "frontend_of",
+    "inspect",
+    "opened",
+    "parity_error",
+    "verify",
+    "versions",
+]
 
 # Class that a model must have among its ancestors -> module with a FRONTEND. Nothing is imported
 # before a model asks for it. The first match counts.
@@ -104,6 +114,7 @@ def convert(
     tuning: Tuning | None = None,
     grow: int = 0,
     reach: int = 4,
+    strength: float = 1.0,
     seed: int = 0,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
@@ -142,7 +153,10 @@ def convert(
             kernel_size and padding.
         reach: For "notch": the local mean is taken over so many pixels of the layer's input on either
             side. More is closer to the original, less leaves less of a grid beside edges.
-        seed: For init "random".
+        strength: For "equalized" and "notch": how much of the grid goes, from 0 (nothing changes) to 1
+            (all of it). Phase sums of an equalized layer differ by 1 - strength of what they did; the less goes,
+            the closer the rest stays to the original. What a strength does to a whole network is for
+            `deconvfix.strength_curve` to say.
         include: Glob patterns on layer names; only matching layers are converted.
         exclude: Glob patterns on layer names to keep, or a predicate.
         strict: Raise if a layer is refused.
@@ -174,6 +188,7 @@ def convert(
         seed=seed,
         grow=grow,
         reach=reach,
+        strength=strength,
         include=_patterns(include),
         exclude=() if callable(exclude) else _patterns(exclude),
     )
@@ -188,7 +203,7 @@ def convert(
     reference = frontend.prepare(working, None, inplace=False) if verify or to_data else None
     ripples = planned_ripples(findings.matches, plan)
     notes = list(findings.notes)
-    fitter = _fitter(frontend, calibration) if to_data else None
+    fitter = fitter_of(frontend, calibration) if to_data else None
     real_inputs = example_inputs
     if real_inputs is None and isinstance(frontend, HasInputs):
         real_inputs = frontend.own_inputs(working)
@@ -352,8 +367,12 @@ def _check_proofs(report: ConversionReport) -> None:
         )
 
 
-def _fitter(frontend: Frontend, calibration: object) -> FitsToData:
-    """The front end, if it can fit layers to inputs and there are some."""
+def fitter_of(frontend: Frontend, calibration: object) -> FitsToData:
+    """The front end, if it can fit layers to inputs and there are some.
+
+    Raises:
+        OptionError: If it cannot, or there are none.
+    """
     if not isinstance(frontend, FitsToData):
         raise OptionError(
             "init",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Mark", "curves", "image", "kernels", "labelled"]
+__all__ = ["Mark", "curves", "image", "kernels", "labelled", "trade_off"]
 
 Array = NDArray[Any]
 # Readable on white and on black.
@@ -142,6 +143,48 @@ def _label(names: Sequence[str]) -> str:
         lines[-1] += f" +{len(names) - _NAMES}"
     # Names are no mathematical text.
     return "\n".join(lines).replace("$", r"\$")
+
+
+def trade_off(
+    marks: Sequence[tuple[float, float, str]], *, lowest: float, x_label: str, y_label: str
+) -> str:
+    """A line through named points as SVG; what lies outside is an arrow at the edge.
+
+    Args:
+        marks: x, y and a name for each point, in order. Some y must be finite.
+        lowest: Smaller x are drawn there.
+        x_label: What x is, with its unit.
+        y_label: What y is, with its unit.
+    """
+    figure, ((axis,),) = _figure(1, 1, (7.2, 3.2), squeeze=False)
+    finite = [y for _, y, _ in marks if np.isfinite(y)]
+    # Room above the largest value for the arrows of infinite ones.
+    top = max(finite) + 0.25 * max(max(finite) - min(finite), 4.0)
+    shown = [(max(x, lowest), min(y, top)) for x, y, _ in marks]
+    outside = [x < lowest or y > top for x, y, _ in marks]
+    for i, (begin, end) in enumerate(itertools.pairwise(shown)):
+        style = "--" if outside[i] or outside[i + 1] else "-"
+        axis.plot(*zip(begin, end, strict=True), style, color=_COLORS[0], linewidth=1.2)
+    middle = (min(shown)[0] + max(shown)[0]) / 2
+    for (x, y, name), place in zip(marks, shown, strict=True):
+        marker, note = "o", name
+        if x < lowest:
+            marker, note = "<", f"{name} (below {lowest:g} dB)"
+        elif y > top:
+            marker, note = "^", f"{name} (no difference)"
+        axis.plot(*place, marker, color=_COLORS[0], markersize=6)
+        # y rises with x: above on the left of a point, and below on its right, there is room.
+        beside = {"xytext": (-6, 5), "ha": "right"}
+        if place[0] <= middle:
+            beside = {"xytext": (6, -12), "ha": "left"}
+        axis.annotate(note, place, textcoords="offset points", color=_INK, fontsize=8, **beside)
+    axis.margins(0.08, 0.15)
+    axis.set_xlabel(x_label, color=_INK, fontsize=8)
+    axis.set_ylabel(y_label, color=_INK, fontsize=8)
+    axis.tick_params(colors=_INK, labelsize=7)
+    for spine in axis.spines.values():
+        spine.set_color(_INK)
+    return _saved(figure, "svg")
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> Any:

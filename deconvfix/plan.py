@@ -11,12 +11,15 @@ from typing import Any, Literal, get_args
 from deconvfix.errors import CheckpointError, OptionError
 from deconvfix.forms import FORMS, form
 from deconvfix.forms.base import Init, ReadWeight, Refusal, Settings, known
+from deconvfix.forms.equalized import AS_IT_IS
 from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import Interpolation, PadMode
 
-__all__ = ["Decision", "Match", "Options", "Plan", "Verdict", "make_plan"]
+__all__ = ["WITH_STRENGTH", "Decision", "Match", "Options", "Plan", "Verdict", "make_plan"]
 
 RECIPE_FORMAT = "deconvfix.recipe/1"
+# Forms that can take away a part of the grid.
+WITH_STRENGTH = ("equalized", "notch")
 Verdict = Literal["replaced", "kept", "refused"]
 
 
@@ -68,18 +71,33 @@ class Options:
     seed: int = 0
     grow: int = 0
     reach: int = 4
+    strength: float = 1.0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known("to", self.to, tuple(each.name for each in FORMS))
         _ = self.settings  # checks itself
+        if self.to not in WITH_STRENGTH and self.strength != 1:
+            raise OptionError(
+                "strength",
+                f"the value is {self.strength:g} and the form is {self.to!r}",
+                "a resize-convolution has no grid, and a sub-pixel convolution keeps all of it: only "
+                "'equalized' and 'notch' can take away a part",
+                "Choose one of these forms, or leave `strength` out",
+            )
 
     @property
     def settings(self) -> Settings:
         """The part that forms look at."""
         return Settings(
-            self.interpolation, self.padding_mode, self.init, self.seed, self.grow, self.reach
+            interpolation=self.interpolation,
+            padding_mode=self.padding_mode,
+            init=self.init,
+            seed=self.seed,
+            grow=self.grow,
+            reach=self.reach,
+            strength=self.strength,
         )
 
 
@@ -213,6 +231,9 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
     excluded = any(fnmatchcase(match.name, p) for p in options.exclude)
     if not included or excluded or (selects is not None and not selects(match.name)):
         return decision("kept", "not selected")
+    if options.to == "equalized" and options.strength == 0:
+        # Nothing is done to it, so nothing can stand in the way.
+        return decision("kept", AS_IT_IS)
     if match.obstacle is not None:
         return decision("refused", match.obstacle.sentence(match.name))
     if options.to != "subpixel" and match.exact_only is not None:

@@ -12,6 +12,7 @@ from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Plan
 
 if TYPE_CHECKING:
+    from deconvfix.curve import StrengthCurve
     from deconvfix.evidence import Evidence
 
 __all__ = [
@@ -233,6 +234,7 @@ class ConversionReport:
         versions: Versions of deconvfix and of the libraries it ran with.
         command: The command line that does the same again.
         hashes: SHA-256 of the files that were read and written.
+        curve: Fidelity against ripple over the strength, where it was asked for.
         evidence: What the HTML page draws.
         samples_curve: How the distance falls with the number of calibration samples, if that was
             asked for.
@@ -250,6 +252,7 @@ class ConversionReport:
     versions: dict[str, str] = field(default_factory=dict)
     command: str | None = None
     hashes: dict[str, str] = field(default_factory=dict)
+    curve: StrengthCurve | None = None
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
     samples_curve: SamplesCurve | None = None
 
@@ -295,6 +298,7 @@ class ConversionReport:
         """A page of its own, without scripts or anything from the network."""
         import jinja2
 
+        from deconvfix.curve import draw_curve
         from deconvfix.evidence import KERNELS, draw
 
         environment = jinja2.Environment(
@@ -307,6 +311,7 @@ class ConversionReport:
         return environment.get_template("report.html.jinja").render(
             report=self,
             pictures=drawn,
+            curve_picture=None if self.curve is None else draw_curve(self.curve),
             kernels=KERNELS,
             told=[(each, each.strongest(_MOST_TONES)) for each in outputs if each.tones],
             ripple=lambda value: "" if value is None else decibels_in_words(value),

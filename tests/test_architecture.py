@@ -25,24 +25,25 @@ LAYERS = (
     ("spectra", "variance", "flat_field"),
     ("forms",),
     ("plan", "parity"),
-    ("advice", "inspection", "report", "compare", "onnx_runtime", "pictures", "evidence"),
+    ("advice", "inspection", "report", "compare", "onnx_runtime", "pictures", "evidence", "curve"),
     ("frontends",),
     ("diagnosis", "fidelity"),
     (
         *("fx", "onnx", "onnx_file", "onnx_verify", "onnx_export", "checkpoint"),
-        *("program_text", "program_file", "conversion", "growth"),
+        *("program_text", "program_file", "conversion", "growth", "strength"),
     ),
     ("source",),
     ("calibration_files",),
     ("jobs", "checkpoint_source"),
     ("checkpoint_jobs", "onnx_jobs", "program_jobs"),
-    ("_cli_text", "_cli_report", "_cli", "__main__"),
+    ("_cli_text", "_cli_fit", "_cli_report", "_cli", "__main__"),
 )
 TORCH_FREE = (
     *("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan"),
     *("grids", "spectra", "variance", "flat_field", "advice", "diagnosis", "fidelity"),
     *("parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs"),
-    *("_cli", "_cli_text", "_cli_report", "calibration_files", "evidence", "pictures"),
+    "curve",
+    *("_cli", "_cli_text", "_cli_fit", "_cli_report", "calibration_files", "evidence", "pictures"),
 )
 
 

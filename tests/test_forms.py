@@ -110,7 +110,13 @@ def test_equalized_has_no_ripple_or_is_refused(case):
         assert spread_of_phases(case.spec, new) <= 1e-12 * max(1.0, np.abs(new).sum())
 
 
-reaches = st.builds(Settings, init=st.just("fit"), reach=st.integers(1, 3), grow=st.integers(0, 1))
+reaches = st.builds(
+    Settings,
+    init=st.just("fit"),
+    reach=st.integers(1, 3),
+    grow=st.integers(0, 1),
+    strength=st.sampled_from([1.0, 0.25]),
+)
 
 
 def has_all_phases(case):
@@ -120,23 +126,19 @@ def has_all_phases(case):
 
 @given(cases(), reaches)
 def test_notch_takes_out_the_grid_of_local_means(case, settings):
-    """By definition: y = x (*) W - h*x (*) I, I the part of W with unequal phase sums.
+    """By definition: y = x (*) W - h*x (*) sI, I the part of W with unequal phase sums.
 
     Exact in real numbers; float64 rounds values below 1e4 to far less than 1e-9.
     """
     if not has_all_phases(case):
         return
-    spec, uneven = (
-        case.spec,
-        case.weight - form("equalized").fit(case.spec, Settings(), case.weight),
-    )
-    if settings.grow:
-        spec, even = form("equalized").equivalent(case.spec, settings, case.weight)
-        margins = [
-            ((new - old) // 2,) * 2
-            for new, old in zip(spec.kernel_size, case.spec.kernel_size, strict=True)
-        ]
-        uneven = np.pad(case.weight, [(0, 0), (0, 0), *margins]) - even
+    full = replace(settings, strength=1.0)
+    spec, even = form("equalized").equivalent(case.spec, full, case.weight)
+    margins = [
+        ((new - old) // 2,) * 2
+        for new, old in zip(spec.kernel_size, case.spec.kernel_size, strict=True)
+    ]
+    uneven = settings.strength * (np.pad(case.weight, [(0, 0), (0, 0), *margins]) - even)
     geometry = (spec.stride, spec.padding, spec.output_padding, spec.dilation, spec.groups)
     means = oracle.local_mean(case.x, [settings.reach if s > 1 else 0 for s in spec.stride])
     grid = oracle.conv_transpose(means, uneven, None, *geometry)

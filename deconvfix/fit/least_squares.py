@@ -81,17 +81,22 @@ def phase_sums(weight: Array, phases: Sequence[NDArray[np.int64]], stride: Seque
 
 
 def equal_phase_sums(
-    weight: Array, phases: Sequence[NDArray[np.int64]], stride: Sequence[int]
+    weight: Array,
+    phases: Sequence[NDArray[np.int64]],
+    stride: Sequence[int],
+    strength: float = 1.0,
 ) -> Array:
-    """The smallest change of `weight` that makes the sums of all phases equal.
+    """The smallest change of `weight` that makes the sums of all phases equal, or a part of it.
 
     With g_f the sum and n_f the number of the taps of phase f, each of them gets (c - g_f) / n_f,
-    c = sum(g_f / n_f) / sum(1 / n_f): the minimum of |change|^2 over the common value c.
+    c = sum(g_f / n_f) / sum(1 / n_f): the minimum of |change|^2 over the common value c. The change is
+    linear in the weight, so that with the part s of it, what is unequal becomes (1 - s) of what it was.
 
     Args:
         weight: Kernels, (C_in, C_out / groups, *k).
         phases: Per axis the phase of each tap, see `phase_of_taps`; every phase must have a tap.
         stride: Phases per axis.
+        strength: Part of the change that is made.
     """
     sums = phase_sums(weight, phases, stride)
     counts = phase_sums(np.ones((1, 1, *weight.shape[2:])), phases, stride)
@@ -100,7 +105,7 @@ def equal_phase_sums(
     change = (common - sums) / counts
     for axis, phase in enumerate(phases, start=2):
         change = np.take(change, phase, axis)
-    result: Array = weight + change
+    result: Array = weight + strength * change
     return result
 
 

@@ -13,7 +13,8 @@ data say nothing, the kernel stays there. All that J needs of the data are the m
 
 which are sums: over pixels, batches and processes. Without the ridge, J of any kernel can be read off
 the moments of any data, also of data that it was not fitted to (`squared_error`): that is how `ridge`
-is chosen (`best_ridge`), and how two borders are compared.
+is chosen (`best_ridge`), and how two borders are compared. Where a part K of the kernel is fixed,
+W = Z w + K, the outputs wanted of Z w are y - u_f K_f, whose moments follow from H_f (`beside`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DEFAULT_RIDGE", "RIDGES", "best_ridge", "ridge_fit", "squared_error"]
+__all__ = ["DEFAULT_RIDGE", "RIDGES", "beside", "best_ridge", "ridge_fit", "squared_error"]
 
 Array = NDArray[np.float64]
 
@@ -76,6 +77,26 @@ def ridge_fit(
     solved = np.linalg.solve(normal, right)
     w = solved[:size].reshape(c_in, free, c_out).transpose(0, 2, 1)
     return w, None if bias is None else solved[size]
+
+
+def beside(moments: Sequence[Array], fixed: Sequence[Array]) -> list[Array]:
+    """The moments of z' = (u, 1, y - u K): what is left to fit beside a fixed part of the kernel.
+
+    z' = T z, so that H' = T H T^T.
+
+    Args:
+        moments: H_f for each phase.
+        fixed: K_f for each phase, (C_in, C_out, taps of the phase).
+    """
+    left = []
+    for h, k in zip(moments, fixed, strict=True):
+        c_in, c_out, taps = k.shape
+        # (C_in, C_out, taps) -> (C_out, features)
+        rows = k.transpose(1, 0, 2).reshape(c_out, c_in * taps)
+        transform = np.eye(len(h))
+        transform[-c_out:, : c_in * taps] = -rows
+        left.append(transform @ h @ transform.T)
+    return left
 
 
 def squared_error(

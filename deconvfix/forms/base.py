@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
@@ -66,6 +67,8 @@ class Settings:
         seed: For random weights.
         grow: Taps by which a fitted kernel grows on either side, on the axes with a stride.
         reach: Of the local mean of the form 'notch', pixels on either side.
+        strength: How much of a kernel's imbalance an equalized layer loses: from 0 (the layer as it is)
+            to 1 (no checkerboard artifact).
 
     Raises:
         OptionError: If a value does not exist.
@@ -77,6 +80,7 @@ class Settings:
     seed: int = 0
     grow: int = 0
     reach: int = 4
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         known("interpolation", self.interpolation, get_args(Interpolation))
@@ -99,6 +103,14 @@ class Settings:
                 f"the value is {self.reach!r}",
                 "a number of pixels, 1 or more, is needed",
                 "Correct `reach`",
+            )
+        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
+        if not number or not math.isfinite(self.strength) or not 0 <= self.strength <= 1:
+            raise OptionError(
+                "strength",
+                f"the value is {self.strength!r}",
+                "a number from 0 (the layer as it is) to 1 (free of the grid) is needed",
+                "Correct `strength`",
             )
 
 
@@ -166,16 +178,19 @@ class Design:
     Attributes:
         steps: How the input is extended (and upsampled) first.
         phases: The grids that the output pixels fall into.
-        basis: Z, (taps, free numbers): the kernels that the form can have are Z w, for each pair of
-            channels; the columns are orthonormal.
+        basis: Z, (taps, free numbers): the kernels that the form can have are Z w (+ `offset`), for
+            each pair of channels; the columns are orthonormal.
         copies: How many channels the extended input has for each channel of the input; in each group of
             channels first all of the first copy. The taps of the copies follow one another.
+        has_offset: Whether the kernels keep what the fit to the weights has outside of the span of Z.
+            Only where there is one copy.
     """
 
     steps: tuple[Step, ...]
     phases: tuple[Phase, ...]
     basis: NDArray[np.float64]
     copies: int = 1
+    has_offset: bool = False
 
     def kernel(self, w: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
         """Z w: (C_in, C_out / groups, free numbers) -> (copies * C_in, C_out / groups, taps)."""
@@ -191,6 +206,20 @@ class Design:
         # (copies*C_in, C_out/g, *taps) -> (g, copies, C_in/g, C_out/g, taps)
         taps = kernel.reshape(groups, self.copies, c_in // groups, c_out, -1)
         return np.moveaxis(taps, 1, 3).reshape(c_in, c_out, -1) @ self.basis
+
+    def offset(self, fitted: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """The fixed part of the kernels, which no fit to data moves.
+
+        Args:
+            fitted: The fit to the weights alone (`Form.fit`), (C_in, C_out / groups, *taps).
+
+        Returns:
+            fitted - Z Z^T fitted, (C_in, C_out / groups, taps); None where all kernels are Z w.
+        """
+        if not self.has_offset:
+            return None
+        flat = fitted.reshape(*fitted.shape[:2], -1)
+        return flat - flat @ self.basis @ self.basis.T
 
 
 class Form(Protocol):

@@ -6,6 +6,12 @@ Kiya 2018, arXiv:1806.02658). The smallest change of the weights that makes them
 (c - g_f)/n_f to each of the n_f taps of phase f; `fit.least_squares.equal_phase_sums` has the formula.
 The layer keeps its type and shapes, so the corrected checkpoint loads into unchanged code.
 
+With Z an orthonormal basis of the kernels whose phase sums are equal, a trained kernel is
+W_0 = Z Z^T W_0 + W_perp, and W_perp, its imbalance, is what the correction takes away. At *strength* s
+the layer's kernel is Z w + (1 - s) W_perp: the ripple is (1 - s) of what it was, whatever w is. The fit
+to the weights has w = Z^T W_0, which is W_0 - s W_perp; fits to data change w. At s = 0 the layer stays as
+it is.
+
 On request the kernel *grows* by a few taps on either side of each axis with a stride, k + 2*grow with
 padding p + d*grow, which begins with taps of zero: the same outputs from a larger space of kernels. The
 weight then has another shape, and the recipe is needed to load it.
@@ -42,7 +48,9 @@ from deconvfix.forms.base import (
 from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import ConvTranspose, Pad
 
-__all__ = ["EQUALIZED"]
+__all__ = ["AS_IT_IS", "EQUALIZED"]
+
+AS_IT_IS = "strength 0: it stays as it is"
 
 # Below this the phase sums were equal already, up to the rounding of the stored weights.
 _EQUAL = 1e-6
@@ -64,6 +72,8 @@ class Equalized:
                 "the equalized form corrects the trained weight",
                 "Leave init out, or choose the form 'resize'",
             )
+        if settings.strength == 0:
+            return Settled(replace(settings, init="exact"), True, 0.0, AS_IT_IS)
         grown = _grown(spec, settings)
         for axis, (k, s, d) in enumerate(
             zip(grown.kernel_size, grown.stride, grown.dilation, strict=True)
@@ -83,8 +93,10 @@ class Equalized:
                 "Convert this layer to 'subpixel', or exclude it",
             )
         weight = _extended(spec, settings, read_weight())
-        residual = relative_distance(self.fit(spec, settings, read_weight()), weight)
-        exact = residual <= _EQUAL
+        equalized = self.fit(spec, replace(settings, strength=1.0), read_weight())
+        imbalance = relative_distance(equalized, weight)
+        exact = imbalance <= _EQUAL
+        residual = settings.strength * imbalance
         if settings.init == "exact" and not exact:
             return Refusal(
                 f"its phase sums differ (relative correction {residual:.3g})",
@@ -95,6 +107,7 @@ class Equalized:
             "phase sums are equal already"
             if exact
             else f"minimum-norm correction, relative size {residual:.3g}"
+            + ("" if settings.strength == 1 else f", strength {settings.strength:g}")
         )
         init = settings.init if settings.init in FITTED_TO_DATA and not exact else "fit"
         return Settled(replace(settings, init=init), exact, residual, note)
@@ -111,9 +124,11 @@ class Equalized:
         if math.prod(spec.stride) == 1:
             return weight
         weight = _extended(spec, settings, weight)
+        if settings.strength == 0:
+            return weight  # bit for bit, zeros with a sign included
         spec = _grown(spec, settings)
         phases = phase_of_taps(spec.kernel_size, spec.stride, spec.dilation)
-        return equal_phase_sums(weight, phases, spec.stride)
+        return equal_phase_sums(weight, phases, spec.stride, settings.strength)
 
     def equivalent(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
@@ -129,6 +144,8 @@ class Equalized:
 
     def design(self, spec: ConvTransposeSpec, settings: Settings) -> Design:
         """One phase for each residue of o + p_b; the kernels are those with equal phase sums.
+
+        Below strength 1 they keep a part of their imbalance as well, which is fixed.
 
         Tap j reaches output o from input i = (o + p_b - d*j) / s.
         """
@@ -179,7 +196,8 @@ class Equalized:
             )
         taps = phase_of_taps(spec.kernel_size, spec.stride, spec.dilation)
         steps = (Pad(tuple(border), "zeros"),)
-        return Design(steps, tuple(phases), sum_rule_basis(taps, spec.stride))
+        basis = sum_rule_basis(taps, spec.stride)
+        return Design(steps, tuple(phases), basis, has_offset=settings.strength != 1)
 
 
 EQUALIZED = Equalized()

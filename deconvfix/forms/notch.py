@@ -6,6 +6,8 @@ local mean, and the layer keeps all that it does to detail:
 
     y = x (*) W - (h * x) (*) I          (*) the transposed convolution, h * x the local mean
 
+(At a `strength` s below 1, with s I instead: that much of the grid goes.)
+
 A constant gives x = h * x and is left with E: no grid, whatever W is. Since h is symmetric, I does not see
 linear slopes either. In words of signal processing, the images of the input's spectrum at the multiples
 of 1/s pass a notch 1 - h^ instead of being suppressed by the kernel as a whole. The wider h, the narrower
@@ -110,16 +112,16 @@ class Notch:
     def design(self, spec: ConvTransposeSpec, settings: Settings) -> Design:
         """The phases of the equalized form, whose taps see a channel and its means.
 
-        With P the projection onto kernels of unequal phase sums, the kernels are (V, -P V). On V in the
-        image of P these columns have the length sqrt 2, on the others 1.
+        With P the projection onto kernels of unequal phase sums and s the strength, the kernels are
+        (V, -s P V). On V in the image of P these columns have the length sqrt(1 + s^2), on the others 1.
         """
         plain = EQUALIZED.design(spec, settings)
         taps, even = plain.basis.shape
         columns, _ = np.linalg.qr(np.concatenate([plain.basis, np.eye(taps)], 1))
-        uneven = columns[:, even:] / math.sqrt(2)
+        uneven = columns[:, even:] / math.sqrt(1 + settings.strength**2)
         basis = np.zeros((2 * taps, taps))
         basis[:taps] = np.concatenate([plain.basis, uneven], 1)
-        basis[taps:, even:] = -uneven
+        basis[taps:, even:] = -settings.strength * uneven
         phases = tuple(
             Phase(
                 each.first,

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from deconvfix.artifacts import decibels
 from deconvfix.errors import ModelError
-from deconvfix.fit.regression import DEFAULT_RIDGE, best_ridge, ridge_fit, squared_error
+from deconvfix.fit.regression import (
+    DEFAULT_RIDGE,
+    beside,
+    best_ridge,
+    ridge_fit,
+    squared_error,
+)
 from deconvfix.forms import form
 from deconvfix.forms.base import FITTED_TO_DATA, Settings
 from deconvfix.frontends.torch_find import current_weight
@@ -163,7 +169,8 @@ def _fit_layer(
     else:
         put_weight(module, fit.kernel, fit.bias, decision.name)
     border = f", {fit.settings.padding_mode} border" if decision.form == "resize" else ""
-    reason = f"calibrated, {fit.snr_db:.1f} dB of the layer's own output{border}"
+    strength = "" if settings.strength == 1 else f", strength {settings.strength:g}"
+    reason = f"calibrated, {fit.snr_db:.1f} dB of the layer's own output{border}{strength}"
     return after, replace(decision, settings=fit.settings, reason=reason)
 
 
@@ -218,25 +225,32 @@ def _solved(moments: Moments, start: Array, bias: Array | None) -> _Fit:
     groups = moments.spec.groups
     numbers = design.numbers(start, groups)
     w_0 = numbers.reshape(groups, -1, *numbers.shape[1:])
+    offset = design.offset(start)
     kernels, biases, errors, power = [], [], 0.0, 0.0
     for group in range(groups):
         own_bias = None if bias is None else bias.reshape(groups, -1)[group]
         fitted, heldout = moments.of_group(group)
+        judged = heldout if moments.has_heldout else fitted
+        power += squared_error(judged, basis, np.zeros_like(w_0[group]), None)
+        if offset is not None:
+            own = offset.reshape(groups, -1, *offset.shape[1:])[group]
+            fixed = [own[..., list(phase.taps)] for phase in design.phases]
+            fitted, heldout = beside(fitted, fixed), beside(heldout, fixed)
         if moments.has_heldout:
             ridge = best_ridge(fitted, heldout, basis, w_0[group], own_bias)
         else:
             ridge, heldout = DEFAULT_RIDGE, fitted
         w, b = ridge_fit(fitted, basis, w_0[group], own_bias, ridge)
         errors += squared_error(heldout, basis, w, b)
-        power += squared_error(heldout, basis, np.zeros_like(w), None)
         if moments.has_heldout:
             total = [one + other for one, other in zip(fitted, heldout, strict=True)]
             w, b = ridge_fit(total, basis, w_0[group], own_bias, ridge)
         kernels.append(w)
         biases.append(b)
+    kernel = design.kernel(np.concatenate(kernels), groups)
     return _Fit(
         moments.settings,
-        design.kernel(np.concatenate(kernels), groups).reshape(start.shape),
+        (kernel if offset is None else kernel + offset).reshape(start.shape),
         None if bias is None else np.concatenate([each for each in biases if each is not None]),
         errors / power if power else 0.0,
     )

@@ -2,8 +2,9 @@
 
 The converted layers start from their calibrated weights and follow the original's outputs with Adam.
 They cannot leave their form: a resize-convolution has no other kernels, and the other forms are trained
-as Z w in the basis Z of the kernels that they can have (`forms.base.Design.basis`), which is folded away
-at the end. Training runs on a copy, in eval mode, and its best state goes back into the model.
+as Z w in the basis Z of the kernels that they can have (`forms.base.Design.basis`), beside what a strength
+below 1 leaves of an equalized layer's imbalance. Both are folded away at the end. Training runs on a copy,
+in eval mode, and its best state goes back into the model.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from deconvfix.rearrange import Merge, Repeat, Verb, inverse, rearrange
 
 __all__ = ["tune"]
 
+Array = NDArray[np.float64]
+
 
 # Outputs of the original that are kept.
 _MOST_BYTES = 2**30
@@ -49,10 +52,11 @@ _AS_IT_IS: tuple[Verb, ...] = (Merge(0, 1),)
 
 
 class _Subspace(nn.Module):
-    """Parametrization of a weight as Z w, (C_in, C_out / groups, free) -> the layout of the layer.
+    """Parametrization of a weight as Z w + offset, (C_in, C_out / groups, free) -> the layer's layout.
 
     Args:
         design: With the basis Z.
+        offset: (C_in, C_out / groups, taps) or None; see `Design.offset`.
         groups: Of the layer.
         shape: Of the form's kernel, (.., C_out / groups, *taps).
         verbs: From the kernel to the weight.
@@ -60,10 +64,12 @@ class _Subspace(nn.Module):
     """
 
     basis: Tensor
+    offset: Tensor | None
 
     def __init__(
         self,
         design: Design,
+        offset: Array | None,
         groups: int,
         shape: Sequence[int],
         verbs: Sequence[Verb],
@@ -71,19 +77,25 @@ class _Subspace(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("basis", torch.from_numpy(design.basis).to(like))
+        fixed = None if offset is None else torch.from_numpy(offset).to(like)
+        self.register_buffer("offset", fixed)
         self.design = design
+        self.fixed = offset
         self.groups = groups
         self.shape = tuple(shape)
         self.verbs = tuple(verbs)
 
     def forward(self, w: Tensor) -> Tensor:
         """The weight; `Design.kernel` says what happens to the axes."""
-        kernel = (w @ self.basis.mT).unflatten(-1, (self.design.copies, -1))
+        kernel = w @ self.basis.mT
+        if self.offset is not None:
+            kernel = kernel + self.offset
+        kernel = kernel.unflatten(-1, (self.design.copies, -1))
         kernel = kernel.unflatten(0, (self.groups, -1)).movedim(3, 1).reshape(self.shape)
         return rearrange_tensor(self.verbs, kernel, self.groups)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The numbers w of a weight in the subspace."""
+        """The numbers w of a weight of the form: Z is orthogonal to the offset."""
         kernel = carry_out(inverse(self.verbs, self.shape, self.groups), weight)
         numbers = self.design.numbers(read_weight(kernel), self.groups)
         return torch.from_numpy(numbers).to(weight)
@@ -131,7 +143,7 @@ def tune(
     teacher = copy_model(before).eval().requires_grad_(False)
     student = copy_model(after).eval().requires_grad_(tuning.train_all)
     for name in names:
-        student = _freed(student, name, plan)
+        student = _freed(student, name, plan, before)
     parameters = [each for each in student.parameters() if each.requires_grad]
     samples, independent = cut(teacher, batches)
     taught = _taught(teacher, samples) if supply is None else None
@@ -163,7 +175,7 @@ def tune(
 
     descent = Descent(parameters, supplied, loss_on, heldout_loss, tuning)
     first, best = descent.run()
-    _transfer(student, after, names, plan)
+    _transfer(student, after, names, plan, before)
     note = (
         f"Tuned: the loss on {len(heldout)} held-out samples went from {first:.3g} to "
         f"{best.loss:.3g} in {best.steps} steps at a learning rate of {best.rate:g}."
@@ -206,17 +218,17 @@ def mean_squared(new: Any, old: Any) -> Tensor:
     return torch.stack(errors).mean()
 
 
-def _freed(student: nn.Module, name: str, plan: Plan) -> nn.Module:
+def _freed(student: nn.Module, name: str, plan: Plan, before: nn.Module) -> nn.Module:
     """A layer made trainable inside its form: an equalized one is replaced by a plain one of Z w."""
     layer = student.get_submodule(name)
     if isinstance(layer, ConvertedConvTranspose):
         layer.requires_grad_(True)
-        design = _design(name, plan)
+        design, offset = _kernels(name, plan, before)
         if design.basis.shape[0] > design.basis.shape[1]:
             conv = layer.convolution
             compiled = form(layer.form_name).compile(layer.spec, layer.settings)
             subspace = _Subspace(
-                design, layer.groups, layer.kernel_shape, compiled.weight, conv.weight
+                design, offset, layer.groups, layer.kernel_shape, compiled.weight, conv.weight
             )
             parametrize.register_parametrization(conv, "weight", subspace)
             if conv.bias is not None:
@@ -238,23 +250,29 @@ def _freed(student: nn.Module, name: str, plan: Plan) -> nn.Module:
     )
     new.weight = nn.Parameter(current_weight(layer).detach().clone())
     new.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
-    subspace = _Subspace(_design(name, plan), layer.groups, new.weight.shape, _AS_IT_IS, new.weight)
+    design, offset = _kernels(name, plan, before)
+    subspace = _Subspace(design, offset, layer.groups, new.weight.shape, _AS_IT_IS, new.weight)
     parametrize.register_parametrization(new, "weight", subspace)
     return exchange(student, layer, take_over(new, layer))
 
 
-def _design(name: str, plan: Plan) -> Design:
+def _kernels(name: str, plan: Plan, before: nn.Module) -> tuple[Design, Array | None]:
+    """Basis, in a design, and offset of the kernels that a layer may have; see `forms.base.Design`."""
     decision = plan[name]
     assert decision.spec is not None
     assert decision.form is not None
     assert decision.settings is not None
-    design = form(decision.form).design(decision.spec, decision.settings)
+    chosen = form(decision.form)
+    design = chosen.design(decision.spec, decision.settings)
     assert design is not None
-    return design
+    trained = read_weight(current_weight(before.get_submodule(name)))
+    return design, design.offset(chosen.fit(decision.spec, decision.settings, trained))
 
 
 @torch.no_grad()
-def _transfer(student: nn.Module, after: nn.Module, names: Sequence[str], plan: Plan) -> None:
+def _transfer(
+    student: nn.Module, after: nn.Module, names: Sequence[str], plan: Plan, before: nn.Module
+) -> None:
     """Writes what was trained into the model, in place, each layer under its own parametrization."""
     own = dict(after.named_parameters())
     for key, parameter in student.named_parameters():
@@ -284,8 +302,10 @@ def _trained_kernel(module: nn.Module) -> tuple[tuple[Verb, ...], NDArray[np.flo
     parametrizations: Any = module.parametrizations
     [subspace] = parametrizations.weight
     numbers = read_weight(parametrizations.weight.original)
-    kernel = subspace.design.kernel(numbers, subspace.groups).reshape(subspace.shape)
-    return subspace.verbs, kernel
+    kernel = subspace.design.kernel(numbers, subspace.groups)
+    if subspace.fixed is not None:
+        kernel = kernel + subspace.fixed
+    return subspace.verbs, kernel.reshape(subspace.shape)
 
 
 def _endless(samples: Sequence[Inputs], size: int, seed: int) -> Iterator[Sequence[Inputs]]:

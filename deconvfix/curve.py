@@ -1,0 +1,86 @@
+"""Fidelity against ripple over the strength of a correction: the numbers, and their picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from deconvfix import pictures
+from deconvfix.artifacts import LOWEST_DB
+
+__all__ = ["StrengthCurve", "StrengthPoint", "draw_curve"]
+
+# Invisible from here on: what lies further down is drawn at the edge.
+_LOWEST_DRAWN_DB = -80.0
+
+
+@dataclass(frozen=True)
+class StrengthPoint:
+    """What one strength does to a network.
+
+    Attributes:
+        strength: From 0 (the original) to 1 (free of the grid).
+        psnr_db: Outputs against the original's on calibration samples that were not fitted to, peak =
+            range of the original's; infinite where they are equal, None without real outputs.
+        network_ripple_db: Flat-field ripple of the network's outputs, the largest (see
+            `deconvfix.flat_field`); None where the answer to constant inputs is not periodic.
+        layer_ripple_db: Flat-field ripple of the converted layers by their weights, the largest; -300:
+            none.
+    """
+
+    strength: float
+    psnr_db: float | None
+    network_ripple_db: float | None
+    layer_ripple_db: float
+
+
+@dataclass(frozen=True)
+class StrengthCurve:
+    """Fidelity against ripple.
+
+    Attributes:
+        points: One for each strength, the smallest first.
+        init: How the weights were found: "fit" or "calibrated".
+        notes: Sentences about what was measured.
+    """
+
+    points: tuple[StrengthPoint, ...]
+    init: str
+    notes: tuple[str, ...] = ()
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Strength, PSNR, and both ripples of each point, for people."""
+        return [
+            (
+                f"{each.strength:g}",
+                "no difference" if each.psnr_db == math.inf else _decibels(each.psnr_db),
+                _decibels(each.network_ripple_db),
+                _decibels(each.layer_ripple_db),
+            )
+            for each in self.points
+        ]
+
+
+def _decibels(value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return "none" if value <= LOWEST_DB else f"{value:.1f} dB"
+
+
+def draw_curve(curve: StrengthCurve) -> str | None:
+    """The curve as a picture, for a page; None if there is no PSNR to draw."""
+    whole = all(each.network_ripple_db is not None for each in curve.points)
+    what = "a constant input through the network" if whole else "the layers, by their weights"
+    marks = []
+    for each in curve.points:
+        ripple = each.network_ripple_db if whole else each.layer_ripple_db
+        if each.psnr_db is not None and ripple is not None:
+            marks.append((ripple, each.psnr_db, f"{each.strength:g}"))
+    if not any(math.isfinite(psnr) for _, psnr, _ in marks):
+        return None
+    return pictures.trade_off(
+        marks,
+        lowest=_LOWEST_DRAWN_DB,
+        x_label=f"ripple of {what}, dB",
+        y_label="PSNR against the original, dB",
+    )
