@@ -154,9 +154,9 @@ def convert(
         reach: For "notch": the local mean is taken over so many pixels of the layer's input on either
             side. More is closer to the original, less leaves less of a grid beside edges.
         strength: For "equalized" and "notch": how much of the grid goes, from 0 (nothing changes) to 1
-            (all of it). Phase sums of an equalized layer differ by 1 - strength of what they did; the less goes,
-            the closer the rest stays to the original. What a strength does to a whole network is for
-            `deconvfix.strength_curve` to say.
+            (all of it). Phase sums of an equalized layer differ by 1 - strength of what they did; the
+            less goes, the closer the rest stays to the original. What a strength does to a whole network
+            is for `deconvfix.strength_curve` to say.
         include: Glob patterns on layer names; only matching layers are converted.
         exclude: Glob patterns on layer names to keep, or a predicate.
         strict: Raise if a layer is refused.
