@@ -100,7 +100,7 @@ def _solved(
     normal[np.arange(size), np.arange(size)] += penalty
     right[:size] += penalty * w_0
     solved = np.linalg.solve(normal, right)
-    w = solved[:size].reshape(c_in, free, c_out).transpose(0, 2, 1)
+    w: Array = solved[:size].reshape(c_in, free, c_out).transpose(0, 2, 1)
     return w, None if bias is None else solved[size]
 
 
