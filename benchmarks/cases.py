@@ -74,6 +74,11 @@ class Case:
     others: tuple[str, ...]
 
     @property
+    def distribution(self) -> str | None:
+        """The distribution of a generator's inputs: there are as many as one wants."""
+        return "normal" if self.name == "digits_generator" else None
+
+    @property
     def is_sound(self) -> bool:
         """Whether the distance is a signal-to-noise ratio."""
         return self.target.dim() == 3 and self.target.shape[1] == 1

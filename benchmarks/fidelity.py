@@ -5,9 +5,9 @@
 For each of the trained networks in `fixtures/` a table: how close the converted network's outputs are to the
 original's on the held-out file (whole outputs, border included; PSNR, for sound SNR), the fixture's own
 metric against the ground truth (before -> after), the ripple of the network's answer to a constant input
-(likewise), the time of the conversion, and the multiply-accumulates of the converted layers, relative to those
-before. For calibrated rows "passes" is the time of the calibration without its solvers, over that of one pass
-of the original and the converted network over the calibration inputs. Those are never held-out ones.
+(likewise), the time of the conversion, and the multiply-accumulates of the converted layers, relative to
+those before. For calibrated rows "passes" is the time of the calibration without its solvers, over that of
+one pass of the original and the converted network over the calibration inputs. Those are never held-out ones.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class CaseResult:
 
 
 def converted(case: Case, row: Row, samples: int, seconds: float) -> nn.Module:
-    """The network of a case, converted; a `samples` of 0 or less means the usual number."""
+    """The network of a case, converted. Where its inputs have a known distribution, tuning draws new ones."""
     if row.build is not None:
         return by_hand.replaced(case.model, case.layers, row.build)
     options = dict(row.options)
@@ -140,6 +140,8 @@ def converted(case: Case, row: Row, samples: int, seconds: float) -> nn.Module:
         options["example_inputs"] = options["calibration"][0]
     if row.init == "tuned":
         options["tuning"] = deconvfix.Tuning(seconds=seconds)
+        if case.distribution is not None:
+            options["calibration"] = case.distribution
     conversion = deconvfix.convert(case.model, exclude=case.others, verify=False, **options)
     model: nn.Module = conversion.model
     return model

@@ -20,6 +20,7 @@ W = Z w + K, the outputs wanted of Z w are y - u_f K_f, whose moments follow fro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,8 +100,8 @@ def _solved(
     normal, right = normal[:kept, :kept].copy(), right[:kept].copy()
     normal[np.arange(size), np.arange(size)] += penalty
     right[:size] += penalty * w_0
-    solved = np.linalg.solve(normal, right)
-    w: Array = solved[:size].reshape(c_in, free, c_out).transpose(0, 2, 1)
+    solved: NDArray[Any] = np.linalg.solve(normal, right)
+    w = solved[:size].reshape(c_in, free, c_out).transpose(0, 2, 1)
     return w, None if bias is None else solved[size]
 
 
