@@ -253,6 +253,8 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         return decision("refused", settled.sentence(match.name))
     if target.name == "equalized" and settled.exact:
         return decision("kept", settled.note)
+    if target.name == "notch" and settled.exact:
+        target = form("subpixel")  # there is no grid to take out
     return Decision(
         name=match.name,
         op=match.op,
