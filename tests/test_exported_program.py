@@ -12,6 +12,7 @@ from torch import nn
 import deconvfix
 from deconvfix import program_file
 from deconvfix.errors import DeconvfixError, ModelError, OptionError
+from deconvfix.frontends import torch_steps
 from deconvfix.frontends.exported_program import FRONTEND
 
 # torch's own decomposition pass warns about its own tree code.
@@ -167,19 +168,20 @@ def test_a_wrong_branch_is_noticed():
 
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["training", "decomposed"])
+@pytest.mark.parametrize("grow", [0, 1])
 @pytest.mark.parametrize("to", ["resize", "equalized", "notch"])
-def test_fitted_forms_equal_those_of_the_module(to, decomposed):
+def test_fitted_forms_equal_those_of_the_module(to, grow, decomposed):
     """Same plan, same kernels, same operators: nothing but the front end differs."""
     model = Net()
     program = export(model)
     if decomposed:
         program = program.run_decompositions()
-    fitted = deconvfix.convert(program, to=to, include=["a", "b"])
+    fitted = deconvfix.convert(program, to=to, include=["a", "b"], grow=grow)
     assert fitted.report.parity.ok
     # float32 rounds each tap by 6e-8 of its size: -144 dB, and sums of a few dozen of them.
     assert fitted.report.fidelity.ripple_db_after < -120
     assert fitted.report.fidelity.ripple_db_before > fitted.report.fidelity.ripple_db_after
-    want = deconvfix.convert(model, to=to, include=["a", "b"]).model
+    want = deconvfix.convert(model, to=to, include=["a", "b"], grow=grow).model
     x = torch.randn(3, 3, 9, 7)
     torch.testing.assert_close(fitted.model.module()(x), want(x))
     assert (fitted.model.module()(x) - model(x)).abs().max() > 0.1
@@ -203,6 +205,60 @@ def test_a_wrong_kernel_is_noticed(to):
     assert report.ok
     with torch.no_grad():
         conversion.model.state_dict["a.weight"].mul_(1.01)
+    assert not FRONTEND.verify(program, conversion.model, [], conversion.plan).ok
+
+
+class Few(nn.Module):
+    """A call whose padding is left out, or a keyword."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, 2, 4, 5))
+        self.options = options
+
+    def forward(self, x):
+        return F.conv_transpose2d(x, self.w, stride=2, **self.options)
+
+
+@pytest.mark.parametrize("decomposed", [False, True], ids=["training", "decomposed"])
+@pytest.mark.parametrize(
+    "options", [{}, {"padding": 1}, {"padding": (2, 1), "dilation": (1, 3)}], ids=str
+)
+def test_the_padding_of_a_call_grows_with_its_kernel(options, decomposed):
+    """Wherever the call says it: the module that is called with both grown is the same function."""
+    model = Few(**options)
+    program = export(model)
+    if decomposed:
+        program = program.run_decompositions()
+    fitted = deconvfix.convert(program, to="equalized", grow=1)
+    assert fitted.model.state_dict["w"].shape == (3, 2, 6, 7)
+    with torch.no_grad():
+        model.w = nn.Parameter(fitted.model.state_dict["w"])
+        model.options = {
+            **options,
+            "padding": [
+                p + d
+                for p, d in zip(
+                    torch_steps.per_axis(options.get("padding", 0), 2),
+                    torch_steps.per_axis(options.get("dilation", 1), 2),
+                    strict=True,
+                )
+            ],
+        }
+        x = torch.randn(2, 3, 6, 7)
+        torch.testing.assert_close(fitted.model.module()(x), model(x))
+        assert fitted.model.module()(x).shape == program.module()(x).shape
+
+
+def test_a_padding_that_did_not_grow_is_noticed():
+    program = export(Net())
+    conversion = deconvfix.convert(program, to="equalized", grow=1)
+    assert FRONTEND.verify(program, conversion.model, [], conversion.plan).ok
+    node = next(
+        each for each in conversion.model.graph.nodes if "conv_transpose" in str(each.target)
+    )
+    node.args = (*node.args[:4], [1, 1], *node.args[5:])
+    conversion.model.graph_module.recompile()
     assert not FRONTEND.verify(program, conversion.model, [], conversion.plan).ok
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.nn import functional
 
 from deconvfix.errors import ModelError
 from deconvfix.forms import form
@@ -32,6 +33,7 @@ from deconvfix.frontends.fx_graph import (
     match_call,
     rewrite,
 )
+from deconvfix.frontends.torch_calls import PADDING_ARGUMENT
 from deconvfix.frontends.torch_compare import psnr_db
 from deconvfix.frontends.torch_diagnose import probe_module
 from deconvfix.frontends.torch_inputs import as_inputs, copy_quietly
@@ -40,6 +42,8 @@ from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.frontends.torch_watch import is_transposed
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Match, Plan
+from deconvfix.spec import ConvTransposeSpec
+from deconvfix.steps import ConvTranspose
 
 __all__ = ["FRONTEND", "ExportedProgramFrontend"]
 
@@ -276,10 +280,38 @@ def _steps_function(decision: Decision) -> Any:
 
     # make_fx takes no argument with a default.
     def function(x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
+        if isinstance(compiled.steps[0], ConvTranspose):
+            return _conv_transpose(compiled.steps[0].spec, x, weight, *biases)
         bias = torch_steps.rearrange_tensor(compiled.bias, biases[0]) if biases else None
         return torch_steps.apply_steps(compiled.steps, x, weight, bias, spec.groups)
 
     return function
+
+
+def _conv_transpose(spec: ConvTransposeSpec, x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
+    """The layer itself, by its spec."""
+    function = getattr(functional, f"conv_transpose{spec.ndim}d")
+    padding = [begin for begin, _ in spec.padding]
+    result: Tensor = function(
+        *(x, weight, *(biases or (None,))),
+        *(spec.stride, padding, spec.output_padding, spec.groups, spec.dilation),
+    )
+    return result
+
+
+def _grow(found: GraphCall, decision: Decision) -> None:
+    """The padding that belongs to a kernel that has grown: its operators take it as an argument."""
+    assert decision.spec is not None
+    assert decision.settings is not None
+    (step,) = form("equalized").compile(decision.spec, decision.settings).steps
+    assert isinstance(step, ConvTranspose)
+    node, padding = found.node, [begin for begin, _ in step.spec.padding]
+    if step.spec.kernel_size == decision.spec.kernel_size:
+        return
+    if len(node.args) > PADDING_ARGUMENT:
+        node.args = (*node.args[:PADDING_ARGUMENT], padding, *node.args[PADDING_ARGUMENT + 1 :])
+    else:
+        node.kwargs = {**node.kwargs, "padding": padding}
 
 
 def _operands(found: GraphCall) -> list[Any]:
@@ -290,7 +322,9 @@ def _operands(found: GraphCall) -> list[Any]:
 def _fit(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
     """Replaces a layer by a fitted form."""
     _set_weight(program, found, _fitted_weight(program, found, decision))
-    if decision.form != "equalized":
+    if decision.form == "equalized":
+        _grow(found, decision)
+    else:
         # Composite operators even in decomposed programs: aten.upsample_* is one, and in every backend.
         inline(found.node, _steps_function(decision), _operands(found))
 
@@ -298,6 +332,5 @@ def _fit(program: ExportedProgram, found: GraphCall, decision: Decision) -> None
 def _fit_call(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
     """The same by a function call, as the reference that the graph's operators are held against."""
     _set_weight(program, found, _fitted_weight(program, found, decision))
-    if decision.form != "equalized":
-        found.node.args, found.node.kwargs = tuple(_operands(found)), {}
-        found.node.target = _steps_function(decision)
+    found.node.args, found.node.kwargs = tuple(_operands(found)), {}
+    found.node.target = _steps_function(decision)

@@ -29,7 +29,7 @@ from deconvfix.frontends.onnx_writer import NEWEST_WITHOUT_BROADCAST, Writer
 from deconvfix.plan import Decision
 from deconvfix.rearrange import Merge, Split, Verb, ZeroExtend, rearrange
 from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import Conv, Crop, Step
+from deconvfix.steps import Conv, ConvTranspose, Crop, Step
 
 __all__ = ["Surgeon", "quantised_tail"]
 
@@ -72,6 +72,10 @@ class Surgeon:
         value = self.store.put(writer, Operand.of(layer.node.inputs[1]), array, key)
         layer.graph.insert_before(layer.node, writer.nodes)
         layer.node.replace_input_with(1, value)
+        (step,) = form("equalized").compile(decision.spec, decision.settings).steps
+        assert isinstance(step, ConvTranspose)
+        if step.spec.kernel_size != decision.spec.kernel_size:
+            _set_geometry(layer.node, step.spec)
 
     def _remove_if_unused(self, value: ir.Value | None) -> None:
         """Removes what only the replaced node has used: constants, and what computes with them."""
@@ -94,6 +98,24 @@ class Surgeon:
             graph = value.graph
             if graph is not None:
                 graph.initializers.pop(str(value.name), None)
+
+
+def _set_geometry(node: ir.Node, spec: ConvTransposeSpec) -> None:
+    """Kernel and padding in plain numbers: auto_pad and output_shape would mean others now.
+
+    ONNX Runtime refuses an output_padding of a stride or more, which an output_shape may have asked for.
+    A pixel that is appended at the end is one pixel less of the padding there.
+    """
+    both = [min(e, op) for (_, e), op in zip(spec.padding, spec.output_padding, strict=True)]
+    begins = [b for b, _ in spec.padding]
+    ends = [e - more for (_, e), more in zip(spec.padding, both, strict=True)]
+    rest = [op - more for op, more in zip(spec.output_padding, both, strict=True)]
+    for name in ("auto_pad", "output_padding", "output_shape"):
+        node.attributes.pop(name, None)
+    node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", list(spec.kernel_size))
+    node.attributes["pads"] = ir.AttrInt64s("pads", begins + ends)
+    if any(rest):
+        node.attributes["output_padding"] = ir.AttrInt64s("output_padding", rest)
 
 
 def quantised_tail(node: ir.Node) -> list[ir.Node]:

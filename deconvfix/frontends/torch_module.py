@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from deconvfix.errors import ModelError
 from deconvfix.forms.base import Refusal
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
-from deconvfix.frontends.torch_calibrate import calibrate, fitted_decisions
+from deconvfix.frontends.calibration import fitted_decisions
+from deconvfix.frontends.torch_calibrate import calibrate
 from deconvfix.frontends.torch_calls import Observed, observe
 from deconvfix.frontends.torch_code import callers_by_code
 from deconvfix.frontends.torch_compare import psnr_db

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deconvfix.fit.solve import HELDOUT_EVERY
 from deconvfix.forms import form
 from deconvfix.forms.base import Design, Phase, Settings
 from deconvfix.frontends import torch_steps
@@ -26,8 +27,6 @@ from deconvfix.spec import ConvTransposeSpec
 
 __all__ = ["Moments"]
 
-# One sample in so many is held out while the ridge and the border are chosen.
-_HELDOUT_EVERY = 4
 # Elements of z that are in memory at once (32 MiB in float64).
 _MOST_ELEMENTS = 2**22
 
@@ -70,7 +69,7 @@ class Moments:
         least = replace(self.spec, output_padding=(0,) * ndim).output_size(tuple(x.shape[2:]))
         more = tuple(n - low for n, low in zip(y.shape[2:], least, strict=True))
         design = self._design(replace(self.spec, output_padding=more))
-        heldout = (torch.arange(len(x)) + self.samples) % _HELDOUT_EVERY == _HELDOUT_EVERY - 1
+        heldout = (torch.arange(len(x)) + self.samples) % HELDOUT_EVERY == HELDOUT_EVERY - 1
         self.samples += len(x)
         for sums, chosen in ((self._fitted, ~heldout), (self._heldout, heldout)):
             if not chosen.any():
@@ -91,9 +90,14 @@ class Moments:
         return fitted, [each[group].cpu().numpy() for each in self._heldout]
 
     @property
+    def groups(self) -> int:
+        """Groups of the layer's channels."""
+        return self.spec.groups
+
+    @property
     def has_heldout(self) -> bool:
         """Whether there are samples to choose on that were not fitted to."""
-        return self.samples >= _HELDOUT_EVERY
+        return self.samples >= HELDOUT_EVERY
 
     def _design(self, spec: ConvTransposeSpec) -> Design:
         design = form(self.form_name).design(spec, self.settings)

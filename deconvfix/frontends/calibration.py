@@ -1,0 +1,104 @@
+"""What calibrated fits share, whatever kind of model the layers are in: choices, checks, words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from deconvfix.artifacts import decibels
+from deconvfix.errors import ModelError, OptionError
+from deconvfix.fit.solve import Solved
+from deconvfix.forms.base import FITTED_TO_DATA, Settings
+from deconvfix.plan import Decision, Plan
+from deconvfix.steps import PadMode
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "DRAWN",
+    "best_fit",
+    "calibrated",
+    "candidates",
+    "check_distribution",
+    "fitted_decisions",
+    "nothing_to_fit_to",
+]
+
+DISTRIBUTIONS = ("normal", "uniform")
+# Samples that are drawn from a distribution for a closed form.
+DRAWN = 256
+_PAD_MODES: tuple[PadMode, ...] = ("reflect", "replicate", "zeros")
+
+
+def fitted_decisions(plan: Plan) -> list[Decision]:
+    """The layers of a plan whose weights are fitted to data."""
+    return [
+        each
+        for each in plan.replaced
+        if each.settings is not None and each.settings.init in FITTED_TO_DATA and not each.exact
+    ]
+
+
+def candidates(decision: Decision, choose_padding: bool) -> list[Settings]:
+    """What is solved for a layer: each border of a resize-convolution, if it is to be chosen."""
+    settings, spec = decision.settings, decision.spec
+    assert settings is not None
+    assert spec is not None
+    if choose_padding and decision.form == "resize" and max(spec.stride) > 1:
+        return [replace(settings, padding_mode=mode) for mode in _PAD_MODES]
+    return [settings]
+
+
+def best_fit(
+    decision: Decision, fits: Iterable[tuple[Settings, Solved]]
+) -> tuple[Settings, Solved]:
+    """The candidate with the smallest error.
+
+    Raises:
+        ModelError: If the data were not finite.
+    """
+    settings, solved = min(fits, key=lambda each: each[1].error)
+    if not np.isfinite(solved.kernel).all():
+        raise ModelError(
+            decision.name or "(model)",
+            "its inputs or outputs are not finite on some calibration inputs",
+            "finite values are needed to fit it",
+            "Leave those inputs out",
+        )
+    return settings, solved
+
+
+def calibrated(decision: Decision, settings: Settings, solved: Solved) -> Decision:
+    """The decision with what was chosen and measured."""
+    border = f", {settings.padding_mode} border" if decision.form == "resize" else ""
+    strength = "" if settings.strength == 1 else f", strength {settings.strength:g}"
+    snr_db = -decibels(math.sqrt(solved.error))
+    reason = f"calibrated, {snr_db:.1f} dB of the layer's own output{border}{strength}"
+    return replace(decision, settings=settings, reason=reason)
+
+
+def nothing_to_fit_to(found: str) -> OptionError:
+    """The error for calibration inputs that are none."""
+    return OptionError(
+        "calibration",
+        found,
+        "init 'calibrated' and 'tuned' fit the layers to what the original computes on inputs",
+        "Give some inputs as the model takes them, 64 or more, or 'normal' for latents",
+    )
+
+
+def check_distribution(name: str) -> None:
+    """Checks the name of a distribution: "normal" (mean 0, variance 1) or "uniform" (0 to 1).
+
+    Raises:
+        OptionError: If there is none of that name.
+    """
+    if name not in DISTRIBUTIONS:
+        raise OptionError(
+            "calibration",
+            f"the value is {name!r}",
+            f"one of {', '.join(map(repr, DISTRIBUTIONS))}, or an iterable of inputs, is needed",
+            "Correct `calibration`",
+        )
