@@ -212,6 +212,7 @@ def convert(
     init: str | None,
     seed: int,
     calibration: str | None,
+    flat: str | None,
     samples: int,
     value_range: tuple[float, float],
     grow: int,
@@ -250,6 +251,12 @@ def convert(
     if calibration is not None:
         fit["calibration"] = calibration_files(
             named, calibration, samples=samples, value_range=value_range
+        )
+    if flat is not None:
+        fit["flat_inputs"] = (
+            flat
+            if flat == "zeros"
+            else calibration_files(named, flat, samples=samples, value_range=value_range)
         )
     with _working("Converting and verifying") as progress:
         report = jobs.of_file(model).convert_file(

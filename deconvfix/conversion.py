@@ -115,6 +115,7 @@ def convert(
     grow: int = 0,
     reach: int = 4,
     strength: float = 1.0,
+    flat_inputs: Iterable[Any] | str | None = None,
     seed: int = 0,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
@@ -157,6 +158,9 @@ def convert(
             (all of it). Phase sums of an equalized layer differ by 1 - strength of what they did; the
             less goes, the closer the rest stays to the original. What a strength does to a whole network
             is for `deconvfix.strength_curve` to say.
+        flat_inputs: For "equalized" fitted to data: constant inputs, such as silence, on which alone
+            the grid has to go; an iterable as `calibration`, or "zeros". Vocoders need it: on other
+            constants the same frequencies are real tones.
         include: Glob patterns on layer names; only matching layers are converted.
         exclude: Glob patterns on layer names to keep, or a predicate.
         strict: Raise if a layer is refused.
@@ -192,6 +196,8 @@ def convert(
         include=_patterns(include),
         exclude=() if callable(exclude) else _patterns(exclude),
     )
+    if flat_inputs is not None:
+        _check_flat(options, tuning)
     working = frontend.prepare(model, example_inputs, inplace=inplace)
     findings = frontend.find(working, example_inputs)
     if plan is None:
@@ -213,7 +219,11 @@ def convert(
     converted = frontend.apply(working, plan)
     if fitter is not None and calibration is not None:
         data = CalibrationData(
-            calibration, example_inputs, tuning or Tuning(), padding_mode is None
+            calibration,
+            example_inputs,
+            tuning or Tuning(),
+            padding_mode is None,
+            flat_inputs,
         )
         converted, plan, more = fitter.fit_to_data(reference, converted, plan, data)
         notes += more
@@ -327,6 +337,24 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _check_flat(options: Options, tuning: Tuning | None) -> None:
+    """Where the grid may stay on some inputs, there must be kernels that make it."""
+    if tuning is not None and tuning.train_all:
+        raise OptionError(
+            "flat_inputs",
+            "all weights are trained",
+            "what the layers get on these inputs must stay as it is",
+            "Leave out `train_all`, or `flat_inputs`",
+        )
+    if options.to != "equalized" or options.init not in FITTED_TO_DATA or options.strength != 1:
+        raise OptionError(
+            "flat_inputs",
+            f"the form is {options.to!r}, init {options.init!r} and strength {options.strength:g}",
+            "a grid that stays on some inputs is for 'equalized', fitted to data, with strength 1",
+            "Change these, or leave out `flat_inputs`",
+        )
 
 
 def _allow_no_refusal(plan: Plan) -> None:

@@ -35,7 +35,12 @@ DEFAULT_RIDGE = 1e-4
 
 
 def ridge_fit(
-    moments: Sequence[Array], basis: Sequence[Array], start: Array, bias: Array | None, ridge: float
+    moments: Sequence[Array],
+    basis: Sequence[Array],
+    start: Array,
+    bias: Array | None,
+    ridge: float,
+    banned: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """The minimum of J for one group of channels.
 
@@ -45,6 +50,7 @@ def ridge_fit(
         start: w_0, (C_in, C_out, free numbers).
         bias: Any bias, (C_out,), to say that there is one; None without.
         ridge: Relative to the mean of the diagonal of the normal equations.
+        banned: Orthonormal columns, (C_in * free numbers, n), that w of each output must have no part of.
 
     Returns:
         w, shaped as `start`, and b.
@@ -74,7 +80,8 @@ def ridge_fit(
         normal, right = normal[:size, :size], right[:size]
     normal[np.arange(size), np.arange(size)] += penalty
     right[:size] += penalty * w_0
-    solved = np.linalg.solve(normal, right)
+    none = np.zeros((size, 0))
+    solved = _solve_beside(normal, right, none if banned is None else banned)
     w = solved[:size].reshape(c_in, free, c_out).transpose(0, 2, 1)
     return w, None if bias is None else solved[size]
 
@@ -99,6 +106,22 @@ def beside(moments: Sequence[Array], fixed: Sequence[Array]) -> list[Array]:
     return left
 
 
+def _solve_beside(normal: Array, right: Array, banned: Array) -> Array:
+    """The minimum under banned^T w = 0, by the Schur complement of its Lagrange multipliers."""
+    size, count = banned.shape
+    if count == 0:
+        return np.asarray(np.linalg.solve(normal, right), np.float64)
+    columns = np.zeros((len(normal), count))
+    columns[:size] = banned
+    both = np.linalg.solve(normal, np.concatenate([right, columns], 1))
+    free, response = both[:, : right.shape[1]], both[:, right.shape[1] :]
+    solved = free - response @ np.linalg.solve(columns.T @ response, columns.T @ free)
+    # What rounding has left.
+    solved -= columns @ (columns.T @ solved)
+    result: Array = solved
+    return result
+
+
 def squared_error(
     moments: Sequence[Array], basis: Sequence[Array], w: Array, bias: Array | None
 ) -> float:
@@ -120,10 +143,11 @@ def best_ridge(
     basis: Sequence[Array],
     start: Array,
     bias: Array | None,
+    banned: Array | None = None,
 ) -> float:
     """The candidate of `RIDGES` whose fit to `fitted` has the smallest error on `heldout`."""
     errors = {
-        ridge: squared_error(heldout, basis, *ridge_fit(fitted, basis, start, bias, ridge))
+        ridge: squared_error(heldout, basis, *ridge_fit(fitted, basis, start, bias, ridge, banned))
         for ridge in RIDGES
     }
     return min(errors, key=lambda ridge: errors[ridge])

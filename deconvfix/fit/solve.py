@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -64,15 +64,23 @@ class Solved:
     error: float
 
 
-def solve(moments: SecondMoments, start: Array, bias: Array | None) -> Solved:
+def solve(
+    moments: SecondMoments, start: Array, bias: Array | None, flat: Array | None = None
+) -> Solved:
     """The fit of one layer.
 
     Args:
         moments: Of all its samples.
         start: The fit to the weights alone, (.., C_out / groups, *taps), where the data say nothing.
         bias: Any bias, (C_out,), to say that there is one; None without.
+        flat: Directions of the input channels, (groups, C_in / groups, n), orthonormal or zero: only what
+            the layer gets along these keeps to the design's kernels, and the rest may have any kernel.
+            For designs of one copy; `start` is then any kernel too.
     """
     design, groups = moments.design, moments.groups
+    uneven = _complement(design.basis)
+    if flat is not None:
+        design = replace(design, basis=np.eye(len(design.basis)), has_offset=False)
     basis = [design.basis[list(phase.taps)] for phase in design.phases]
     # (C_in, C_out/g, free) -> (g, C_in/g, C_out/g, free)
     numbers = design.numbers(start, groups)
@@ -81,6 +89,7 @@ def solve(moments: SecondMoments, start: Array, bias: Array | None) -> Solved:
     kernels, biases, errors, power = [], [], 0.0, 0.0
     for group in range(groups):
         own_bias = None if bias is None else bias.reshape(groups, -1)[group]
+        banned = None if flat is None else _products(flat[group], uneven)
         fitted, heldout = moments.of_group(group)
         judged = heldout if moments.has_heldout else fitted
         power += squared_error(judged, basis, np.zeros_like(w_0[group]), None)
@@ -89,14 +98,14 @@ def solve(moments: SecondMoments, start: Array, bias: Array | None) -> Solved:
             fixed = [own[..., list(phase.taps)] for phase in design.phases]
             fitted, heldout = beside(fitted, fixed), beside(heldout, fixed)
         if moments.has_heldout:
-            ridge = best_ridge(fitted, heldout, basis, w_0[group], own_bias)
+            ridge = best_ridge(fitted, heldout, basis, w_0[group], own_bias, banned)
         else:
             ridge, heldout = DEFAULT_RIDGE, fitted
-        w, b = ridge_fit(fitted, basis, w_0[group], own_bias, ridge)
+        w, b = ridge_fit(fitted, basis, w_0[group], own_bias, ridge, banned)
         errors += squared_error(heldout, basis, w, b)
         if moments.has_heldout:
             total = [one + other for one, other in zip(fitted, heldout, strict=True)]
-            w, b = ridge_fit(total, basis, w_0[group], own_bias, ridge)
+            w, b = ridge_fit(total, basis, w_0[group], own_bias, ridge, banned)
         kernels.append(w)
         biases.append(b)
     kernel = design.kernel(np.concatenate(kernels), groups)
@@ -105,3 +114,15 @@ def solve(moments: SecondMoments, start: Array, bias: Array | None) -> Solved:
         None if bias is None else np.concatenate([each for each in biases if each is not None]),
         errors / power if power else 0.0,
     )
+
+
+def _complement(basis: Array) -> Array:
+    """Orthonormal columns for the kernels outside of the span of Z, (taps, taps - free numbers)."""
+    _, _, rows = np.linalg.svd(basis.T)
+    return np.ascontiguousarray(rows[basis.shape[1] :].T)
+
+
+def _products(directions: Array, uneven: Array) -> Array:
+    """What the directions must not meet: (C_in / g, n) and (taps, m) -> (C_in / g * taps, up to n * m)."""
+    strong = directions[:, np.abs(directions).sum(0) > 0]
+    return np.asarray(np.kron(strong, uneven), np.float64)

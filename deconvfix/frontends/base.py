@@ -49,12 +49,14 @@ class CalibrationData:
         example_inputs: Gives the shapes to draw.
         tuning: For `init="tuned"`.
         choose_padding: Choose the border of resize-convolutions by the measured error.
+        flat: Inputs on which alone equalized layers must make no grid, or "zeros"; None: on all constants.
     """
 
     inputs: Iterable[Any] | str
     example_inputs: Any | None
     tuning: Tuning
     choose_padding: bool
+    flat: Iterable[Any] | str | None = None
 
 
 @runtime_checkable

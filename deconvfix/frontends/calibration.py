@@ -11,6 +11,7 @@ import numpy as np
 from deconvfix.artifacts import decibels
 from deconvfix.errors import ModelError, OptionError
 from deconvfix.fit.solve import Solved
+from deconvfix.fit.tuning import TUNED_FROM_WEIGHTS
 from deconvfix.forms.base import FITTED_TO_DATA, Settings
 from deconvfix.plan import Decision, Plan
 from deconvfix.steps import PadMode
@@ -20,6 +21,7 @@ __all__ = [
     "DRAWN",
     "best_fit",
     "calibrated",
+    "calibrated_decisions",
     "candidates",
     "check_distribution",
     "fitted_decisions",
@@ -38,6 +40,15 @@ def fitted_decisions(plan: Plan) -> list[Decision]:
         each
         for each in plan.replaced
         if each.settings is not None and each.settings.init in FITTED_TO_DATA and not each.exact
+    ]
+
+
+def calibrated_decisions(plan: Plan) -> list[Decision]:
+    """Those of them that a regression fits, be it as the start of a distillation."""
+    return [
+        each
+        for each in fitted_decisions(plan)
+        if not (each.settings and each.settings.init == "tuned" and each.form in TUNED_FROM_WEIGHTS)
     ]
 
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from deconvfix.fit.solve import solve
 from deconvfix.forms import form
-from deconvfix.frontends.calibration import best_fit, calibrated, candidates, fitted_decisions
+from deconvfix.frontends.calibration import best_fit, calibrated, calibrated_decisions, candidates
 from deconvfix.frontends.torch_find import current_weight
+from deconvfix.frontends.torch_flat import check_constant, directions
 from deconvfix.frontends.torch_inputs import Inputs, copy_model, run_model
 from deconvfix.frontends.torch_layers import (
     ConvertedConvTranspose,
@@ -31,7 +32,7 @@ from deconvfix.frontends.torch_moments import Moments
 from deconvfix.frontends.torch_surgery import exchange, put_weight, rebuilt_layer
 from deconvfix.plan import Decision, Plan
 
-__all__ = ["calibrate", "fitted_decisions"]
+__all__ = ["calibrate", "calibrated_decisions"]
 
 Array = NDArray[np.float64]
 
@@ -48,6 +49,7 @@ def calibrate(
     batches: Sequence[Inputs],
     *,
     choose_padding: bool,
+    flat: Sequence[Inputs] = (),
 ) -> tuple[nn.Module, Plan, list[str]]:
     """Fits the converted layers, in place.
 
@@ -57,11 +59,12 @@ def calibrate(
         plan: What was converted.
         batches: Calibration inputs.
         choose_padding: Choose the border of resize-convolutions by the measured error.
+        flat: Inputs on which alone equalized layers must make no grid; none: on all.
 
     Returns:
         The model, the plan with what was chosen and measured, and notes on layers that never ran.
     """
-    decisions = {each.name: each for each in fitted_decisions(plan)}
+    decisions = {each.name: each for each in calibrated_decisions(plan)}
     before = copy_model(before).eval()
     counts = _calls_in_order(before, list(decisions), batches)
     changed: dict[str, Decision] = {}
@@ -69,7 +72,7 @@ def calibrate(
         # A layer that runs several times sees its own outputs: the second sweep sees the fitted ones.
         for _ in range(2 if count > 1 else 1):
             after, changed[name] = _fit_layer(
-                before, after, decisions[name], batches, count, choose_padding
+                before, after, decisions[name], batches, count, choose_padding, flat
             )
     notes = [
         f"{name} did not run on the calibration inputs: it keeps its fit to the weights."
@@ -112,6 +115,7 @@ def _fit_layer(
     batches: Sequence[Inputs],
     count: int,
     choose_padding: bool,
+    flat: Sequence[Inputs],
 ) -> tuple[nn.Module, Decision]:
     """Fits one layer and puts the fit into the model."""
     spec, settings = decision.spec, decision.settings
@@ -132,12 +136,16 @@ def _fit_layer(
                 sums.add(x, y)
     old = before.get_submodule(decision.name)
     assert isinstance(old, ConvTransposeModule)
+    along = None
+    if flat:
+        along = directions_of(after, decision.name, decision, flat)
+        settings = replace(settings, strength=0.0)  # any kernel may be the start
     start = form(decision.form).fit(spec, settings, read_weight(current_weight(old)))
     bias = None if old.bias is None else read_weight(old.bias)
     for sums in moments:
         sums.gather()
     chosen, fit = best_fit(
-        decision, [(sums.settings, solve(sums, start, bias)) for sums in moments]
+        decision, [(sums.settings, solve(sums, start, bias, along)) for sums in moments]
     )
     module = after.get_submodule(decision.name)
     if isinstance(module, ConvertedConvTranspose):
@@ -145,6 +153,20 @@ def _fit_layer(
     else:
         put_weight(module, fit.kernel, fit.bias, decision.name)
     return after, calibrated(decision, chosen, fit)
+
+
+def directions_of(model: nn.Module, name: str, decision: Decision, flat: Sequence[Inputs]) -> Array:
+    """What a layer gets on flat inputs; see `torch_flat.directions`.
+
+    Raises:
+        OptionError: If that is no constant.
+    """
+    assert decision.spec is not None
+    running = copy_model(model).eval()
+    counts = _calls_in_order(running, [name], flat)
+    seen = [x for each in flat for x, _ in _calls(running, name, each, counts.get(name, 1))]
+    check_constant(name, seen, decision.spec.ndim)
+    return directions(seen, decision.spec)
 
 
 def _calls(model: nn.Module, name: str, batch: Inputs, count: int) -> list[tuple[Tensor, Tensor]]:

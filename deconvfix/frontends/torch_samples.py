@@ -22,7 +22,7 @@ from deconvfix.frontends.torch_inputs import (
 )
 from deconvfix.frontends.torch_processes import rank
 
-__all__ = ["calibration_inputs", "count_samples", "cut", "join", "split"]
+__all__ = ["calibration_inputs", "count_samples", "cut", "flat_inputs", "join", "split"]
 
 # One sample in so many is held out.
 _HELDOUT_EVERY = 4
@@ -90,6 +90,33 @@ def _drawn(distribution: str, example: Inputs, seed: int) -> Iterator[Inputs]:
 
     while True:
         yield map_tensors(drawn, example)
+
+
+def flat_inputs(given: Iterable[Any] | str, example_inputs: Any | None) -> list[Inputs]:
+    """Inputs that are constant.
+
+    Args:
+        given: An iterable of inputs, or "zeros": those of `example_inputs`, with zeros for numbers.
+        example_inputs: As for `deconvfix.convert`.
+
+    Raises:
+        OptionError: If there are none.
+    """
+    if not isinstance(given, str):
+        return [as_inputs(each) for each in given]
+    if given != "zeros" or example_inputs is None:
+        raise OptionError(
+            "flat_inputs",
+            f"the value is {given!r}"
+            + ("" if given != "zeros" else " and there are no example inputs"),
+            "an iterable of inputs is needed, or 'zeros' and example inputs of the same shapes",
+            "Correct `flat_inputs`, or give example inputs",
+        )
+    zeros: Inputs = map_tensors(
+        lambda tensor: torch.zeros_like(tensor) if tensor.is_floating_point() else tensor,
+        as_inputs(example_inputs),
+    )
+    return [zeros]
 
 
 def cut(model: nn.Module, batches: Sequence[Inputs]) -> tuple[list[Inputs], bool]:
