@@ -221,6 +221,7 @@ def convert(
     curve: bool,
     seconds: float,
     steps: int | None,
+    resume: Path | None,
     train_all: bool,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -278,7 +279,12 @@ def convert(
             reach=reach,
             strength=strength,
             tuning=Tuning(
-                seconds=seconds, steps=steps, seed=seed, train_all=train_all, progress=progress
+                seconds=seconds,
+                steps=steps,
+                seed=seed,
+                train_all=train_all,
+                progress=progress,
+                resume=resume,
             ),
             **fit,
             include=include,

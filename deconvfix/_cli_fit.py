@@ -85,6 +85,12 @@ def fit_options(command: Command) -> Command:
                 "--steps", type=int, help="The same in steps, for the same result every time."
             ),
             click.option(
+                "--resume",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="For --init tuned: a .safetensors file to go on from, and to write progress to.",
+            ),
+            click.option(
                 "--train-all",
                 is_flag=True,
                 help="Let --init tuned move all weights, not the converted only.",

@@ -218,13 +218,8 @@ def convert(
         real_inputs = calibration[-1] if calibration else example_inputs
     converted = frontend.apply(working, plan)
     if fitter is not None and calibration is not None:
-        data = CalibrationData(
-            calibration,
-            example_inputs,
-            tuning or Tuning(),
-            padding_mode is None,
-            flat_inputs,
-        )
+        choices = (tuning or Tuning(), padding_mode is None, flat_inputs)
+        data = CalibrationData(calibration, example_inputs, *choices)
         converted, plan, more = fitter.fit_to_data(reference, converted, plan, data)
         notes += more
     ripples = ripples_now(frontend, converted, plan, ripples)

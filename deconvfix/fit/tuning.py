@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 from deconvfix.errors import OptionError
@@ -48,6 +49,8 @@ class Tuning:
         loss: `loss(new_output, old_output)`, a scalar tensor. None: the mean squared error of all
             floating-point outputs.
         progress: Called after each evaluation on the held-out inputs.
+        resume: A .safetensors file. Where it is, is written there at each evaluation, and the same
+            conversion goes on from it: after an interruption, or with a larger budget.
 
     Raises:
         OptionError: If a number is out of range.
@@ -61,6 +64,7 @@ class Tuning:
     train_all: bool = False
     loss: Callable[[Any, Any], Any] | None = None
     progress: Callable[[Progress], None] | None = None
+    resume: str | PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("seconds", "steps", "learning_rate", "batch_size"):

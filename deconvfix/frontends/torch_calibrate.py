@@ -32,7 +32,7 @@ from deconvfix.frontends.torch_moments import Moments
 from deconvfix.frontends.torch_surgery import exchange, put_weight, rebuilt_layer
 from deconvfix.plan import Decision, Plan
 
-__all__ = ["calibrate", "calibrated_decisions"]
+__all__ = ["calibrate", "directions_of"]
 
 Array = NDArray[np.float64]
 

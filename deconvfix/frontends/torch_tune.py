@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from deconvfix.frontends.torch_layers import (
     read_weight,
 )
 from deconvfix.frontends.torch_processes import average
+from deconvfix.frontends.torch_resume import Resume
 from deconvfix.frontends.torch_samples import cut, join, split
 from deconvfix.frontends.torch_steps import carry_out, rearrange_tensor
 from deconvfix.frontends.torch_surgery import exchange, put_weight, take_over
@@ -204,7 +206,10 @@ def tune(
         [loss] = average(sum(float(loss_on(p)) * len(p) for p in parts) / len(heldout))
         return loss
 
-    descent = Descent(parameters, supplied, loss_on, heldout_loss, tuning)
+    resume = None
+    if tuning.resume is not None:
+        resume = Resume(Path(tuning.resume), _identity(tuning, plan))
+    descent = Descent(parameters, supplied, loss_on, heldout_loss, tuning, resume)
     first, best = descent.run()
     _transfer(student, after, names)
     note = (
@@ -216,6 +221,14 @@ def tune(
         for each in plan.decisions
     )
     return replace(plan, decisions=decided), [note]
+
+
+def _identity(tuning: Tuning, plan: Plan) -> dict[str, Any]:
+    """What must be the same for a distillation to go on; its budget may be another."""
+    told = {
+        name: getattr(tuning, name) for name in ("seed", "learning_rate", "batch_size", "train_all")
+    }
+    return {**told, "plan": plan.to_json()}
 
 
 def _taught(teacher: nn.Module, samples: Sequence[Inputs]) -> list[Inputs] | None:
