@@ -20,7 +20,7 @@ from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.onnx_inputs import shapes_of
 from deconvfix.frontends.onnx_model import FRONTEND
 from deconvfix.frontends.onnx_parity import compare_models
-from deconvfix.frontends.onnx_samples import rebatched
+from deconvfix.frontends.onnx_samples import calibration_feeds, rebatched
 from deconvfix.inspection import Inspection
 from deconvfix.jobs import fits_no_samples, read_recipe, told_of, write_recipe
 from deconvfix.onnx_file import OnnxFile
@@ -108,14 +108,27 @@ def convert_file(
         report = replace(report, parity=parity)
         if not parity.ok:
             raise parity_error(parity, str(source.path))
-        # Real inputs are shown where there are some: made-up ones say nothing to the eye.
-        real = options.get("calibration")
-        shown = real[-1:] if isinstance(real, list) else examples
+        shown = _shown(report, file, options) or examples
         if shown:
             report = _measured(
                 report, file.model, after, shown[0], pictures, options.get("sample_rate")
             )
     return report
+
+
+def _shown(
+    report: ConversionReport, file: OnnxFile, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Real inputs where there are some: made-up ones say nothing to the eye."""
+    given: Any = options.get("calibration")
+    if isinstance(given, list):
+        return given[-1:]
+    fitted = report.fidelity is not None and report.fidelity.calibration_samples is not None
+    if not fitted or options["example_inputs"] is not None:
+        return []
+    # Other values than those that were fitted to.
+    seed = int(options.get("seed", 0)) + 1
+    return calibration_feeds(file.model, given, None, seed)[:1]
 
 
 def _bound(options: dict[str, Any], source: Source, file: OnnxFile) -> dict[str, Any]:
