@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deconvfix.artifacts import decibels
 from deconvfix.errors import ModelError, OptionError
@@ -23,6 +25,7 @@ __all__ = [
     "candidates",
     "check_distribution",
     "fitted_decisions",
+    "in_batches_of",
     "nothing_to_fit_to",
 ]
 
@@ -77,6 +80,25 @@ def calibrated(decision: Decision, settings: Settings, solved: Solved) -> Decisi
     snr_db = -decibels(math.sqrt(solved.error))
     reason = f"calibrated, {snr_db:.1f} dB of the layer's own output{border}{strength}"
     return replace(decision, settings=settings, reason=reason)
+
+
+def in_batches_of(
+    size: int, batches: Iterable[Mapping[str, NDArray[Any]]]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The samples of named arrays in batches of another size; a rest, or another shape, starts anew."""
+    waiting: list[dict[str, NDArray[Any]]] = []
+    for batch in batches:
+        for i in range(min((len(each) for each in batch.values() if each.ndim), default=0)):
+            sample = {name: each[i : i + 1] if each.ndim else each for name, each in batch.items()}
+            if waiting and any(sample[n].shape != x.shape for n, x in waiting[0].items()):
+                waiting = []
+            waiting.append(sample)
+            if len(waiting) == size:
+                yield {
+                    name: np.concatenate([each[name] for each in waiting]) if x.ndim else x
+                    for name, x in sample.items()
+                }
+                waiting = []
 
 
 def nothing_to_fit_to(found: str) -> OptionError:

@@ -11,7 +11,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from deconvfix.errors import OptionError
-from deconvfix.frontends.calibration import DRAWN, check_distribution, nothing_to_fit_to
+from deconvfix.frontends.calibration import (
+    DRAWN,
+    check_distribution,
+    in_batches_of,
+    nothing_to_fit_to,
+)
 from deconvfix.frontends.onnx_inputs import Feed, as_feed, make_feeds, shapes_of
 
 __all__ = ["calibration_feeds", "count_samples", "rebatched"]
@@ -76,20 +81,10 @@ def rebatched(model: ir.Model, batches: Iterable[Feed]) -> Iterator[Feed]:
     dtypes = {each.name: each.dtype for each in shapes}
     sizes = {each.shape[0] for each in shapes if each.shape}
     fixed = next((n for n in sizes if isinstance(n, int)), None) if len(sizes) == 1 else None
-    waiting: list[Feed] = []
-    for batch in batches:
-        feed = {name: _cast(array, dtypes.get(name)) for name, array in batch.items()}
-        if fixed is None:
-            yield feed
-            continue
-        for i in range(_batch_size(feed)):
-            sample = {name: array[i : i + 1] for name, array in feed.items()}
-            if waiting and any(sample[n].shape != x.shape for n, x in waiting[0].items()):
-                waiting = []
-            waiting.append(sample)
-            if len(waiting) == fixed:
-                yield {name: np.concatenate([each[name] for each in waiting]) for name in sample}
-                waiting = []
+    feeds = (
+        {name: _cast(array, dtypes.get(name)) for name, array in batch.items()} for batch in batches
+    )
+    return feeds if fixed is None else in_batches_of(fixed, feeds)
 
 
 def _cast(array: NDArray[Any], dtype: np.dtype[Any] | None) -> NDArray[Any]:
