@@ -1,6 +1,7 @@
 """Calibrated fits of ONNX models: the same as torch's, whatever holds the layer, and proven."""
 
 import dataclasses
+import importlib
 import json
 import math
 
@@ -623,3 +624,12 @@ def test_layers_that_are_exact_need_no_fit():
     )
     assert kept.plan["up"].decision == "kept"
     assert math.isclose(error_of(exact.model, proto, batches((4, 4, 6))), 0, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("module", ["deconvfix.onnx", "deconvfix.fx"])
+@pytest.mark.parametrize("init", ["calibrated", "tuned"])
+def test_a_pass_has_nothing_to_fit_to(module, init):
+    """It would silently be a fit to the weights."""
+    with pytest.raises(OptionError, match=f"init: it is '{init}', and a pass has no inputs"):
+        importlib.import_module(module).ReplaceTransposedConvs(to="equalized", init=init)
+    importlib.import_module(module).ReplaceTransposedConvs(to="equalized", init="fit")

@@ -14,7 +14,7 @@ from deconvfix.artifacts import decibels
 from deconvfix.errors import ModelError, OptionError
 from deconvfix.fit.solve import Solved
 from deconvfix.forms.base import FITTED_TO_DATA, Settings
-from deconvfix.plan import Decision, Plan
+from deconvfix.plan import Decision, Options, Plan
 from deconvfix.steps import PadMode
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "calibrated",
     "candidates",
     "check_distribution",
+    "check_without_data",
     "fitted_decisions",
     "in_batches_of",
     "nothing_to_fit_to",
@@ -109,6 +110,21 @@ def nothing_to_fit_to(found: str) -> OptionError:
         "init 'calibrated' and 'tuned' fit the layers to what the original computes on inputs",
         "Give some inputs as the model takes them, 64 or more, or 'normal' for latents",
     )
+
+
+def check_without_data(options: Options) -> None:
+    """Checks what a pass over a graph is asked for: it has no inputs to fit to.
+
+    Raises:
+        OptionError: If it would need some.
+    """
+    if options.init in FITTED_TO_DATA:
+        raise OptionError(
+            "init",
+            f"it is {options.init!r}, and a pass has no inputs to fit to",
+            "one of 'exact', 'fit', 'random' is needed",
+            "Use deconvfix.convert with calibration inputs, or leave `init` out",
+        )
 
 
 def check_distribution(name: str) -> None:

@@ -16,6 +16,7 @@ from deconvfix.errors import ModelError
 from deconvfix.forms.base import Init, Refusal
 from deconvfix.frontends import onnx_parity
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
+from deconvfix.frontends.calibration import check_without_data
 from deconvfix.frontends.onnx_calibrate import calibrate
 from deconvfix.frontends.onnx_diagnose import probe_model
 from deconvfix.frontends.onnx_layer import Layer, find_layers
@@ -125,6 +126,7 @@ class ReplaceTransposedConvs(ir.passes.InPlacePass):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = Options(**options)
+        check_without_data(self.options)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Returns the model, and whether anything was replaced."""
