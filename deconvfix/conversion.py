@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +23,7 @@ from deconvfix.fidelity import (
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, FitsToData, Frontend, HasInputs
+from deconvfix.frontends.calibration import nothing_to_fit_to
 from deconvfix.inspection import Inspection
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Options, Plan, make_plan
@@ -205,11 +206,11 @@ def convert(
         plan = make_plan(findings.matches, options, selects)
     if strict:
         _allow_no_refusal(plan)
-    to_data = any(each.settings and each.settings.init in FITTED_TO_DATA for each in plan.replaced)
+    to_data = {each.settings.init for each in plan.replaced if each.settings} & {*FITTED_TO_DATA}
     reference = frontend.prepare(working, None, inplace=False) if verify or to_data else None
     ripples = planned_ripples(findings.matches, plan)
     notes = list(findings.notes)
-    fitter = fitter_of(frontend, calibration) if to_data else None
+    fitter = fitter_of(frontend, calibration, to_data) if to_data else None
     real_inputs = example_inputs
     if real_inputs is None and isinstance(frontend, HasInputs):
         real_inputs = frontend.own_inputs(working)
@@ -225,7 +226,7 @@ def convert(
     ripples = ripples_now(frontend, converted, plan, ripples)
     fidelity = fidelity_of(ripples, plan)
     if fitter is not None and fidelity is not None and calibration is not None:
-        samples = fitter.count_samples(calibration, example_inputs)
+        samples = fitter.count_samples(reference, calibration, example_inputs)
         seen = not isinstance(calibration, str)
         fidelity = replace(fidelity, calibration_samples=samples, psnr_seen=seen)
     still_running = None
@@ -390,8 +391,10 @@ def _check_proofs(report: ConversionReport) -> None:
         )
 
 
-def fitter_of(frontend: Frontend, calibration: object) -> FitsToData:
-    """The front end, if it can fit layers to inputs and there are some.
+def fitter_of(
+    frontend: Frontend, calibration: object, wanted: Collection[Init | None]
+) -> FitsToData:
+    """The front end, if it can fit layers to inputs as is wanted, and if there are some.
 
     Raises:
         OptionError: If it cannot, or there are none.
@@ -399,17 +402,19 @@ def fitter_of(frontend: Frontend, calibration: object) -> FitsToData:
     if not isinstance(frontend, FitsToData):
         raise OptionError(
             "init",
-            "this kind of model has no layers that could be fitted to inputs",
-            "a torch.nn.Module is needed",
-            "Convert the module before it is traced or exported",
+            "the layers of this kind of model cannot be fitted to inputs",
+            "a torch.nn.Module, a program or an ONNX model is needed",
+            "Convert the module before it is traced",
+        )
+    if not set(wanted) <= set(frontend.fits):
+        raise OptionError(
+            "init",
+            "it is 'tuned', and the model is a program or an ONNX model",
+            "a distillation trains a torch.nn.Module",
+            "Use init 'calibrated', or convert the module before it is exported",
         )
     if calibration is None:
-        raise OptionError(
-            "calibration",
-            "there are no calibration inputs",
-            "init 'calibrated' and 'tuned' fit the layers to what the original computes on inputs",
-            "Give some inputs as the model takes them, 64 or more, or 'normal' for latents",
-        )
+        raise nothing_to_fit_to("there are no calibration inputs")
     return frontend
 
 

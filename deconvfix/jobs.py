@@ -56,12 +56,12 @@ def told_of(
 
 
 def fits_no_samples(path: Path) -> OptionError:
-    """The error for what needs fits to samples, on a file that knows fits to weights alone."""
+    """The error for what is measured on modules alone."""
     return OptionError(
         "samples-curve",
-        f"the layers of {path} cannot be fitted to calibration samples",
+        f"{path} holds no torch module",
         "a checkpoint and the code of its model are needed",
-        "Leave it out, or convert the model before it is exported",
+        "Leave it out, or measure it on the checkpoint that the file comes from",
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deconvfix.fit.tuning import Tuning
 from deconvfix.flat_field import Run
+from deconvfix.forms.base import Init
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Match, Plan
 from deconvfix.spec import ConvTransposeSpec
@@ -63,6 +64,11 @@ class CalibrationData:
 class FitsToData(Protocol):
     """A front end that can fit layers to what the original computes on inputs."""
 
+    @property
+    def fits(self) -> tuple[Init, ...]:
+        """The fits to data that it knows."""
+        ...
+
     def fit_to_data(
         self, before: Any, after: Any, plan: Plan, data: CalibrationData
     ) -> tuple[Any, Plan, Sequence[str]]:
@@ -73,7 +79,9 @@ class FitsToData(Protocol):
         """
         ...
 
-    def count_samples(self, inputs: Iterable[Any] | str, example_inputs: Any | None) -> int:
+    def count_samples(
+        self, model: Any, inputs: Iterable[Any] | str, example_inputs: Any | None
+    ) -> int:
         """How many samples the layers are fitted to."""
         ...
 

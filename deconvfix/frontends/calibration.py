@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deconvfix.artifacts import decibels
 from deconvfix.errors import ModelError, OptionError
 from deconvfix.fit.solve import Solved
 from deconvfix.fit.tuning import TUNED_FROM_WEIGHTS
 from deconvfix.forms.base import FITTED_TO_DATA, Settings
-from deconvfix.plan import Decision, Plan
+from deconvfix.plan import Decision, Options, Plan
 from deconvfix.steps import PadMode
 
 __all__ = [
@@ -24,7 +26,9 @@ __all__ = [
     "calibrated_decisions",
     "candidates",
     "check_distribution",
+    "check_without_data",
     "fitted_decisions",
+    "in_batches_of",
     "nothing_to_fit_to",
 ]
 
@@ -90,6 +94,25 @@ def calibrated(decision: Decision, settings: Settings, solved: Solved) -> Decisi
     return replace(decision, settings=settings, reason=reason)
 
 
+def in_batches_of(
+    size: int, batches: Iterable[Mapping[str, NDArray[Any]]]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The samples of named arrays in batches of another size; a rest, or another shape, starts anew."""
+    waiting: list[dict[str, NDArray[Any]]] = []
+    for batch in batches:
+        for i in range(min((len(each) for each in batch.values() if each.ndim), default=0)):
+            sample = {name: each[i : i + 1] if each.ndim else each for name, each in batch.items()}
+            if waiting and any(sample[n].shape != x.shape for n, x in waiting[0].items()):
+                waiting = []
+            waiting.append(sample)
+            if len(waiting) == size:
+                yield {
+                    name: np.concatenate([each[name] for each in waiting]) if x.ndim else x
+                    for name, x in sample.items()
+                }
+                waiting = []
+
+
 def nothing_to_fit_to(found: str) -> OptionError:
     """The error for calibration inputs that are none."""
     return OptionError(
@@ -98,6 +121,21 @@ def nothing_to_fit_to(found: str) -> OptionError:
         "init 'calibrated' and 'tuned' fit the layers to what the original computes on inputs",
         "Give some inputs as the model takes them, 64 or more, or 'normal' for latents",
     )
+
+
+def check_without_data(options: Options) -> None:
+    """Checks what a pass over a graph is asked for: it has no inputs to fit to.
+
+    Raises:
+        OptionError: If it would need some.
+    """
+    if options.init in FITTED_TO_DATA:
+        raise OptionError(
+            "init",
+            f"it is {options.init!r}, and a pass has no inputs to fit to",
+            "one of 'exact', 'fit', 'random' is needed",
+            "Use deconvfix.convert with calibration inputs, or leave `init` out",
+        )
 
 
 def check_distribution(name: str) -> None:

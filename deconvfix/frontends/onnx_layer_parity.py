@@ -15,7 +15,14 @@ from deconvfix.errors import ExportError
 from deconvfix.forms import form
 from deconvfix.frontends.onnx_layer import Layer, find_layers
 from deconvfix.frontends.onnx_surgery import quantised_tail
-from deconvfix.frontends.onnx_values import DEFAULT_DOMAINS, constant, is_quantizer, scopes, visible
+from deconvfix.frontends.onnx_values import (
+    DEFAULT_DOMAINS,
+    RANDOM,
+    constant,
+    is_quantizer,
+    scopes,
+    visible,
+)
 from deconvfix.onnx_runtime import open_session, run_named
 from deconvfix.parity import LIMIT, Comparison, rounding_unit
 from deconvfix.plan import Decision, Plan
@@ -28,7 +35,6 @@ Array = NDArray[Any]
 # Of quantised outputs so many may differ, by one step: those that lie between two steps.
 _FLIPPED = 0.01
 _WIDE = (ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
-_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial")
 
 
 def compare_layers(
@@ -125,7 +131,9 @@ def _expected(
     assert decision.form
     target = form(decision.form)
     compiled = target.compile(spec, settings)
-    kernel = target.fit(spec, settings, layer.read_weight())
+    kernel = decision.kernel(layer.read_weight())
+    if decision.fitted is not None and decision.fitted.bias is not None:
+        bias = decision.fitted.bias.astype(x.dtype)
     if compiled.weight:
         kernel = rearrange(compiled.weight, kernel, spec.groups)
     wide, kernel = x.astype(np.float64), kernel.astype(weight.dtype).astype(np.float64)
@@ -188,7 +196,7 @@ def _is_stored(value: ir.Value, ir_version: int) -> bool:
     if constant(value, ir_version) is not None:
         return True
     node = value.producer()
-    if node is None or node.op_type in _RANDOM or not _is_understood(node):
+    if node is None or node.op_type in RANDOM or not _is_understood(node):
         return False
     return bool(node.inputs) and all(
         each is None or _is_stored(each, ir_version) for each in node.inputs

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deconvfix.errors import ModelError
-from deconvfix.forms.base import Refusal
+from deconvfix.forms.base import FITTED_TO_DATA, Init, Refusal
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibration import fitted_decisions
 from deconvfix.frontends.torch_calibrate import calibrate
@@ -66,6 +66,8 @@ __all__ = ["FRONTEND", "TorchModuleFrontend"]
 
 class TorchModuleFrontend:
     """See the module's text."""
+
+    fits: tuple[Init, ...] = FITTED_TO_DATA
 
     def prepare(self, model: nn.Module, example_inputs: Any | None, *, inplace: bool) -> nn.Module:
         """A copy; lazy layers get their shapes from the example inputs."""
@@ -196,7 +198,9 @@ class TorchModuleFrontend:
             notes = [*notes, *told(before, after, flat, math.prod(strides))]
         return after, plan, notes
 
-    def count_samples(self, inputs: Iterable[Any] | str, example_inputs: Any | None) -> int:
+    def count_samples(
+        self, model: nn.Module, inputs: Iterable[Any] | str, example_inputs: Any | None
+    ) -> int:
         """See `torch_samples.count_samples`."""
         return count_samples(inputs, example_inputs)
 
