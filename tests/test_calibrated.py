@@ -19,6 +19,7 @@ from deconvfix.errors import OptionError
 from deconvfix.fit.regression import best_ridge, ridge_fit, squared_error
 from deconvfix.forms import form
 from deconvfix.forms.base import Refusal, Settings
+from deconvfix.frontends import torch_moments
 from deconvfix.frontends.torch_layers import read_weight, spec_of
 from deconvfix.frontends.torch_moments import Moments
 from deconvfix.plan import Plan
@@ -192,6 +193,14 @@ def test_slabs_of_a_large_map_are_the_whole_map(monkeypatch):
         sums.append(Moments(spec, "equalized", Settings()))
         sums[-1].add(x, y)
     assert all(map(np.array_equal, sums[0].of_group(0)[0], sums[1].of_group(0)[0]))
+
+
+@pytest.mark.parametrize(("groups", "size"), [(1, 1), (1, 7), (2, 8), (3, 20), (1, 23)])
+def test_half_of_a_symmetric_product_is_all_of_it(groups, size, monkeypatch):
+    monkeypatch.setattr(torch_moments, "_PANEL", 8)
+    z = torch.randint(-4, 5, (groups, 30, size)).double()  # exact, in any order
+    before = torch.eye(size, dtype=torch.float64).repeat(groups, 1, 1)
+    assert torch.equal(torch_moments._add_products(before.clone(), z), before + z.mT @ z)
 
 
 def test_the_ridge_is_chosen_on_samples_that_were_not_fitted():

@@ -143,3 +143,11 @@ def test_what_cannot_be_is_refused(options, fragments):
     with pytest.raises(OptionError) as caught:
         deconvfix.convert(vocoder(), **given)
     assert all(fragment in str(caught.value) for fragment in fragments)
+
+
+def test_programs_refuse_flat_inputs():
+    program = torch.export.export(vocoder(), (SILENCE,))
+    with pytest.raises(OptionError, match="the model is a program or an ONNX model"):
+        deconvfix.convert(
+            program, to="equalized", init="calibrated", calibration=batches(), flat_inputs=[SILENCE]
+        )

@@ -55,7 +55,23 @@ def ridge_fit(
     Returns:
         w, shaped as `start`, and b.
     """
-    c_in, c_out, free = start.shape
+    return _solved(*_equations(moments, basis, start.shape), start, bias, ridge, banned)
+
+
+def _equations(
+    moments: Sequence[Array], basis: Sequence[Array], shape: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """A and B of the normal equations A (w, b) = B, before the ridge: the large part of the work.
+
+    Args:
+        moments: As for `ridge_fit`, like `basis`.
+        basis: Likewise.
+        shape: Of w, (C_in, C_out, free numbers).
+
+    Returns:
+        (C_in * free + 1, C_in * free + 1) and (C_in * free + 1, C_out).
+    """
+    c_in, c_out, free = shape
     size = c_in * free
     normal = np.zeros((size + 1, size + 1))
     right = np.zeros((size + 1, c_out))
@@ -73,11 +89,25 @@ def ridge_fit(
         normal[size, size] += h[features, features]
         right[size] += h[features, features + 1 :]
     normal[size, :size] = normal[:size, size]
+    return normal, right
+
+
+def _solved(
+    normal: Array,
+    right: Array,
+    start: Array,
+    bias: Array | None,
+    ridge: float,
+    banned: Array | None,
+) -> tuple[Array, Array | None]:
+    """w and b from `_equations`, which stay as they are."""
+    c_in, c_out, free = start.shape
+    size = c_in * free
     # (C_in, C_out, free) -> (C_in * free, C_out)
     w_0 = start.transpose(0, 2, 1).reshape(size, c_out)
     penalty = ridge * float(np.trace(normal[:size, :size])) / size or 1.0
-    if bias is None:
-        normal, right = normal[:size, :size], right[:size]
+    kept = size if bias is None else size + 1
+    normal, right = normal[:kept, :kept].copy(), right[:kept].copy()
     normal[np.arange(size), np.arange(size)] += penalty
     right[:size] += penalty * w_0
     none = np.zeros((size, 0))
@@ -146,8 +176,9 @@ def best_ridge(
     banned: Array | None = None,
 ) -> float:
     """The candidate of `RIDGES` whose fit to `fitted` has the smallest error on `heldout`."""
+    equations = _equations(fitted, basis, start.shape)
     errors = {
-        ridge: squared_error(heldout, basis, *ridge_fit(fitted, basis, start, bias, ridge, banned))
+        ridge: squared_error(heldout, basis, *_solved(*equations, start, bias, ridge, banned))
         for ridge in RIDGES
     }
     return min(errors, key=lambda ridge: errors[ridge])

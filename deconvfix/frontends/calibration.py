@@ -30,6 +30,7 @@ __all__ = [
     "fitted_decisions",
     "in_batches_of",
     "nothing_to_fit_to",
+    "refuse_flat_inputs",
 ]
 
 DISTRIBUTIONS = ("normal", "uniform")
@@ -111,6 +112,21 @@ def in_batches_of(
                     for name, x in sample.items()
                 }
                 waiting = []
+
+
+def refuse_flat_inputs(flat: object) -> None:
+    """For kinds of models whose layers cannot be watched on inputs of their own.
+
+    Raises:
+        OptionError: If there are flat inputs.
+    """
+    if flat is not None:
+        raise OptionError(
+            "flat_inputs",
+            "the model is a program or an ONNX model",
+            "a grid that stays on some inputs is for torch modules",
+            "Convert the module before it is exported, or leave out `flat_inputs`",
+        )
 
 
 def nothing_to_fit_to(found: str) -> OptionError:

@@ -24,6 +24,7 @@ from deconvfix.forms import form
 from deconvfix.forms.base import Init, Refusal
 from deconvfix.frontends import torch_steps
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
+from deconvfix.frontends.calibration import refuse_flat_inputs
 from deconvfix.frontends.fx_graph import (
     GraphCall,
     find_calls,
@@ -97,6 +98,7 @@ class ExportedProgramFrontend:
         self, before: ExportedProgram, after: ExportedProgram, plan: Plan, data: CalibrationData
     ) -> tuple[ExportedProgram, Plan, Sequence[str]]:
         """Calibrated fits: what they found is in the plan, which is carried out again."""
+        refuse_flat_inputs(data.flat)
         example = before.example_inputs if data.example_inputs is None else data.example_inputs
         batches, _ = calibration_inputs(data.inputs, example, data.tuning.seed)
         plan, notes = calibrate(

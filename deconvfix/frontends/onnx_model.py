@@ -16,7 +16,7 @@ from deconvfix.errors import ModelError
 from deconvfix.forms.base import Init, Refusal
 from deconvfix.frontends import onnx_parity
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
-from deconvfix.frontends.calibration import check_without_data
+from deconvfix.frontends.calibration import check_without_data, refuse_flat_inputs
 from deconvfix.frontends.onnx_calibrate import calibrate
 from deconvfix.frontends.onnx_diagnose import probe_model
 from deconvfix.frontends.onnx_layer import Layer, find_layers
@@ -78,6 +78,7 @@ class OnnxFrontend:
         self, before: ir.Model, after: ir.Model, plan: Plan, data: CalibrationData
     ) -> tuple[ir.Model, Plan, Sequence[str]]:
         """Calibrated fits: what they found is in the plan, which is carried out again."""
+        refuse_flat_inputs(data.flat)
         feeds = calibration_feeds(before, data.inputs, data.example_inputs, data.tuning.seed)
         plan, notes = calibrate(before, plan, feeds, self.apply, choose_padding=data.choose_padding)
         fitted = self.apply(before.clone(), plan)

@@ -29,6 +29,8 @@ __all__ = ["Moments"]
 
 # Elements of z that are in memory at once (32 MiB in float64).
 _MOST_ELEMENTS = 2**22
+# Columns that are multiplied at once with those from there on: the rest is their mirror image.
+_PANEL = 128
 
 
 class Moments:
@@ -76,7 +78,7 @@ class Moments:
                 continue
             for i, phase in enumerate(design.phases):
                 for z in _rows(design, phase, x[chosen], y[chosen], self.spec.groups):
-                    sums[i] = sums[i].to(z.device) + z.mT @ z
+                    sums[i] = _add_products(sums[i].to(z.device), z)
 
     def gather(self) -> None:
         """Adds the sums of all processes of torch.distributed, where it is in use."""
@@ -109,6 +111,21 @@ class Moments:
         features = self.spec.in_channels // groups * len(phase.taps)
         size = features + 1 + self.spec.out_channels // groups
         return groups, size, size
+
+
+def _add_products(sums: Tensor, z: Tensor) -> Tensor:
+    """sums + z^T z, in place: (groups, size, size) and (groups, rows, size).
+
+    The product is symmetric, so that about half of it is computed and the other half copied. Each number
+    is one product of two columns as before.
+    """
+    size = z.shape[-1]
+    for begin in range(0, size, _PANEL):
+        end = min(begin + _PANEL, size)
+        product = z[..., begin:end].mT @ z[..., begin:]
+        sums[..., begin:end, begin:] += product
+        sums[..., end:, begin:end] += product[..., end - begin :].mT
+    return sums
 
 
 def _rows(design: Design, phase: Phase, x: Tensor, y: Tensor, groups: int) -> Iterator[Tensor]:

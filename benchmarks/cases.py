@@ -1,0 +1,119 @@
+"""The four fixtures as cases: a trained network, what it was held out on, and inputs to calibrate on.
+
+Calibration inputs are drawn like the training data, from the parts of the photographs that were trained
+on; the held-out files are only measured on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fixtures._training import load_photographs, random_crops, seeded
+from fixtures.train_audio_upsampler import analyse, draw_clips
+from fixtures.train_digits_generator import draw_latents
+from fixtures.train_segmenter import SIDE, draw_scenes
+
+__all__ = ["NAMES", "Case", "load"]
+
+FOLDER = Path(__file__).resolve().parents[1] / "fixtures"
+BATCH = 8
+# Not a seed of the training scripts: their latents and clips are held out too.
+SEED = 1000
+
+
+def _photographs(count: int) -> Tensor:
+    train = load_photographs().train
+    return random_crops(train, count=count, side=SIDE, generator=seeded(SEED))
+
+
+def _scenes(count: int) -> Tensor:
+    return draw_scenes(load_photographs().train, count, generator=seeded(SEED))[0]
+
+
+_DRAWS: dict[str, Callable[[int], Tensor]] = {
+    "digits_generator": lambda count: draw_latents(count, generator=seeded(SEED)),
+    "photo_autoencoder": _photographs,
+    "audio_upsampler": lambda count: analyse(draw_clips(count, generator=seeded(SEED))),
+    "segmenter": _scenes,
+}
+NAMES = tuple(_DRAWS)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fixture.
+
+    Attributes:
+        name: Of the fixture.
+        model: In eval mode.
+        inputs: The held-out inputs.
+        target: What the held-out outputs are measured against.
+        metric: The name of the fixture's own metric.
+        evaluate: The metric, `evaluate(model, inputs, target)`.
+        layers: The names of the transposed convolutions with a stride; those without one make no grid.
+        others: The names of the others.
+    """
+
+    name: str
+    model: nn.Module
+    inputs: Tensor
+    target: Tensor
+    metric: str
+    evaluate: Callable[[nn.Module, Tensor, Tensor], float]
+    layers: tuple[str, ...]
+    others: tuple[str, ...]
+
+    @property
+    def distribution(self) -> str | None:
+        """The distribution of a generator's inputs: there are as many as one wants."""
+        return "normal" if self.name == "digits_generator" else None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the distance is a signal-to-noise ratio."""
+        return self.target.dim() == 3 and self.target.shape[1] == 1
+
+    def quality(self, model: nn.Module) -> float:
+        """The fixture's own metric of a model."""
+        return self.evaluate(model, self.inputs, self.target)
+
+    def draw(self, count: int) -> list[tuple[Tensor]]:
+        """Calibration inputs, in batches."""
+        return [(batch,) for batch in _DRAWS[self.name](count).split(BATCH)]
+
+
+def load(name: str) -> Case:
+    """A fixture with its data."""
+    entry = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))[name]
+    script: Any = importlib.import_module(f"fixtures.train_{name}")
+    module, _, builder = entry["builder"].partition(":")
+    model: nn.Module = getattr(importlib.import_module(module), builder)()
+    model.load_state_dict(load_file(FOLDER / entry["file"]))
+    with np.load(FOLDER / entry["heldout"]["file"]) as arrays:
+        [argument] = entry["inputs"]
+        inputs, target = (torch.from_numpy(arrays[each]) for each in (argument, "target"))
+    found = {
+        each: max(layer.stride) > 1
+        for each, layer in model.named_modules()
+        if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d))
+    }
+    return Case(
+        name=name,
+        model=model.eval(),
+        inputs=inputs,
+        target=target,
+        metric=entry["metric"],
+        evaluate=script.evaluate,
+        layers=tuple(each for each, strided in found.items() if strided),
+        others=tuple(each for each, strided in found.items() if not strided),
+    )

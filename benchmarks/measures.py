@@ -1,0 +1,115 @@
+"""What fidelity.py measures of a converted network, and of the time that a calibration takes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import deconvfix
+from benchmarks.cases import Case
+from deconvfix.flat_field import network_answers
+from deconvfix.frontends import torch_module
+from deconvfix.frontends.torch_diagnose import probe_module
+
+__all__ = ["CalibrationTime", "FlatRipple", "distance_db", "macs", "pass_seconds", "watched"]
+
+# More samples say nothing new about the answer to a constant.
+_FLAT_SAMPLES = 8
+_SOLVERS = ("solve", "eigh", "cholesky", "svd", "qr", "inv")
+
+
+@torch.no_grad()
+def distance_db(case: Case, model: nn.Module) -> float | None:
+    """PSNR of the held-out outputs against the original's, for sound SNR; None if they are equal.
+
+    The peak of the PSNR is the range of the original's outputs, as in deconvfix's reports.
+    """
+    old, new = (each(case.inputs).double() for each in (case.model, model))
+    error = float((old - new).square().mean())
+    if error == 0:
+        return None
+    power = float(old.square().mean()) if case.is_sound else float(old.max() - old.min()) ** 2
+    return 10 * math.log10(power / error)
+
+
+class FlatRipple:
+    """The ripple of networks' answers to a constant input, away from the border, in dB.
+
+    Args:
+        case: Its held-out inputs give the constants; where a grid could be is seen on its model.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.example = (case.inputs[:_FLAT_SAMPLES],)
+        outputs = deconvfix.inspect(case.model, self.example).outputs
+        self.periods = {each.index: each.period for each in outputs}
+
+    def __call__(self, model: nn.Module) -> float | None:
+        """The largest of the outputs' ripples; None if no answer becomes periodic."""
+        probe = probe_module(model, self.example, ())
+        assert probe.run is not None
+        answers = network_answers(probe.run, probe.inputs, self.periods)
+        return max((each.ripple_db for each in answers.values()), default=None)
+
+
+@torch.no_grad()
+def macs(case: Case, model: nn.Module) -> int:
+    """Multiply-accumulates of the layers in the case's places, for one sample."""
+    with FlopCounterMode(display=False) as counter:
+        model(case.inputs[:1])
+    counts = counter.get_flop_counts()
+    root = type(model).__name__
+    return sum(sum(counts[f"{root}.{name}"].values()) // 2 for name in case.layers)
+
+
+@torch.no_grad()
+def pass_seconds(models: Sequence[nn.Module], batches: Sequence[tuple[Tensor]]) -> float:
+    """One pass of all models over the batches: the fastest of three, after one to warm up."""
+    took = []
+    for _ in range(4):
+        started = time.perf_counter()
+        for model in models:
+            for batch in batches:
+                model(*batch)
+        took.append(time.perf_counter() - started)
+    return min(took[1:])
+
+
+@dataclass
+class CalibrationTime:
+    """Seconds inside `calibrate`, and inside the solvers of numpy.linalg, while being watched."""
+
+    calibrate: float = 0.0
+    solve: float = 0.0
+
+
+@contextmanager
+def watched() -> Iterator[CalibrationTime]:
+    """Times calibrations. What is measured is replaced by what measures it, for a while."""
+    spent = CalibrationTime()
+
+    def timed(function: Callable[..., Any], field: str) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                took = time.perf_counter() - started
+                setattr(spent, field, getattr(spent, field) + took)
+
+        return run
+
+    with mock.patch.object(torch_module, "calibrate", timed(torch_module.calibrate, "calibrate")):
+        solvers = {name: timed(getattr(np.linalg, name), "solve") for name in _SOLVERS}
+        with mock.patch.multiple(np.linalg, **solvers):
+            yield spent
