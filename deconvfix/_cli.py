@@ -37,6 +37,8 @@ __all__ = ["main"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 _TYPED = "deconvfix.typed"
+# The options that name a model and its inputs.
+_NAMES = ("arch", "arch_kwargs", "state_key", "inputs", "trust", "inputs_file", "dynamic")
 _ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
@@ -210,33 +212,24 @@ def convert(
     /,
     model: Path,
     output: Path | None,
-    to: str,
     dry_run: bool,
     recipe: Path | None,
     report_file: Path | None,
     force: bool,
     as_json: bool,
     opset: int | None,
-    interpolation: str,
-    padding_mode: str | None,
-    init: str | None,
-    seed: int,
     calibration: str | None,
+    flat: str | None,
     samples: int,
     value_range: tuple[float, float],
-    grow: int,
-    reach: int,
-    strength: float,
     curve: bool,
     seconds: float,
     steps: int | None,
+    resume: Path | None,
     train_all: bool,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    strict: bool,
     sample_rate: float | None,
     samples_curve: bool,
-    **source: Any,
+    **fit: Any,
 ) -> None:
     """Replace the transposed convolutions of MODEL.
 
@@ -248,43 +241,35 @@ def convert(
         raise click.UsageError("Give an output file with -o, or use --dry-run.", ctx)
     if dry_run and samples_curve:
         raise click.UsageError("A --dry-run fits nothing: leave out --samples-curve.", ctx)
+    named = _source(model, **{name: fit.pop(name) for name in _NAMES})
     if report_file is not None:
         others = [each for each in (output, recipe) if each is not None]
-        inputs = (model, *filter(None, (source["inputs_file"],)))
+        inputs = (model, *filter(None, (named.inputs_file,)))
         check_report(ctx, report_file, others, inputs, force)
-    named = _source(model, **source)
     own = share()
-    if own.rank and (calibration is None or dry_run or not jobs.needs_architecture(model)):
-        return  # there is nothing to fit to samples: the first process converts
+    shared = calibration is not None and not dry_run and jobs.can_share(model)
+    if own.rank and not shared:
+        return  # the first process converts
     check_processes(ctx, own.world, curve or samples_curve)
-    fit: dict[str, Any] = {
-        "to": to,
-        "interpolation": interpolation,
-        "padding_mode": padding_mode,
-        "init": init,
-        "seed": seed,
-        "grow": grow,
-        "reach": reach,
-        "strength": strength,
-        "include": include,
-        "exclude": exclude,
-        "strict": strict,
-    }
+    read: dict[str, Any] = {"samples": samples, "value_range": value_range}
     if calibration is not None:
-        fit["calibration"] = calibration_files(
-            named,
-            calibration,
-            samples=samples,
-            value_range=value_range,
-            share=(own.rank, own.world),
-        )
-    budget = Tuning(seconds=seconds, steps=steps, seed=seed, train_all=train_all)
+        turns = (own.rank, own.world) if shared else (0, 1)
+        fit["calibration"] = calibration_files(named, calibration, **read, share=turns)
+    if flat is not None:
+        fit["flat_inputs"] = flat if flat == "zeros" else calibration_files(named, flat, **read)
+    budget = Tuning(
+        seconds=seconds,
+        steps=steps,
+        seed=fit["seed"],
+        train_all=train_all,
+        resume=resume,
+    )
     if own.rank:
         with contextlib.redirect_stdout(sys.stderr):
             jobs.of_file(model).take_part(named, output, recipe=recipe, tuning=budget, **fit)
         return
     if curve:
-        check_curve(ctx, model, to, calibration, dry_run or recipe is not None)
+        check_curve(ctx, model, fit["to"], calibration, dry_run or recipe is not None)
         fit["curve"] = True
     with _working("Converting and verifying") as progress:
         report = jobs.of_file(model).convert_file(

@@ -67,6 +67,12 @@ def fit_options(command: Command) -> Command:
                 "rest of the output stays to the original.",
             ),
             click.option(
+                "--flat",
+                metavar="zeros|PATH",
+                help="For equalized with --calibration: constant inputs (silence: zeros, or files as "
+                "for --calibration) on which alone the grid has to go.",
+            ),
+            click.option(
                 "--curve",
                 is_flag=True,
                 help="For the same, with --calibration: report how close the output stays, and how "
@@ -77,6 +83,12 @@ def fit_options(command: Command) -> Command:
             ),
             click.option(
                 "--steps", type=int, help="The same in steps, for the same result every time."
+            ),
+            click.option(
+                "--resume",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="For --init tuned: a .safetensors file to go on from, and to write progress to.",
             ),
             click.option(
                 "--train-all",

@@ -196,10 +196,10 @@ def _curve(model: nn.Module, example: Inputs | None, options: dict[str, Any]) ->
 
 def _bound(options: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """The options with calibration files read, once."""
-    calibration = options.get("calibration")
-    if not isinstance(calibration, CalibrationFiles):
-        return options
-    return {**options, "calibration": list(BoundFiles(calibration, model))}
+    return {
+        name: list(BoundFiles(value, model)) if isinstance(value, CalibrationFiles) else value
+        for name, value in options.items()
+    }
 
 
 def _with_pictures(

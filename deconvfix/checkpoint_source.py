@@ -7,15 +7,15 @@ import importlib
 import inspect as python_inspect
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import deconvfix.checkpoint as checkpoints
-from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.errors import ModelError, OptionError
 from deconvfix.frontends.torch_inputs import Inputs
 from deconvfix.source import Described, Source
@@ -101,11 +101,11 @@ class BoundFiles:
     """Calibration files as arguments of a model, batch by batch.
 
     Attributes:
-        files: Where the arrays are.
+        files: Named arrays.
         model: Its forward's arguments have their names; floating-point arrays get its dtype.
     """
 
-    files: CalibrationFiles
+    files: Iterable[Mapping[str, NDArray[Any]]]
     model: nn.Module
 
     def __iter__(self) -> Iterator[Inputs]:

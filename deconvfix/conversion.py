@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +23,7 @@ from deconvfix.fidelity import (
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, FitsToData, Frontend, HasInputs
+from deconvfix.frontends.calibration import nothing_to_fit_to
 from deconvfix.inspection import Inspection
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Options, Plan, make_plan
@@ -115,6 +116,7 @@ def convert(
     grow: int = 0,
     reach: int = 4,
     strength: float = 1.0,
+    flat_inputs: Iterable[Any] | str | None = None,
     seed: int = 0,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
@@ -157,6 +159,9 @@ def convert(
             (all of it). Phase sums of an equalized layer differ by 1 - strength of what they did; the
             less goes, the closer the rest stays to the original. What a strength does to a whole network
             is for `deconvfix.strength_curve` to say.
+        flat_inputs: For "equalized" fitted to data: constant inputs, such as silence, on which alone
+            the grid has to go; an iterable as `calibration`, or "zeros". Vocoders need it: on other
+            constants the same frequencies are real tones.
         include: Glob patterns on layer names; only matching layers are converted.
         exclude: Glob patterns on layer names to keep, or a predicate.
         strict: Raise if a layer is refused.
@@ -192,6 +197,8 @@ def convert(
         include=_patterns(include),
         exclude=() if callable(exclude) else _patterns(exclude),
     )
+    if flat_inputs is not None:
+        _check_flat(options, tuning)
     working = frontend.prepare(model, example_inputs, inplace=inplace)
     findings = frontend.find(working, example_inputs)
     if plan is None:
@@ -199,11 +206,11 @@ def convert(
         plan = make_plan(findings.matches, options, selects)
     if strict:
         _allow_no_refusal(plan)
-    to_data = any(each.settings and each.settings.init in FITTED_TO_DATA for each in plan.replaced)
+    to_data = {each.settings.init for each in plan.replaced if each.settings} & {*FITTED_TO_DATA}
     reference = frontend.prepare(working, None, inplace=False) if verify or to_data else None
     ripples = planned_ripples(findings.matches, plan)
     notes = list(findings.notes)
-    fitter = fitter_of(frontend, calibration) if to_data else None
+    fitter = fitter_of(frontend, calibration, to_data) if to_data else None
     real_inputs = example_inputs
     if real_inputs is None and isinstance(frontend, HasInputs):
         real_inputs = frontend.own_inputs(working)
@@ -212,15 +219,14 @@ def convert(
         real_inputs = calibration[-1] if calibration else example_inputs
     converted = frontend.apply(working, plan)
     if fitter is not None and calibration is not None:
-        data = CalibrationData(
-            calibration, example_inputs, tuning or Tuning(), padding_mode is None
-        )
+        choices = (tuning or Tuning(), padding_mode is None, flat_inputs)
+        data = CalibrationData(calibration, example_inputs, *choices)
         converted, plan, more = fitter.fit_to_data(reference, converted, plan, data)
         notes += more
     ripples = ripples_now(frontend, converted, plan, ripples)
     fidelity = fidelity_of(ripples, plan)
     if fitter is not None and fidelity is not None and calibration is not None:
-        samples = fitter.count_samples(calibration, example_inputs)
+        samples = fitter.count_samples(reference, calibration, example_inputs)
         seen = not isinstance(calibration, str)
         fidelity = replace(fidelity, calibration_samples=samples, psnr_seen=seen)
     still_running = None
@@ -329,6 +335,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _check_flat(options: Options, tuning: Tuning | None) -> None:
+    """Where the grid may stay on some inputs, there must be kernels that make it."""
+    if tuning is not None and tuning.train_all:
+        raise OptionError(
+            "flat_inputs",
+            "all weights are trained",
+            "what the layers get on these inputs must stay as it is",
+            "Leave out `train_all`, or `flat_inputs`",
+        )
+    if options.to != "equalized" or options.init not in FITTED_TO_DATA or options.strength != 1:
+        raise OptionError(
+            "flat_inputs",
+            f"the form is {options.to!r}, init {options.init!r} and strength {options.strength:g}",
+            "a grid that stays on some inputs is for 'equalized', fitted to data, with strength 1",
+            "Change these, or leave out `flat_inputs`",
+        )
+
+
 def _allow_no_refusal(plan: Plan) -> None:
     """For `strict`."""
     if not plan.refused:
@@ -367,8 +391,10 @@ def _check_proofs(report: ConversionReport) -> None:
         )
 
 
-def fitter_of(frontend: Frontend, calibration: object) -> FitsToData:
-    """The front end, if it can fit layers to inputs and there are some.
+def fitter_of(
+    frontend: Frontend, calibration: object, wanted: Collection[Init | None]
+) -> FitsToData:
+    """The front end, if it can fit layers to inputs as is wanted, and if there are some.
 
     Raises:
         OptionError: If it cannot, or there are none.
@@ -376,17 +402,19 @@ def fitter_of(frontend: Frontend, calibration: object) -> FitsToData:
     if not isinstance(frontend, FitsToData):
         raise OptionError(
             "init",
-            "this kind of model has no layers that could be fitted to inputs",
-            "a torch.nn.Module is needed",
-            "Convert the module before it is traced or exported",
+            "the layers of this kind of model cannot be fitted to inputs",
+            "a torch.nn.Module, a program or an ONNX model is needed",
+            "Convert the module before it is traced",
+        )
+    if not set(wanted) <= set(frontend.fits):
+        raise OptionError(
+            "init",
+            "it is 'tuned', and the model is a program or an ONNX model",
+            "a distillation trains a torch.nn.Module",
+            "Use init 'calibrated', or convert the module before it is exported",
         )
     if calibration is None:
-        raise OptionError(
-            "calibration",
-            "there are no calibration inputs",
-            "init 'calibrated' and 'tuned' fit the layers to what the original computes on inputs",
-            "Give some inputs as the model takes them, 64 or more, or 'normal' for latents",
-        )
+        raise nothing_to_fit_to("there are no calibration inputs")
     return frontend
 
 

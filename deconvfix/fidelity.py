@@ -76,11 +76,17 @@ def planned_ripples(matches: Sequence[Match], plan: Plan) -> Ripples:
 def ripples_now(frontend: Frontend, model: Any, plan: Plan, planned: Ripples) -> Ripples:
     """The same, after by the weights that the converted layers have: whatever fitted them.
 
-    Resize-convolutions that a front end writes as operators are fitted to the weights alone: theirs
-    stay as planned.
+    Layers that a front end writes as operators have the kernels that were decided, as the proof says.
     """
     fitted = [each for each in plan.replaced if each.name in planned]
     after = {name: pair[1] for name, pair in planned.items()}
+    for each in fitted:
+        if each.fitted is not None:
+            assert each.form
+            assert each.spec
+            assert each.settings
+            kernel = each.fitted.kernel
+            after[each.name] = ripple_db(*form(each.form).spread(each.spec, each.settings, kernel))
     corrected = {each.name for each in fitted if each.form == "equalized"}
     if corrected:
         for match in frontend.find(model, None).matches:

@@ -1,6 +1,7 @@
 """What the command line does with model files: one module of jobs for each kind of file.
 
-Each has the functions inspect_file, convert_file, verify_files and export_file.
+Each has the functions inspect_file, convert_file, verify_files and export_file, and where several processes
+can share a conversion, take_part.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from deconvfix.report import ConversionReport
 from deconvfix.source import Source
 
 __all__ = [
+    "can_share",
     "fits_no_samples",
     "needs_architecture",
     "of_file",
@@ -42,6 +44,11 @@ def needs_architecture(path: Path) -> bool:
     return path.suffix not in _JOBS
 
 
+def can_share(path: Path) -> bool:
+    """Whether several processes can fit a file's layers together: those of ONNX are fitted without torch."""
+    return path.suffix != ".onnx"
+
+
 def told_of(
     source: Source, conversion: Conversion, notes: tuple[str, ...], output: Path | None
 ) -> ConversionReport:
@@ -56,12 +63,12 @@ def told_of(
 
 
 def fits_no_samples(path: Path) -> OptionError:
-    """The error for what needs fits to samples, on a file that knows fits to weights alone."""
+    """The error for what is measured on modules alone."""
     return OptionError(
         "samples-curve",
-        f"the layers of {path} cannot be fitted to calibration samples",
+        f"{path} holds no torch module",
         "a checkpoint and the code of its model are needed",
-        "Leave it out, or convert the model before it is exported",
+        "Leave it out, or measure it on the checkpoint that the file comes from",
     )
 
 

@@ -12,12 +12,15 @@ import onnx
 import onnx_ir as ir
 
 from deconvfix import onnx_file
+from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.conversion import convert, inspect, parity_error
 from deconvfix.errors import ExportError, OptionError
 from deconvfix.fidelity import gather, with_runs
 from deconvfix.files import check_output, output_folder
+from deconvfix.frontends.onnx_inputs import shapes_of
 from deconvfix.frontends.onnx_model import FRONTEND
 from deconvfix.frontends.onnx_parity import compare_models
+from deconvfix.frontends.onnx_samples import calibration_feeds, rebatched
 from deconvfix.inspection import Inspection
 from deconvfix.jobs import fits_no_samples, read_recipe, told_of, write_recipe
 from deconvfix.onnx_file import OnnxFile
@@ -73,6 +76,7 @@ def convert_file(
         if recipe is not None:
             check_output(recipe, overwrite=overwrite, inputs=source.files)
         file = onnx_file.read(source.path)
+        options = _bound(options, source, file)
         conversion = convert(file.model, verify=False, **options)
         write_recipe(conversion.plan, recipe, overwrite)
         return told_of(source, conversion, (), None)
@@ -88,6 +92,7 @@ def convert_file(
     check_output(output, overwrite=overwrite, inputs=inputs)
     file = onnx_file.read(source.path)
     examples = _examples(source, file)
+    options = _bound(options, source, file)
     conversion = convert(file.model, plan=read_recipe(recipe), verify=False, **options)
     report = told_of(source, conversion, (), output)
     with output_folder(output, overwrite=overwrite) as folder:
@@ -103,11 +108,52 @@ def convert_file(
         report = replace(report, parity=parity)
         if not parity.ok:
             raise parity_error(parity, str(source.path))
-        if examples:
+        shown = _shown(report, file, options) or examples
+        if shown:
             report = _measured(
-                report, file.model, after, examples[0], pictures, options.get("sample_rate")
+                report, file.model, after, shown[0], pictures, options.get("sample_rate")
             )
     return report
+
+
+def _shown(
+    report: ConversionReport, file: OnnxFile, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Real inputs where there are some: made-up ones say nothing to the eye."""
+    given: Any = options.get("calibration")
+    if isinstance(given, list):
+        return given[-1:]
+    fitted = report.fidelity is not None and report.fidelity.calibration_samples is not None
+    if not fitted or options["example_inputs"] is not None:
+        return []
+    # Other values than those that were fitted to.
+    seed = int(options.get("seed", 0)) + 1
+    return calibration_feeds(file.model, given, None, seed)[:1]
+
+
+def _bound(options: dict[str, Any], source: Source, file: OnnxFile) -> dict[str, Any]:
+    """The options with calibration files read, once, and the shapes that a distribution is drawn in."""
+    calibration = options.get("calibration")
+    if isinstance(calibration, str):
+        examples = _examples(source, file)
+        return {**options, "example_inputs": examples[0] if examples else None}
+    if not isinstance(calibration, CalibrationFiles):
+        return options
+    inputs = shapes_of(file.model)
+    files = calibration
+    if not files.names:
+        files = replace(files, names=tuple(each.name for each in inputs))
+    if files.shape is None and len(inputs) == 1:
+        files = replace(files, shape=_sample_shape(inputs[0].shape))
+    return {**options, "calibration": list(rebatched(file.model, files))}
+
+
+def _sample_shape(shape: tuple[int | str, ...] | None) -> tuple[int, ...] | None:
+    """What a picture or a sound is cut to, where the file says it."""
+    if not shape:
+        return None
+    sizes = tuple(n for n in shape[1:] if isinstance(n, int))
+    return (1, *sizes) if len(sizes) == len(shape) - 1 else None
 
 
 def _measured(

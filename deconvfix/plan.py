@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deconvfix.errors import CheckpointError, OptionError
 from deconvfix.forms import FORMS, form
 from deconvfix.forms.base import Init, ReadWeight, Refusal, Settings, known
@@ -15,7 +18,16 @@ from deconvfix.forms.equalized import AS_IT_IS
 from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import Interpolation, PadMode
 
-__all__ = ["WITH_STRENGTH", "Decision", "Match", "Options", "Plan", "Verdict", "make_plan"]
+__all__ = [
+    "WITH_STRENGTH",
+    "Decision",
+    "Fitted",
+    "Match",
+    "Options",
+    "Plan",
+    "Verdict",
+    "make_plan",
+]
 
 RECIPE_FORMAT = "deconvfix.recipe/1"
 # Forms that can take away a part of the grid.
@@ -101,6 +113,19 @@ class Options:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a fit to data found for a layer, in the values that the layer's dtype has.
+
+    Attributes:
+        kernel: The form's kernel, laid out as `forms.base.Form.fit` says.
+        bias: (C_out,), or None for a layer without.
+    """
+
+    kernel: NDArray[np.float64]
+    bias: NDArray[np.float64] | None
+
+
 @dataclass(frozen=True)
 class Decision:
     """What happens to one layer.
@@ -117,6 +142,8 @@ class Decision:
         relative_residual: Size of the change of the kernel, for fitted forms.
         macs_before: Multiply-accumulates for each input pixel, of the transposed convolution.
         macs_after: The same of the new form.
+        fitted: Its new weights, where they are written into a graph and were fitted to data. They are
+            no part of a recipe.
     """
 
     name: str
@@ -130,6 +157,16 @@ class Decision:
     relative_residual: float | None = None
     macs_before: int | None = None
     macs_after: int | None = None
+    fitted: Fitted | None = field(default=None, compare=False, repr=False)
+
+    def kernel(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The kernel that the layer gets: the one that was fitted to data, or to its `weight`."""
+        if self.fitted is not None:
+            return self.fitted.kernel
+        assert self.form is not None
+        assert self.spec is not None
+        assert self.settings is not None
+        return form(self.form).fit(self.spec, self.settings, weight)
 
 
 @dataclass(frozen=True)
@@ -141,7 +178,10 @@ class Plan:
 
     def to_json(self) -> str:
         """The recipe: enough to rebuild the converted architecture around a checkpoint."""
-        return json.dumps({"format": RECIPE_FORMAT, **asdict(self)}, indent=2)
+        data = asdict(replace(self, decisions=tuple(map(_without_weights, self.decisions))))
+        for each in data["decisions"]:
+            del each["fitted"]
+        return json.dumps({"format": RECIPE_FORMAT, **data}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -253,6 +293,8 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         return decision("refused", settled.sentence(match.name))
     if target.name == "equalized" and settled.exact:
         return decision("kept", settled.note)
+    if target.name == "notch" and settled.exact:
+        target = form("subpixel")  # there is no grid to take out
     return Decision(
         name=match.name,
         op=match.op,
@@ -268,7 +310,13 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
     )
 
 
+def _without_weights(decision: Decision) -> Decision:
+    return replace(decision, fitted=None)
+
+
 def _decision(data: dict[str, Any]) -> Decision:
+    if "fitted" in data:
+        raise ValueError("a recipe holds no weights")
     spec, settings = data.pop("spec"), data.pop("settings")
     decision = Decision(
         **data,

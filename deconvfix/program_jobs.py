@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect as python_inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from deconvfix import __version__, program_file
-from deconvfix.checkpoint_source import bound_inputs
+from deconvfix.calibration_files import CalibrationFiles
+from deconvfix.checkpoint_source import BoundFiles, bound_inputs
 from deconvfix.conversion import convert, inspect
 from deconvfix.conversion import verify as verify_models
 from deconvfix.errors import OptionError
 from deconvfix.fidelity import gather
 from deconvfix.files import check_output, output_folder
+from deconvfix.frontends.calibration import in_batches_of
 from deconvfix.frontends.exported_program import FRONTEND
 from deconvfix.frontends.torch_compare import equal
 from deconvfix.frontends.torch_inputs import Inputs, as_inputs, flat_tensors, run_model
@@ -27,7 +30,7 @@ from deconvfix.parity import ParityReport
 from deconvfix.report import ConversionReport
 from deconvfix.source import Source
 
-__all__ = ["convert_file", "export_file", "inspect_file", "verify_files"]
+__all__ = ["convert_file", "export_file", "inspect_file", "take_part", "verify_files"]
 
 
 def inspect_file(source: Source, *, sample_rate: float | None = None) -> Inspection:
@@ -67,7 +70,9 @@ def convert_file(
         if recipe is not None:
             check_output(recipe, overwrite=overwrite, inputs=source.files)
         program = program_file.read(source.path, trust=source.trust)
-        conversion = convert(program, verify=False, **options)
+        options = _bound(options, program)
+        example = _example(source, program)
+        conversion = convert(program, example_inputs=example, verify=False, **options)
         write_recipe(conversion.plan, recipe, overwrite)
         return told_of(source, conversion, (), None)
     assert output is not None
@@ -82,9 +87,13 @@ def convert_file(
     check_output(output, overwrite=overwrite, inputs=inputs)
     program = program_file.read(source.path, trust=source.trust)
     example = _example(source, program)
+    options = _bound(options, program)
     conversion = convert(program, example_inputs=example, plan=read_recipe(recipe), **options)
     report = told_of(source, conversion, (), output)
+    # Real inputs are shown where there are some: made-up ones say nothing to the eye.
+    real = options.get("calibration")
     shown = program.example_inputs if example is None else example
+    shown = real[-1] if isinstance(real, list) and real else shown
     if pictures and report.fidelity is not None and shown is not None:
         evidence = gather(
             FRONTEND,
@@ -115,6 +124,25 @@ def convert_file(
         again = program_file.read(written, trust=source.trust)
         _check_reload(conversion.model, again, example or conversion.model.example_inputs)
     return report
+
+
+def take_part(source: Source, output: Path, *, recipe: Path | None = None, **options: Any) -> None:
+    """Fits with the other processes of torch.distributed, the first of which verifies and writes.
+
+    Args:
+        source: As for `convert_file`, like what follows.
+        output: Likewise; nothing is written.
+        recipe: Likewise.
+        options: Likewise; the calibration samples are this process's own.
+    """
+    program = program_file.read(source.path, trust=source.trust)
+    convert(
+        program,
+        example_inputs=_example(source, program),
+        plan=read_recipe(recipe),
+        verify=False,
+        **_bound(options, program),
+    )
 
 
 def export_file(
@@ -148,6 +176,41 @@ def _check_reload(written: ExportedProgram, again: ExportedProgram, example: Any
         )
         if len(wanted) != len(got) or not all(map(equal, wanted, got)):
             raise reloaded_error("outputs")
+
+
+def _bound(options: dict[str, Any], program: ExportedProgram) -> dict[str, Any]:
+    """The options with calibration files read, once, in batches of the program's own size."""
+    files = options.get("calibration")
+    if not isinstance(files, CalibrationFiles):
+        return options
+    module = program.module()
+    names = tuple(python_inspect.signature(module.forward).parameters)
+    shapes = _input_shapes(program)
+    if not files.names:
+        files = replace(files, names=names)
+    if files.shape is None and len(names) == len(shapes) == 1:
+        sizes = tuple(n for n in shapes[0][1:] if n is not None)
+        whole = len(sizes) == len(shapes[0]) - 1
+        files = replace(files, shape=(1, *sizes) if whole else None)
+    first = {shape[0] for shape in shapes if shape}
+    size = first.pop() if len(first) == 1 else None
+    batches = files if size is None else in_batches_of(size, files)
+    return {**options, "calibration": list(BoundFiles(batches, module))}
+
+
+def _input_shapes(program: ExportedProgram) -> list[tuple[int | None, ...]]:
+    """Of its inputs that are tensors, None for each axis that is dynamic."""
+    inputs = program.graph_signature.user_inputs
+    values = [
+        node.meta.get("val")
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in inputs
+    ]
+    return [
+        tuple(n if isinstance(n, int) else None for n in each.shape)
+        for each in values
+        if isinstance(each, Tensor)
+    ]
 
 
 def _example(source: Source, program: ExportedProgram) -> Inputs | None:

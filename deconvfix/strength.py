@@ -82,7 +82,14 @@ def strength_curve(
         )
     model = opened(model)
     frontend = frontend_of(model)
-    fitter_of(frontend, calibration)
+    if not isinstance(model, nn.Module):
+        raise OptionError(
+            "model",
+            f"it is a {type(model).__name__}",
+            "a curve is measured on a torch.nn.Module",
+            "Convert it at some strengths, or measure the module before it is exported",
+        )
+    fitter_of(frontend, calibration, {init} & {*FITTED_TO_DATA})
     original = frontend.prepare(model, example_inputs, inplace=False).eval()
     batches, _ = calibration_inputs(calibration, example_inputs, seed)
     samples, independent = cut(original, batches)

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_calibrated import smooth_batches
 from test_tuned import decoder
+from torch import nn
 
 import deconvfix
 from deconvfix import Tuning
@@ -118,6 +120,40 @@ def test_torchrun_shares_the_samples_and_writes_once(tmp_path):
     assert [each["layers"][0]["reason"] for each in reports] == [
         reports[0]["layers"][0]["reason"]
     ] * 2
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_programs_are_shared_and_onnx_files_are_not(suffix, tmp_path):
+    """Either way the outcome is that of one process with all of the samples."""
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ConvTranspose2d(3, 2, 4, 2, 1)).eval()
+    example = (torch.randn(1, 2, 5, 6),)
+    before = tmp_path / f"before.{suffix}"
+    if suffix == "pt2":
+        torch.export.save(torch.export.export(model, example), before)
+    else:
+        deconvfix.export_onnx(model, before, example)
+    np.save(tmp_path / "samples.npy", torch.randn(9, 2, 5, 6).numpy())
+    options = (
+        "--to",
+        "equalized",
+        "--init",
+        "calibrated",
+        "--calibration",
+        tmp_path / "samples.npy",
+    )
+    found = []
+    for count in (1, 2):
+        after = tmp_path / f"{count}.{suffix}"
+        result = at_the_command_line("convert", before, "-o", after, *options, processes=count)
+        assert result.returncode == 0, result.stderr
+        if suffix == "pt2":
+            state = torch.export.load(after).state_dict
+            found.append([each.detach().numpy() for each in state.values()])
+        else:
+            weights = onnx.load(after).graph.initializer
+            found.append([onnx.numpy_helper.to_array(each) for each in weights])
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
 def test_torchrun_tunes_too(tmp_path):

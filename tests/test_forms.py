@@ -14,6 +14,7 @@ from deconvfix.artifacts import LOWEST_DB, ripple_db
 from deconvfix.fit.least_squares import apply_operators, phase_of_taps, phase_sums
 from deconvfix.forms import FORMS, form
 from deconvfix.forms.base import Refusal, Settings
+from deconvfix.plan import Match, Options, make_plan
 from deconvfix.rearrange import rearrange
 from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import Conv, ConvTranspose, Crop, PixelShuffle, run
@@ -160,14 +161,11 @@ def test_notch_has_no_grid_on_constants(name):
     assert (float(np.ptp(y.reshape(6, -1), axis=1).max()) < 1e-12) == (name == "notch")
 
 
-def test_a_layer_without_a_grid_keeps_its_function_in_the_notch_form():
+def test_a_layer_without_a_grid_becomes_its_subpixel_form():
     spec = ConvTransposeSpec.create(2, 3, (4, 4), stride=2, padding=1)
-    settled = form("notch").settle(spec, Settings(init="calibrated"), lambda: bilinear(spec))
-    assert settled.exact
-    assert settled.settings.init == "exact"
-    assert form("notch").compile(spec, settled.settings) == form("subpixel").compile(
-        spec, Settings()
-    )
+    match = Match("up", "op", spec, "float32", read_weight=lambda: bilinear(spec))
+    (decision,) = make_plan([match], Options(to="notch", init="calibrated")).decisions
+    assert (decision.form, decision.exact, decision.settings.init) == ("subpixel", True, "exact")
 
 
 def phases_of(spec):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 import deconvfix
 import fixtures.models
@@ -125,7 +126,9 @@ def test_nothing_imports_torch(file, tmp_path):
     code = (
         "import sys; from deconvfix._cli import main\n"
         f"for arguments in (['inspect', {str(file)!r}], "
-        f"['convert', {str(file)!r}, '-o', {str(tmp_path / 'fixed.onnx')!r}]):\n"
+        f"['convert', {str(file)!r}, '-o', {str(tmp_path / 'fixed.onnx')!r}], "
+        f"['convert', {str(file)!r}, '-o', {str(tmp_path / 'calibrated.onnx')!r}, "
+        f"*{CALIBRATED!r}, {str(samples(tmp_path))!r}]):\n"
         "    main(arguments, standalone_mode=False)\n"
         "assert 'onnxruntime' in sys.modules and 'torch' not in sys.modules, 'torch'"
     )
@@ -133,6 +136,115 @@ def test_nothing_imports_torch(file, tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+CALIBRATED = ("--to", "equalized", "--init", "calibrated", "--calibration")
+
+
+def samples(tmp_path, named=True, dtype=np.float64):
+    """Smooth inputs: noise, and its neighbour."""
+    noise = np.random.default_rng(0).standard_normal((12, 3, 9, 9))
+    x = (noise + np.roll(noise, 1, 2) + np.roll(noise, 1, 3)).astype(dtype)
+    path = tmp_path / ("samples.npz" if named else "samples.npy")
+    if named:
+        np.savez(path, x=x)
+    else:
+        np.save(path, x)
+    return path
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["npz", "npy"])
+@pytest.mark.parametrize("size", ["n", 2, 1], ids=["open", "two", "one"])
+@pytest.mark.parametrize("outside", [False, True], ids=["one file", "external data"])
+def test_a_file_is_calibrated(tmp_path, named, size, outside):
+    """Arrays of the input's own name and dtype, in batches of the file's size."""
+    file = tmp_path / "net.onnx"
+    place = {"save_as_external_data": True, "location": "net.data", "size_threshold": 0}
+    onnx.save(net(shape=(size, 3, 9, 9)), file, **(place if outside else {}))
+    output = tmp_path / "fixed.onnx"
+    result = convert(file, output, *CALIBRATED, samples(tmp_path, named), "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    fidelity = report["fidelity"]
+    assert [each["reason"][:11] for each in report["layers"]] == ["calibrated,"] * 2
+    assert (fidelity["calibration_samples"], fidelity["psnr_seen"]) == (12, True)
+    assert fidelity["ripple_db_after"] < -100 < fidelity["ripple_db_before"]
+    assert report["parity"]["ok"] is True
+    assert {each["what"] for each in report["parity"]["comparisons"]} == {"up1", "up2"}
+    weights_only = tmp_path / "weights.onnx"
+    result = convert(
+        file, weights_only, *CALIBRATED[:2], "--inputs", first(tmp_path, size), "--json"
+    )
+    assert json.loads(result.stdout)["fidelity"]["psnr_db"] < fidelity["psnr_db"]
+
+
+def first(tmp_path, size):
+    """What is compared on otherwise: the last batch of the samples."""
+    x = np.load(samples(tmp_path))["x"].astype(np.float32)
+    np.savez(tmp_path / "inputs.npz", x=x[8:] if size == "n" else x[-size:])
+    return tmp_path / "inputs.npz"
+
+
+def test_a_distribution_or_a_folder_of_pictures_calibrates_a_file(tmp_path):
+    file, folder = tmp_path / "net.onnx", tmp_path / "pictures"
+    onnx.save(net(shape=(1, 3, 9, 9)), file)
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        pixels = rng.integers(0, 256, (12 + index, 14, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    for source, count, *more in (
+        ("normal", 256),
+        ("uniform", 256, "--input", "x=1x3x9x9"),
+        (folder, 7, "--samples", "7", "--value-range", "-1", "1"),
+    ):
+        output = tmp_path / f"{count}{len(more)}.onnx"
+        page = tmp_path / "report.html"
+        options = (*more, "--report", page, "--force", "--json")
+        result = convert(file, output, *CALIBRATED, source, *options)
+        assert result.exit_code == 0, result.output
+        fidelity = json.loads(result.stdout)["fidelity"]
+        assert fidelity["calibration_samples"] == count
+        assert fidelity["psnr_db"] > 0
+        assert fidelity["psnr_seen"] == (source == folder)
+        assert "<img" in page.read_text()
+
+
+def test_a_recipe_is_calibrated_when_it_is_carried_out(file, tmp_path):
+    """It holds the choices of a fit, and no weights."""
+    recipe, given = tmp_path / "recipe.json", samples(tmp_path)
+    result = run("convert", file, "--dry-run", "--recipe", recipe, *CALIBRATED, given)
+    assert result.exit_code == 0, result.output
+    assert "fitted" not in recipe.read_text()
+    direct, later = tmp_path / "direct.onnx", tmp_path / "later.onnx"
+    assert convert(file, direct, *CALIBRATED, given).exit_code == 0
+    assert convert(file, later, "--recipe", recipe, "--calibration", given).exit_code == 0
+    assert later.read_bytes() == direct.read_bytes()
+    result = convert(file, tmp_path / "none.onnx", "--recipe", recipe)
+    assert_fails_in_words(result, "there are no calibration inputs")
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        ((*CALIBRATED, "normal"), "the sizes of the input 'x' are open"),
+        (("--to", "equalized", "--init", "calibrated"), "there are no calibration inputs"),
+        (("--to", "resize", "--init", "tuned", "--calibration", "normal"), "Use init 'calibrated'"),
+        (
+            (*CALIBRATED, "flat.npz"),
+            "calibration input 1: it fails on inputs of shapes {'x': (4, 3)}",
+        ),
+        ((*CALIBRATED, "other.npz"), "it has no arrays of samples called x"),
+    ],
+    ids=["open sizes", "none", "tuned", "rank", "names"],
+)
+def test_what_cannot_be_calibrated_is_told_in_words(file, tmp_path, monkeypatch, options, fragment):
+    monkeypatch.chdir(tmp_path)
+    np.savez("flat.npz", x=np.ones((4, 3)))
+    np.savez("other.npz", z=np.ones((4, 3, 9, 9)))
+    result = convert(file, tmp_path / "out.onnx", *options)
+    assert_fails_in_words(result, fragment)
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_fitted_forms_are_written_and_their_change_is_measured(file, tmp_path):

@@ -747,6 +747,7 @@ def fitted(ndim, opset, *, known=True, sizes=None, **options):
     target = form(decision.form)
     compiled = target.compile(decision.spec, decision.settings)
     weight = target.fit(decision.spec, decision.settings, stored["w"].astype(np.float64))
+    assert all_layers_compared(conversion)
     if decision.form != "equalized":
         weight = rearrange(compiled.weight, weight, 2)
     bias = rearrange(compiled.bias, stored["b"])
@@ -782,11 +783,76 @@ def test_reflections_wider_than_the_map(opset):
     assert "Gather" in operators(conversion.model)
 
 
+@pytest.mark.parametrize("grow", [0, 1, 2])
 @pytest.mark.parametrize("opset", [1, 6, 7, 11, 22])
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-def test_equalized(ndim, opset):
-    conversion = fitted(ndim, opset, to="equalized")
+def test_equalized(ndim, opset, grow):
+    """The node of a kernel that grows has another kernel_shape, and other pads."""
+    conversion = fitted(ndim, opset, to="equalized", grow=grow)
     assert operators(conversion.model) == ["ConvTranspose"]
+
+
+# auto_pad, output_shape and output_padding would mean other sizes for a kernel that has grown.
+PADDED = {
+    "kernel shape": {"kernel_shape": [4, 5], "pads": [1, 0, 2, 1]},
+    "no pads": {},
+    "dilations": {"dilations": [1, 2], "pads": [1, 2, 0, 3]},
+    "valid": {"auto_pad": "VALID"},
+    "same, upper": {"auto_pad": "SAME_UPPER"},
+    "same, lower": {"auto_pad": "SAME_LOWER", "kernel_shape": [4, 5]},
+    "output padding": {"output_padding": [1, 2], "pads": [2, 1, 1, 3]},
+    "output shape": {"output_shape": [11, 13]},
+    "output shape, upper": {"output_shape": [9, 11], "auto_pad": "SAME_UPPER"},
+    "output shape beyond": {"output_shape": [13, 16]},
+    "output shape beyond, with pads": {"output_shape": [13, 15], "pads": [1, 1, 1, 1]},
+}
+
+
+@pytest.mark.parametrize("grow", [0, 1])
+@pytest.mark.parametrize("attributes", PADDED.values(), ids=PADDED)
+def test_equalized_with_every_way_to_pad(monkeypatch, attributes, grow):
+    x_shape, w_shape, _ = GEOMETRIES[2]
+    monkeypatch.setitem(GEOMETRIES, 2, (x_shape, w_shape, {"strides": [2, 3], **attributes}))
+    fitted(2, 11, to="equalized", grow=grow)
+
+
+def old_geometry(proto):
+    """What the original node says, with the grown kernel."""
+    del proto.graph.node[0].attribute[:]
+    proto.graph.node[0].attribute.extend(deconv().attribute)
+
+
+def old_pads(proto):
+    pads = next(each for each in proto.graph.node[0].attribute if each.name == "pads")
+    pads.ints[:] = ATTRIBUTES["pads"]
+
+
+def shifted_pads(proto):
+    """The same size, one pixel further."""
+    pads = next(each for each in proto.graph.node[0].attribute if each.name == "pads")
+    pads.ints[0] -= 1
+    pads.ints[2] += 1
+
+
+@pytest.mark.parametrize("tamper", [old_geometry, old_pads, shifted_pads])
+@pytest.mark.parametrize("sizes", [X_SHAPE, ["N", 4, "H", "W"]], ids=["fixed", "open"])
+def test_the_proof_sees_the_geometry_of_a_grown_node(tamper, sizes):
+    """Also where ONNX Runtime does not even run the node."""
+    proto = model([deconv()], [value("x", sizes)], [Y], W)
+    conversion = deconvfix.convert(proto, to="equalized", grow=1, example_inputs=FEED)
+    assert FRONTEND.verify(proto, conversion.model, [FEED], conversion.plan).ok
+    tamper(conversion.model)
+    report = FRONTEND.verify(proto, conversion.model, [FEED], conversion.plan)
+    assert not report.ok
+    assert report.first_departure == "up"
+
+
+def test_a_model_that_never_ran_is_not_blamed_on_the_correction():
+    """ONNX Runtime refuses an output_padding of a stride: said in a note, as for any other form."""
+    proto = plain(output_padding=[5, 0])
+    conversion = deconvfix.convert(proto, to="equalized", grow=1)
+    assert conversion.report.parity is None
+    assert any("Nothing could be compared" in each for each in conversion.report.notes)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["sizes known", "sizes open"])

@@ -5,10 +5,12 @@ import os
 import pickle
 import zipfile
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import nn
 
 from deconvfix import program_file
@@ -113,3 +115,43 @@ def test_failures_are_told_in_words(file, tmp_path, monkeypatch, arguments, frag
     assert fragment in result.stderr
     assert "Traceback" not in result.stderr
     assert os.listdir(tmp_path) == ["net.pt2"]
+
+
+CALIBRATED = ("--to", "equalized", "--init", "calibrated", "--calibration")
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed sizes", "open sizes"])
+def test_a_program_is_calibrated(tmp_path, fixed):
+    """Arrays, pictures and distributions; in batches of the program's size where that is fixed."""
+    sizes = None if fixed else {"x": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)}
+    example = (torch.randn(2, 3, 8, 9),)
+    path = tmp_path / "net.pt2"
+    program_file.write(torch.export.export(Net(), example, dynamic_shapes=sizes), path)
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "samples.npz", x=rng.standard_normal((9, 3, 8, 9)))
+    (tmp_path / "pictures").mkdir()
+    for index in range(2):
+        pixels = rng.integers(0, 256, (8, 9, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
+    for given, count in (
+        (tmp_path / "samples.npz", 8 if fixed else 9),
+        (tmp_path / "pictures", 64 if fixed else 2),
+        ("normal", 256),
+    ):
+        output = tmp_path / f"{count}.pt2"
+        page = tmp_path / "report.html"
+        result = convert(path, output, *CALIBRATED, given, "--json", "--report", page, "--force")
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        assert [each["reason"][:11] for each in report["layers"]] == ["calibrated,"] * 2
+        assert report["fidelity"]["calibration_samples"] == count
+        assert report["fidelity"]["psnr_seen"] == (given != "normal")
+        assert report["parity"]["ok"]
+        assert "<img" in page.read_text()
+
+
+def test_a_program_is_not_tuned(file, tmp_path):
+    options = ("--to", "equalized", "--init", "tuned", "--calibration", "normal")
+    result = convert(file, tmp_path / "out.pt2", *options)
+    assert result.exit_code == 1
+    assert "Use init 'calibrated', or convert the module before it is exported" in result.stderr

@@ -20,7 +20,6 @@ W = Z w + K, the outputs wanted of Z w are y - u_f K_f, whose moments follow fro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +35,12 @@ DEFAULT_RIDGE = 1e-4
 
 
 def ridge_fit(
-    moments: Sequence[Array], basis: Sequence[Array], start: Array, bias: Array | None, ridge: float
+    moments: Sequence[Array],
+    basis: Sequence[Array],
+    start: Array,
+    bias: Array | None,
+    ridge: float,
+    banned: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """The minimum of J for one group of channels.
 
@@ -46,11 +50,12 @@ def ridge_fit(
         start: w_0, (C_in, C_out, free numbers).
         bias: Any bias, (C_out,), to say that there is one; None without.
         ridge: Relative to the mean of the diagonal of the normal equations.
+        banned: Orthonormal columns, (C_in * free numbers, n), that w of each output must have no part of.
 
     Returns:
         w, shaped as `start`, and b.
     """
-    return _solved(*_equations(moments, basis, start.shape), start, bias, ridge)
+    return _solved(*_equations(moments, basis, start.shape), start, bias, ridge, banned)
 
 
 def _equations(
@@ -88,7 +93,12 @@ def _equations(
 
 
 def _solved(
-    normal: Array, right: Array, start: Array, bias: Array | None, ridge: float
+    normal: Array,
+    right: Array,
+    start: Array,
+    bias: Array | None,
+    ridge: float,
+    banned: Array | None,
 ) -> tuple[Array, Array | None]:
     """w and b from `_equations`, which stay as they are."""
     c_in, c_out, free = start.shape
@@ -100,7 +110,8 @@ def _solved(
     normal, right = normal[:kept, :kept].copy(), right[:kept].copy()
     normal[np.arange(size), np.arange(size)] += penalty
     right[:size] += penalty * w_0
-    solved: NDArray[Any] = np.linalg.solve(normal, right)
+    none = np.zeros((size, 0))
+    solved = _solve_beside(normal, right, none if banned is None else banned)
     w = solved[:size].reshape(c_in, free, c_out).transpose(0, 2, 1)
     return w, None if bias is None else solved[size]
 
@@ -125,6 +136,22 @@ def beside(moments: Sequence[Array], fixed: Sequence[Array]) -> list[Array]:
     return left
 
 
+def _solve_beside(normal: Array, right: Array, banned: Array) -> Array:
+    """The minimum under banned^T w = 0, by the Schur complement of its Lagrange multipliers."""
+    size, count = banned.shape
+    if count == 0:
+        return np.asarray(np.linalg.solve(normal, right), np.float64)
+    columns = np.zeros((len(normal), count))
+    columns[:size] = banned
+    both = np.linalg.solve(normal, np.concatenate([right, columns], 1))
+    free, response = both[:, : right.shape[1]], both[:, right.shape[1] :]
+    solved = free - response @ np.linalg.solve(columns.T @ response, columns.T @ free)
+    # What rounding has left.
+    solved -= columns @ (columns.T @ solved)
+    result: Array = solved
+    return result
+
+
 def squared_error(
     moments: Sequence[Array], basis: Sequence[Array], w: Array, bias: Array | None
 ) -> float:
@@ -146,11 +173,12 @@ def best_ridge(
     basis: Sequence[Array],
     start: Array,
     bias: Array | None,
+    banned: Array | None = None,
 ) -> float:
     """The candidate of `RIDGES` whose fit to `fitted` has the smallest error on `heldout`."""
     equations = _equations(fitted, basis, start.shape)
     errors = {
-        ridge: squared_error(heldout, basis, *_solved(*equations, start, bias, ridge))
+        ridge: squared_error(heldout, basis, *_solved(*equations, start, bias, ridge, banned))
         for ridge in RIDGES
     }
     return min(errors, key=lambda ridge: errors[ridge])

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 from deconvfix.errors import OptionError
 
-__all__ = ["Progress", "Tuning"]
+__all__ = ["TUNED_FROM_WEIGHTS", "Progress", "Tuning"]
+
+# Forms whose distillation starts from the fit to the weights. A notch changes so little that the layers
+# still understand each other's features; regressions, each on its own, disturb that. On three networks the
+# same number of steps ended 0, 1.0 and 1.4 dB closer to the original than from calibrated layers.
+TUNED_FROM_WEIGHTS = ("notch",)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class Tuning:
         loss: `loss(new_output, old_output)`, a scalar tensor. None: the mean squared error of all
             floating-point outputs.
         progress: Called after each evaluation on the held-out inputs.
+        resume: A .safetensors file. Where it is, is written there at each evaluation, and the same
+            conversion goes on from it: after an interruption, or with a larger budget.
 
     Raises:
         OptionError: If a number is out of range.
@@ -56,6 +64,7 @@ class Tuning:
     train_all: bool = False
     loss: Callable[[Any, Any], Any] | None = None
     progress: Callable[[Progress], None] | None = None
+    resume: str | PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("seconds", "steps", "learning_rate", "batch_size"):

@@ -62,7 +62,7 @@ class Notch:
     def settle(
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
     ) -> Settled | Refusal:
-        """As for the equalized form; layers without a grid become their sub-pixel form."""
+        """As for the equalized form; exact layers have no grid, and become their sub-pixel form."""
         if settings.init == "random":
             return Refusal(
                 f"init is {settings.init!r} and the form is 'notch'",
@@ -88,16 +88,12 @@ class Notch:
 
     def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
         """Steps: LocalMeans, and those of the sub-pixel form for twice the channels."""
-        if settings.init == "exact":
-            return SUBPIXEL.compile(spec, settings)
         wide = _wide(spec, settings)
         compiled = SUBPIXEL.compile(wide, settings)
         return replace(compiled, steps=(_means(spec, settings), *compiled.steps))
 
     def fit(self, spec: ConvTransposeSpec, settings: Settings, weight: Array) -> Array:
         """The kernels W and -I, group by group: (2 * C_in, C_out / groups, *taps)."""
-        if settings.init == "exact":
-            return weight
         grown, equalized = EQUALIZED.equivalent(spec, settings, weight)
         margins = [
             ((new - old) // 2,) * 2
@@ -144,8 +140,6 @@ class Notch:
         self, spec: ConvTransposeSpec, settings: Settings, kernel: Array
     ) -> tuple[ConvTransposeSpec, Array]:
         """The sum of the kernels of the channels and of their means: a constant is its mean."""
-        if settings.init == "exact":
-            return SUBPIXEL.spread(spec, settings, kernel)
         # (2*C_in, C_out/g, *k) -> (g, 2, C_in/g, C_out/g, *k) -> (C_in, C_out/g, *k)
         parts = kernel.reshape(spec.groups, 2, -1, *kernel.shape[1:])
         return EQUALIZED.spread(spec, settings, parts.sum(1).reshape(-1, *kernel.shape[1:]))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deconvfix.fit.tuning import Tuning
 from deconvfix.flat_field import Run
+from deconvfix.forms.base import Init
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Match, Plan
 from deconvfix.spec import ConvTransposeSpec
@@ -49,17 +50,24 @@ class CalibrationData:
         example_inputs: Gives the shapes to draw.
         tuning: For `init="tuned"`.
         choose_padding: Choose the border of resize-convolutions by the measured error.
+        flat: Inputs on which alone equalized layers must make no grid, or "zeros"; None: on all constants.
     """
 
     inputs: Iterable[Any] | str
     example_inputs: Any | None
     tuning: Tuning
     choose_padding: bool
+    flat: Iterable[Any] | str | None = None
 
 
 @runtime_checkable
 class FitsToData(Protocol):
     """A front end that can fit layers to what the original computes on inputs."""
+
+    @property
+    def fits(self) -> tuple[Init, ...]:
+        """The fits to data that it knows."""
+        ...
 
     def fit_to_data(
         self, before: Any, after: Any, plan: Plan, data: CalibrationData
@@ -71,7 +79,9 @@ class FitsToData(Protocol):
         """
         ...
 
-    def count_samples(self, inputs: Iterable[Any] | str, example_inputs: Any | None) -> int:
+    def count_samples(
+        self, model: Any, inputs: Iterable[Any] | str, example_inputs: Any | None
+    ) -> int:
         """How many samples the layers are fitted to."""
         ...
 

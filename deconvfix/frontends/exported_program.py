@@ -5,25 +5,26 @@ loads like any exported program, without deconvfix. A layer that was a module go
 "decoder.up", other calls by the names of their nodes.
 
 Fitted forms need a weight that the program stores and nothing else uses: its entry in the state gets the
-corrected weight, or the kernel of the fitted convolution.
+corrected weight, or the kernel of the fitted convolution. What is fitted to data comes with the plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.nn import functional
 
 from deconvfix.errors import ModelError
 from deconvfix.forms import form
-from deconvfix.forms.base import Refusal
+from deconvfix.forms.base import Init, Refusal
 from deconvfix.frontends import torch_steps
-from deconvfix.frontends.base import Findings, Probe
+from deconvfix.frontends.base import CalibrationData, Findings, Probe
+from deconvfix.frontends.calibration import refuse_flat_inputs
 from deconvfix.frontends.fx_graph import (
     GraphCall,
     find_calls,
@@ -32,22 +33,28 @@ from deconvfix.frontends.fx_graph import (
     match_call,
     rewrite,
 )
+from deconvfix.frontends.program_calibrate import calibrate
+from deconvfix.frontends.program_weights import HINT, stored, why_fixed
+from deconvfix.frontends.torch_calls import PADDING_ARGUMENT
 from deconvfix.frontends.torch_compare import psnr_db
 from deconvfix.frontends.torch_diagnose import probe_module
 from deconvfix.frontends.torch_inputs import as_inputs, copy_quietly
 from deconvfix.frontends.torch_layers import read_weight
 from deconvfix.frontends.torch_parity import compare_modules
+from deconvfix.frontends.torch_samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch_watch import is_transposed
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Match, Plan
+from deconvfix.spec import ConvTransposeSpec
+from deconvfix.steps import ConvTranspose
 
 __all__ = ["FRONTEND", "ExportedProgramFrontend"]
-
-_HINT = "Convert this layer to 'subpixel', or exclude it"
 
 
 class ExportedProgramFrontend:
     """See the module's text."""
+
+    fits: tuple[Init, ...] = ("calibrated",)
 
     def prepare(
         self, model: ExportedProgram, example_inputs: Any | None, *, inplace: bool
@@ -86,6 +93,32 @@ class ExportedProgramFrontend:
         finish(model.graph_module)
         model.validate()
         return model
+
+    def fit_to_data(
+        self, before: ExportedProgram, after: ExportedProgram, plan: Plan, data: CalibrationData
+    ) -> tuple[ExportedProgram, Plan, Sequence[str]]:
+        """Calibrated fits: what they found is in the plan, which is carried out again."""
+        refuse_flat_inputs(data.flat)
+        example = before.example_inputs if data.example_inputs is None else data.example_inputs
+        batches, _ = calibration_inputs(data.inputs, example, data.tuning.seed)
+        plan, notes = calibrate(
+            before, plan, batches, self._copied, self.apply, choose_padding=data.choose_padding
+        )
+        # The program itself changes: other borders are other operators.
+        vars(after).update(vars(self.apply(self._copied(before)[0], plan)))
+        return after, plan, notes
+
+    def count_samples(
+        self, model: ExportedProgram, inputs: Iterable[Any] | str, example_inputs: Any | None
+    ) -> int:
+        """See `torch_samples.count_samples`."""
+        example = model.example_inputs if example_inputs is None else example_inputs
+        return count_samples(inputs, example)
+
+    def _copied(self, model: ExportedProgram) -> tuple[ExportedProgram, dict[str, GraphCall]]:
+        """A copy, and its calls by name."""
+        copied = self.prepare(model, None, inplace=False)
+        return copied, dict(_named_calls(copied))
 
     def left(self, model: ExportedProgram, plan: Plan, example_inputs: Any) -> Sequence[str]:
         """What is still in the graphs, by the operators' schemas, if nothing was to be kept.
@@ -173,97 +206,44 @@ def _call_of(calls: dict[str, GraphCall], decision: Decision) -> GraphCall:
 # --- weights ------------------------------------------------------------------------------------
 
 
-def _stored(program: ExportedProgram, found: GraphCall) -> tuple[dict[str, Any], str] | None:
-    """The dictionary and the key under which the program stores a call's weight, if it does."""
-    if found.owner is not program.graph_module or not isinstance(found.call.weight, fx.Node):
-        return None
-    targets = {
-        spec.arg.name: spec.target
-        for spec in program.graph_signature.input_specs
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-    }
-    key = targets.get(found.call.weight.name)
-    for home in (program.state_dict, program.constants):
-        if key is not None and isinstance(home.get(key), Tensor):
-            return home, key
-    return None
-
-
 def _match(program: ExportedProgram, name: str, found: GraphCall) -> Match:
     match = match_call(name, found)
-    stored = _stored(program, found)
-    if stored is None or match.spec is None:
+    weight = stored(program, found, found.call.weight)
+    if weight is None or match.spec is None:
         computed = Refusal(
             "its weight is computed while the program runs, or belongs to a graph inside it",
             "another form needs a weight of its own that the program stores",
-            _HINT,
+            HINT,
         )
         return replace(match, exact_only=computed)
-    home, key = stored
-    weight: Tensor = home[key]
-    tensors = (*program.state_dict.items(), *program.constants.items())
-    shared = any(
-        other != key and isinstance(value, Tensor) and _overlap(value, weight)
-        for other, value in tensors
-    )
-    exact_only = None
-    if shared or len(found.call.weight.users) > 1:
-        exact_only = Refusal(
-            f"its weight {key} is used elsewhere too",
-            "a fitted weight fits one place only",
-            _HINT,
-        )
-    elif key in program.graph_signature.buffers_to_mutate.values():
-        exact_only = Refusal(
-            f"the program changes its weight {key}", "a fitted weight stays as it is", _HINT
-        )
-    elif weight.is_meta:
-        exact_only = Refusal(
-            "its weight is on the meta device", "values are needed for a fit", _HINT
-        )
     return replace(
         match,
-        exact_only=exact_only,
-        read_weight=None if weight.is_meta else lambda: read_weight(home[key]),
+        exact_only=why_fixed(program, weight, "weight"),
+        read_weight=None if weight.tensor.is_meta else lambda: read_weight(weight.tensor),
     )
 
 
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors share memory; those on the meta device have none."""
-    address = one.untyped_storage().data_ptr()
-    return address != 0 and address == other.untyped_storage().data_ptr()
-
-
-def _fitted_weight(program: ExportedProgram, found: GraphCall, decision: Decision) -> Tensor:
-    """The kernel of a fitted form, in the layout of its convolution and in the weight's dtype."""
-    stored = _stored(program, found)
-    if stored is None or decision.spec is None or decision.spec != match_call("", found).spec:
+def _set_weights(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
+    """Stores the kernel of a fitted form, in the layout of its convolution, and a bias that was fitted."""
+    place = stored(program, found, found.call.weight)
+    if place is None or decision.spec is None or decision.spec != match_call("", found).spec:
         raise ModelError(
             decision.name,
             f"the call is {match_call('', found).spec}",
             f"the plan was made for {decision.spec} with a stored weight",
             "Use the recipe that was made for this program",
         )
-    home, key = stored
     assert decision.form is not None
     assert decision.settings is not None
-    target = form(decision.form)
-    kernel = target.fit(decision.spec, decision.settings, read_weight(home[key]))
-    verbs = target.compile(decision.spec, decision.settings).weight
-    new = torch.from_numpy(kernel).to(home[key].detach())
+    verbs = form(decision.form).compile(decision.spec, decision.settings).weight
+    new = torch.from_numpy(decision.kernel(read_weight(place.tensor))).to(place.tensor.detach())
     if verbs:
         new = torch_steps.rearrange_tensor(verbs, new, decision.spec.groups)
-    return new.contiguous()
-
-
-def _set_weight(program: ExportedProgram, found: GraphCall, new: Tensor) -> None:
-    stored = _stored(program, found)
-    assert stored is not None
-    home, key = stored
-    old, node = home[key], found.call.weight
-    is_parameter = isinstance(old, nn.Parameter)
-    home[key] = nn.Parameter(new, old.requires_grad) if is_parameter else new
-    node.meta["val"] = node.meta["val"].fake_mode.from_tensor(home[key], static_shapes=True)
+    place.set(new.contiguous())
+    if decision.fitted is not None and decision.fitted.bias is not None:
+        place = stored(program, found, found.call.bias)
+        assert place is not None, "only what is stored is fitted"
+        place.set(torch.from_numpy(decision.fitted.bias).to(place.tensor.detach()))
 
 
 def _steps_function(decision: Decision) -> Any:
@@ -276,10 +256,38 @@ def _steps_function(decision: Decision) -> Any:
 
     # make_fx takes no argument with a default.
     def function(x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
+        if isinstance(compiled.steps[0], ConvTranspose):
+            return _conv_transpose(compiled.steps[0].spec, x, weight, *biases)
         bias = torch_steps.rearrange_tensor(compiled.bias, biases[0]) if biases else None
         return torch_steps.apply_steps(compiled.steps, x, weight, bias, spec.groups)
 
     return function
+
+
+def _conv_transpose(spec: ConvTransposeSpec, x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
+    """The layer itself, by its spec."""
+    function = getattr(functional, f"conv_transpose{spec.ndim}d")
+    padding = [begin for begin, _ in spec.padding]
+    result: Tensor = function(
+        *(x, weight, *(biases or (None,))),
+        *(spec.stride, padding, spec.output_padding, spec.groups, spec.dilation),
+    )
+    return result
+
+
+def _grow(found: GraphCall, decision: Decision) -> None:
+    """The padding that belongs to a kernel that has grown: its operators take it as an argument."""
+    assert decision.spec is not None
+    assert decision.settings is not None
+    (step,) = form("equalized").compile(decision.spec, decision.settings).steps
+    assert isinstance(step, ConvTranspose)
+    node, padding = found.node, [begin for begin, _ in step.spec.padding]
+    if step.spec.kernel_size == decision.spec.kernel_size:
+        return
+    if len(node.args) > PADDING_ARGUMENT:
+        node.args = (*node.args[:PADDING_ARGUMENT], padding, *node.args[PADDING_ARGUMENT + 1 :])
+    else:
+        node.kwargs = {**node.kwargs, "padding": padding}
 
 
 def _operands(found: GraphCall) -> list[Any]:
@@ -289,15 +297,16 @@ def _operands(found: GraphCall) -> list[Any]:
 
 def _fit(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
     """Replaces a layer by a fitted form."""
-    _set_weight(program, found, _fitted_weight(program, found, decision))
-    if decision.form != "equalized":
+    _set_weights(program, found, decision)
+    if decision.form == "equalized":
+        _grow(found, decision)
+    else:
         # Composite operators even in decomposed programs: aten.upsample_* is one, and in every backend.
         inline(found.node, _steps_function(decision), _operands(found))
 
 
 def _fit_call(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
     """The same by a function call, as the reference that the graph's operators are held against."""
-    _set_weight(program, found, _fitted_weight(program, found, decision))
-    if decision.form != "equalized":
-        found.node.args, found.node.kwargs = tuple(_operands(found)), {}
-        found.node.target = _steps_function(decision)
+    _set_weights(program, found, decision)
+    found.node.args, found.node.kwargs = tuple(_operands(found)), {}
+    found.node.target = _steps_function(decision)

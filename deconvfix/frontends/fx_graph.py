@@ -25,6 +25,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from deconvfix.forms.base import Refusal
 from deconvfix.frontends import torch_steps
 from deconvfix.frontends.base import Findings
+from deconvfix.frontends.calibration import check_without_data
 from deconvfix.frontends.torch_calls import Call, dtype_obstacle, parse
 from deconvfix.frontends.torch_find import call_path
 from deconvfix.frontends.torch_inputs import dtype_name
@@ -110,6 +111,7 @@ class ReplaceTransposedConvs(PassBase):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = Options(**options)
+        check_without_data(self.options)
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Returns the graph module, and whether anything was replaced."""

@@ -7,17 +7,20 @@ metadata, functions, operator sets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import onnx_ir as ir
 
 from deconvfix.errors import ModelError
-from deconvfix.forms.base import Refusal
+from deconvfix.forms.base import Init, Refusal
 from deconvfix.frontends import onnx_parity
-from deconvfix.frontends.base import Findings, Probe
+from deconvfix.frontends.base import CalibrationData, Findings, Probe
+from deconvfix.frontends.calibration import check_without_data, refuse_flat_inputs
+from deconvfix.frontends.onnx_calibrate import calibrate
 from deconvfix.frontends.onnx_diagnose import probe_model
 from deconvfix.frontends.onnx_layer import Layer, find_layers
+from deconvfix.frontends.onnx_samples import calibration_feeds, count_samples
 from deconvfix.frontends.onnx_surgery import Surgeon, quantised_tail
 from deconvfix.frontends.onnx_values import check_model
 from deconvfix.parity import ParityReport
@@ -32,6 +35,8 @@ _OLDEST_OPSET: dict[Interpolation, int] = {"nearest": 7, "linear": 11}
 
 class OnnxFrontend:
     """For onnx_ir.Model; see the module's text."""
+
+    fits: tuple[Init, ...] = ("calibrated",)
 
     def prepare(self, model: ir.Model, example_inputs: Any | None, *, inplace: bool) -> ir.Model:
         """A copy (tensors are shared, they are never written to), unless `inplace`.
@@ -69,6 +74,25 @@ class OnnxFrontend:
             surgeon.operate(layer, decision)
         return model
 
+    def fit_to_data(
+        self, before: ir.Model, after: ir.Model, plan: Plan, data: CalibrationData
+    ) -> tuple[ir.Model, Plan, Sequence[str]]:
+        """Calibrated fits: what they found is in the plan, which is carried out again."""
+        refuse_flat_inputs(data.flat)
+        feeds = calibration_feeds(before, data.inputs, data.example_inputs, data.tuning.seed)
+        plan, notes = calibrate(before, plan, feeds, self.apply, choose_padding=data.choose_padding)
+        fitted = self.apply(before.clone(), plan)
+        after.graph = fitted.graph
+        after.functions.clear()
+        after.functions.update(fitted.functions)
+        return after, plan, notes
+
+    def count_samples(
+        self, model: ir.Model, inputs: Iterable[Any] | str, example_inputs: Any | None
+    ) -> int:
+        """See `onnx_samples.count_samples`."""
+        return count_samples(model, inputs, example_inputs)
+
     def left(self, model: ir.Model, plan: Plan, example_inputs: Any) -> Sequence[str]:
         """Names of the ConvTranspose nodes beyond those that the plan keeps."""
         allowed = {
@@ -103,6 +127,7 @@ class ReplaceTransposedConvs(ir.passes.InPlacePass):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = Options(**options)
+        check_without_data(self.options)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Returns the model, and whether anything was replaced."""

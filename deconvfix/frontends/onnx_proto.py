@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import onnx
 import onnx_ir as ir
 
 from deconvfix.errors import ModelError
+from deconvfix.forms.base import Init
 from deconvfix.frontends import onnx_model
-from deconvfix.frontends.base import Findings, Probe
+from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.onnx_values import quiet
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Match, Plan
@@ -26,6 +27,8 @@ _LARGEST_DENSE = 2**28
 
 class OnnxProtoFrontend:
     """See the module's text."""
+
+    fits: tuple[Init, ...] = onnx_model.FRONTEND.fits
 
     def prepare(
         self, model: onnx.ModelProto, example_inputs: Any | None, *, inplace: bool
@@ -55,6 +58,28 @@ class OnnxProtoFrontend:
         carry_over(model, new)
         model.CopyFrom(new)
         return model
+
+    def fit_to_data(
+        self,
+        before: onnx.ModelProto,
+        after: onnx.ModelProto,
+        plan: Plan,
+        data: CalibrationData,
+    ) -> tuple[onnx.ModelProto, Plan, Sequence[str]]:
+        """See `onnx_model.OnnxFrontend.fit_to_data`."""
+        model, plan, notes = onnx_model.FRONTEND.fit_to_data(
+            from_proto(before), from_proto(after), plan, data
+        )
+        new = ir.to_proto(model)
+        carry_over(before, new)
+        after.CopyFrom(new)
+        return after, plan, notes
+
+    def count_samples(
+        self, model: onnx.ModelProto, inputs: Iterable[Any] | str, example_inputs: Any | None
+    ) -> int:
+        """See `onnx_samples.count_samples`."""
+        return onnx_model.FRONTEND.count_samples(from_proto(model), inputs, example_inputs)
 
     def left(self, model: onnx.ModelProto, plan: Plan, example_inputs: Any) -> Sequence[str]:
         """See `onnx_model.OnnxFrontend.left`."""

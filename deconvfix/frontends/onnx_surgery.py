@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from deconvfix.forms import form
 from deconvfix.forms.base import Compiled, Settings
@@ -29,7 +30,7 @@ from deconvfix.frontends.onnx_writer import NEWEST_WITHOUT_BROADCAST, Writer
 from deconvfix.plan import Decision
 from deconvfix.rearrange import Merge, Split, Verb, ZeroExtend, rearrange
 from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import Conv, Crop, Step
+from deconvfix.steps import Conv, ConvTranspose, Crop, Step
 
 __all__ = ["Surgeon", "quantised_tail"]
 
@@ -65,13 +66,35 @@ class Surgeon:
         assert decision.spec
         assert decision.settings
         assert layer.weight
-        new = form("equalized").fit(decision.spec, decision.settings, layer.read_weight())
+        new = decision.kernel(layer.read_weight())
         writer = Writer(self.store.names, layer.name, layer.opset)
         array = new.astype(layer.weight.dtype.numpy())
-        key = (decision.spec, decision.settings)
+        key = (decision.spec, decision.settings, _own(decision))
         value = self.store.put(writer, Operand.of(layer.node.inputs[1]), array, key)
-        layer.graph.insert_before(layer.node, writer.nodes)
         layer.node.replace_input_with(1, value)
+        if decision.fitted is not None and decision.fitted.bias is not None:
+            bias = self.fitted_bias(layer.node, decision.fitted.bias, (), writer, layer.name)
+            layer.node.replace_input_with(2, bias)
+        layer.graph.insert_before(layer.node, writer.nodes)
+        (step,) = form("equalized").compile(decision.spec, decision.settings).steps
+        assert isinstance(step, ConvTranspose)
+        if step.spec.kernel_size != decision.spec.kernel_size:
+            _set_geometry(layer.node, step.spec)
+
+    def fitted_bias(
+        self,
+        node: ir.Node,
+        bias: NDArray[np.float64],
+        verbs: tuple[Verb, ...],
+        writer: Writer,
+        name: str,
+    ) -> ir.Value:
+        """A new bias in the place of the stored one, rearranged; `name` is that of the layer."""
+        operand = Operand.of(node.inputs[2])
+        old = self.store.read(operand.value)
+        assert old is not None, "only what is stored is fitted"
+        array = rearrange(verbs, bias.astype(old.dtype))
+        return self.store.put(writer, operand, array, (verbs, name))
 
     def _remove_if_unused(self, value: ir.Value | None) -> None:
         """Removes what only the replaced node has used: constants, and what computes with them."""
@@ -94,6 +117,29 @@ class Surgeon:
             graph = value.graph
             if graph is not None:
                 graph.initializers.pop(str(value.name), None)
+
+
+def _own(decision: Decision) -> str | None:
+    """What was fitted to data is the layer's own, even where the weight was shared."""
+    return None if decision.fitted is None else decision.name
+
+
+def _set_geometry(node: ir.Node, spec: ConvTransposeSpec) -> None:
+    """Kernel and padding in plain numbers: auto_pad and output_shape would mean others now.
+
+    ONNX Runtime refuses an output_padding of a stride or more, which an output_shape may have asked for.
+    A pixel that is appended at the end is one pixel less of the padding there.
+    """
+    both = [min(e, op) for (_, e), op in zip(spec.padding, spec.output_padding, strict=True)]
+    begins = [b for b, _ in spec.padding]
+    ends = [e - more for (_, e), more in zip(spec.padding, both, strict=True)]
+    rest = [op - more for op, more in zip(spec.output_padding, both, strict=True)]
+    for name in ("auto_pad", "output_padding", "output_shape"):
+        node.attributes.pop(name, None)
+    node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", list(spec.kernel_size))
+    node.attributes["pads"] = ir.AttrInt64s("pads", begins + ends)
+    if any(rest):
+        node.attributes["output_padding"] = ir.AttrInt64s("output_padding", rest)
 
 
 def quantised_tail(node: ir.Node) -> list[ir.Node]:
@@ -137,6 +183,7 @@ class _Operation:
         assert decision.settings
         self.surgeon = surgeon
         self.layer = layer
+        self.decision = decision
         self.form = str(decision.form)
         self.settings: Settings = decision.settings
         self.node = layer.node
@@ -217,14 +264,20 @@ class _Operation:
         operand = Operand.of(self.node.inputs[1])
         if self.form != "subpixel":
             assert self.layer.weight
-            kernel = form(self.form).fit(self.spec, self.settings, self.layer.read_weight())
+            kernel = self.decision.kernel(self.layer.read_weight())
             array = rearrange(verbs, kernel, self.spec.groups)
             array = array.astype(self.layer.weight.dtype.numpy())
-            return self.surgeon.store.put(self.writer, operand, array, (verbs, self.settings))
+            key = (verbs, self.settings, _own(self.decision))
+            return self.surgeon.store.put(self.writer, operand, array, key)
         return self.weights.rearranged(operand, verbs, self.spec.weight_shape)
 
     def _bias(self, verbs: tuple[Verb, ...]) -> ir.Value | None:
         old = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        fitted = self.decision.fitted
+        if fitted is not None and fitted.bias is not None:
+            return self.surgeon.fitted_bias(
+                self.node, fitted.bias, verbs, self.writer, self.decision.name
+            )
         if old is None or not verbs:
             return old
         return self.weights.rearranged(Operand.of(old), verbs, (self.spec.out_channels,))

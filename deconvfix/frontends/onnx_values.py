@@ -17,6 +17,7 @@ from deconvfix.errors import ModelError
 
 __all__ = [
     "DEFAULT_DOMAINS",
+    "RANDOM",
     "Known",
     "Operand",
     "bodies",
@@ -30,6 +31,11 @@ __all__ = [
 ]
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
+# Operators that give other values each time.
+RANDOM = (
+    *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
+    *("RandomUniform", "RandomUniformLike"),
+)
 # What functions may expand to: runtimes and checkers inline them, and time and memory grow with it.
 _MOST_NODES = 2**20
 _DEEPEST_CALL = 100

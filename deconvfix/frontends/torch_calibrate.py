@@ -8,9 +8,8 @@ sums over calls, inputs, and the processes of torch.distributed. Both models run
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deconvfix.artifacts import decibels
-from deconvfix.errors import ModelError
-from deconvfix.fit.regression import (
-    DEFAULT_RIDGE,
-    beside,
-    best_ridge,
-    ridge_fit,
-    squared_error,
-)
+from deconvfix.fit.solve import solve
 from deconvfix.forms import form
-from deconvfix.forms.base import FITTED_TO_DATA, Settings
+from deconvfix.frontends.calibration import best_fit, calibrated, calibrated_decisions, candidates
 from deconvfix.frontends.torch_find import current_weight
+from deconvfix.frontends.torch_flat import check_constant, directions
 from deconvfix.frontends.torch_inputs import Inputs, copy_model, run_model
 from deconvfix.frontends.torch_layers import (
     ConvertedConvTranspose,
@@ -39,26 +31,14 @@ from deconvfix.frontends.torch_layers import (
 from deconvfix.frontends.torch_moments import Moments
 from deconvfix.frontends.torch_surgery import exchange, put_weight, rebuilt_layer
 from deconvfix.plan import Decision, Plan
-from deconvfix.steps import PadMode
 
-__all__ = ["calibrate", "fitted_decisions"]
+__all__ = ["calibrate", "directions_of"]
 
 Array = NDArray[np.float64]
-
-_PAD_MODES: tuple[PadMode, ...] = ("reflect", "replicate", "zeros")
 
 
 class _Reached(BaseException):
     """Ends a run after the last layer that is of interest; no error, so `run_model` lets it pass."""
-
-
-def fitted_decisions(plan: Plan) -> list[Decision]:
-    """The layers of a plan whose weights are fitted to data."""
-    return [
-        each
-        for each in plan.replaced
-        if each.settings is not None and each.settings.init in FITTED_TO_DATA and not each.exact
-    ]
 
 
 @torch.no_grad()
@@ -69,6 +49,7 @@ def calibrate(
     batches: Sequence[Inputs],
     *,
     choose_padding: bool,
+    flat: Sequence[Inputs] = (),
 ) -> tuple[nn.Module, Plan, list[str]]:
     """Fits the converted layers, in place.
 
@@ -78,11 +59,12 @@ def calibrate(
         plan: What was converted.
         batches: Calibration inputs.
         choose_padding: Choose the border of resize-convolutions by the measured error.
+        flat: Inputs on which alone equalized layers must make no grid; none: on all.
 
     Returns:
         The model, the plan with what was chosen and measured, and notes on layers that never ran.
     """
-    decisions = {each.name: each for each in fitted_decisions(plan)}
+    decisions = {each.name: each for each in calibrated_decisions(plan)}
     before = copy_model(before).eval()
     counts = _calls_in_order(before, list(decisions), batches)
     changed: dict[str, Decision] = {}
@@ -90,7 +72,7 @@ def calibrate(
         # A layer that runs several times sees its own outputs: the second sweep sees the fitted ones.
         for _ in range(2 if count > 1 else 1):
             after, changed[name] = _fit_layer(
-                before, after, decisions[name], batches, count, choose_padding
+                before, after, decisions[name], batches, count, choose_padding, flat
             )
     notes = [
         f"{name} did not run on the calibration inputs: it keeps its fit to the weights."
@@ -133,16 +115,17 @@ def _fit_layer(
     batches: Sequence[Inputs],
     count: int,
     choose_padding: bool,
+    flat: Sequence[Inputs],
 ) -> tuple[nn.Module, Decision]:
     """Fits one layer and puts the fit into the model."""
     spec, settings = decision.spec, decision.settings
     assert spec is not None
     assert settings is not None
     assert decision.form is not None
-    candidates = [settings]
-    if choose_padding and decision.form == "resize" and max(spec.stride) > 1:
-        candidates = [replace(settings, padding_mode=mode) for mode in _PAD_MODES]
-    moments = [Moments(spec, decision.form, candidate) for candidate in candidates]
+    moments = [
+        Moments(spec, decision.form, candidate)
+        for candidate in candidates(decision, choose_padding)
+    ]
     running = copy_model(after).eval()
     for batch in batches:
         targets = _calls(before, decision.name, batch, count)
@@ -153,25 +136,37 @@ def _fit_layer(
                 sums.add(x, y)
     old = before.get_submodule(decision.name)
     assert isinstance(old, ConvTransposeModule)
+    along = None
+    if flat:
+        along = directions_of(after, decision.name, decision, flat)
+        settings = replace(settings, strength=0.0)  # any kernel may be the start
     start = form(decision.form).fit(spec, settings, read_weight(current_weight(old)))
     bias = None if old.bias is None else read_weight(old.bias)
-    fit = min((_solved(sums, start, bias) for sums in moments), key=lambda each: each.error)
-    if not np.isfinite(fit.kernel).all():
-        raise ModelError(
-            decision.name or "(model)",
-            "its inputs or outputs are not finite on some calibration inputs",
-            "finite values are needed to fit it",
-            "Leave those inputs out",
-        )
+    for sums in moments:
+        sums.gather()
+    chosen, fit = best_fit(
+        decision, [(sums.settings, solve(sums, start, bias, along)) for sums in moments]
+    )
     module = after.get_submodule(decision.name)
     if isinstance(module, ConvertedConvTranspose):
-        after = exchange(after, module, rebuilt_layer(module, fit.settings, fit.kernel, fit.bias))
+        after = exchange(after, module, rebuilt_layer(module, chosen, fit.kernel, fit.bias))
     else:
         put_weight(module, fit.kernel, fit.bias, decision.name)
-    border = f", {fit.settings.padding_mode} border" if decision.form == "resize" else ""
-    strength = "" if settings.strength == 1 else f", strength {settings.strength:g}"
-    reason = f"calibrated, {fit.snr_db:.1f} dB of the layer's own output{border}{strength}"
-    return after, replace(decision, settings=fit.settings, reason=reason)
+    return after, calibrated(decision, chosen, fit)
+
+
+def directions_of(model: nn.Module, name: str, decision: Decision, flat: Sequence[Inputs]) -> Array:
+    """What a layer gets on flat inputs; see `torch_flat.directions`.
+
+    Raises:
+        OptionError: If that is no constant.
+    """
+    assert decision.spec is not None
+    running = copy_model(model).eval()
+    counts = _calls_in_order(running, [name], flat)
+    seen = [x for each in flat for x, _ in _calls(running, name, each, counts.get(name, 1))]
+    check_constant(name, seen, decision.spec.ndim)
+    return directions(seen, decision.spec)
 
 
 def _calls(model: nn.Module, name: str, batch: Inputs, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -192,65 +187,3 @@ def _calls(model: nn.Module, name: str, batch: Inputs, count: int) -> list[tuple
     finally:
         handle.remove()
     return calls
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A solved layer.
-
-    Attributes:
-        settings: With the border it was solved for.
-        kernel: The form's kernel.
-        bias: (C_out,) or None.
-        error: Squared error on held-out samples of the fit to the others, as a share of the power.
-        snr_db: The same in dB.
-    """
-
-    settings: Settings
-    kernel: Array
-    bias: Array | None
-    error: float
-
-    @property
-    def snr_db(self) -> float:
-        return -decibels(math.sqrt(self.error))
-
-
-def _solved(moments: Moments, start: Array, bias: Array | None) -> _Fit:
-    """Ridge chosen on held-out samples, then fitted to all of them."""
-    moments.gather()
-    design = moments.design
-    basis = [design.basis[list(phase.taps)] for phase in design.phases]
-    # (C_in, C_out/g, free) -> (g, C_in/g, C_out/g, free)
-    groups = moments.spec.groups
-    numbers = design.numbers(start, groups)
-    w_0 = numbers.reshape(groups, -1, *numbers.shape[1:])
-    offset = design.offset(start)
-    kernels, biases, errors, power = [], [], 0.0, 0.0
-    for group in range(groups):
-        own_bias = None if bias is None else bias.reshape(groups, -1)[group]
-        fitted, heldout = moments.of_group(group)
-        judged = heldout if moments.has_heldout else fitted
-        power += squared_error(judged, basis, np.zeros_like(w_0[group]), None)
-        if offset is not None:
-            own = offset.reshape(groups, -1, *offset.shape[1:])[group]
-            fixed = [own[..., list(phase.taps)] for phase in design.phases]
-            fitted, heldout = beside(fitted, fixed), beside(heldout, fixed)
-        if moments.has_heldout:
-            ridge = best_ridge(fitted, heldout, basis, w_0[group], own_bias)
-        else:
-            ridge, heldout = DEFAULT_RIDGE, fitted
-        w, b = ridge_fit(fitted, basis, w_0[group], own_bias, ridge)
-        errors += squared_error(heldout, basis, w, b)
-        if moments.has_heldout:
-            total = [one + other for one, other in zip(fitted, heldout, strict=True)]
-            w, b = ridge_fit(total, basis, w_0[group], own_bias, ridge)
-        kernels.append(w)
-        biases.append(b)
-    kernel = design.kernel(np.concatenate(kernels), groups)
-    return _Fit(
-        moments.settings,
-        (kernel if offset is None else kernel + offset).reshape(start.shape),
-        None if bias is None else np.concatenate([each for each in biases if each is not None]),
-        errors / power if power else 0.0,
-    )

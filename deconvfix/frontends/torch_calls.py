@@ -22,6 +22,7 @@ from deconvfix.frontends.torch_inputs import dtype_name, running_modules
 from deconvfix.spec import ConvTransposeSpec
 
 __all__ = [
+    "PADDING_ARGUMENT",
     "Call",
     "Observed",
     "dtype_obstacle",
@@ -51,6 +52,8 @@ _CONVOLUTION_SIGNATURE = (
     "output_padding",
     "groups",
 )
+# Its position in both.
+PADDING_ARGUMENT = 4
 _FUNCTIONS: dict[Any, str] = {
     function: f"conv_transpose{ndim}d"
     for ndim, functions in {

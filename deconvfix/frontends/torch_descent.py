@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deconvfix.fit.tuning import Progress, Tuning
 from deconvfix.frontends.torch_inputs import Inputs
 from deconvfix.frontends.torch_processes import average, total
+from deconvfix.frontends.torch_resume import Position, Resume
 
 __all__ = ["Best", "Descent"]
 
@@ -20,6 +21,7 @@ _WARM_UP = 0.05
 # Evaluations on the held-out samples in a run; fewer where they would take over a tenth of the time.
 _EVALUATIONS = 40
 _SHARE_OF_TIME = 0.1
+_PAUSE = 1 / _EVALUATIONS
 # In the second half, where the learning rate falls, a run ends after so many without a new best.
 _PATIENCE = 10
 # Learning rates that are tried, and the share of the budget that a trial gets. A calibrated start can be
@@ -48,6 +50,7 @@ class Descent:
         loss: The loss of a batch, a scalar.
         heldout_loss: The loss that counts; the same on all processes.
         tuning: Budget, learning rate, progress.
+        resume: The file that it writes where it is to, and goes on from.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -55,6 +58,7 @@ class Descent:
     loss: Callable[[Sequence[Inputs]], Tensor]
     heldout_loss: Callable[[], float]
     tuning: Tuning
+    resume: Resume | None = None
 
     def run(self) -> tuple[float, Best]:
         """The loss at the start, and the best state, which the parameters have in the end.
@@ -63,47 +67,83 @@ class Descent:
         short trials and lose long runs, so the highest one is taken that gets half as far as the best,
         in the logarithm of the loss.
         """
-        first = self.heldout_loss()
-        start = best = Best(first, self._state(), 0, _RATES[-1])
-        rate, used = self.tuning.learning_rate, 0.0
-        if rate is None:
-            gains = {}
-            for each in _RATES:
-                self._restore(start)
-                best, last = self._adam(each, best, used, _TRIAL)
-                gains[each] = math.log(first / last) if 0 < last < math.inf else -math.inf
-                used += _TRIAL
-            enough = max(gains.values()) / 2
-            rate = next((each for each in _RATES if gains[each] >= enough > 0), _RATES[-1])
+        start = self._state()
+        fingerprint = "" if self.resume is None else self.resume.fingerprint(start)
+        saved = None if self.resume is None else self.resume.load(fingerprint, self.parameters)
+        adam: dict[int, dict[str, Tensor]] | None = None
+        if saved is None:
+            first = self.heldout_loss()
+            at = Position(first=first, best_loss=first, best_rate=_RATES[-1], pause=_PAUSE)
+            best = start
+        else:
+            at, best, adam = saved
+            for _ in range(at.batches):
+                next(self.batches)
+        trials = () if self.tuning.learning_rate else _RATES
+        while at.trial <= len(trials):
+            trying = at.trial < len(trials)
+            rate = trials[at.trial] if trying else self._rate(at.gains)
+            if adam is None:
+                self._restore(start if trying else best)
+            share = _TRIAL if trying else 1 - at.used
+            best, last = self._adam(rate, at, best, share, adam, fingerprint)
+            adam = None
+            at.gains.append(math.log(at.first / last) if 0 < last < math.inf else -math.inf)
+            at.trial, at.used = at.trial + 1, at.used + share
+            at.step, at.spent, at.worse, at.last, at.pause = 0, 0.0, 0, 0.0, _PAUSE
+            at.steps_before = at.best_steps
         self._restore(best)
-        best, _ = self._adam(rate, best, used, 1 - used)
-        self._restore(best)
-        return first, best
+        return at.first, Best(at.best_loss, best, at.best_steps, at.best_rate)
 
-    def _adam(self, rate: float, best: Best, done: float, share: float) -> tuple[Best, float]:
-        """Adam with half a cosine over a share of the budget: what `best` becomes, and the last loss."""
+    def _rate(self, gains: Sequence[float]) -> float:
+        """The rate of the run itself."""
+        if self.tuning.learning_rate:
+            return self.tuning.learning_rate
+        enough = max(gains) / 2
+        tried = zip(_RATES, gains, strict=True)
+        return next((rate for rate, gain in tried if gain >= enough > 0), _RATES[-1])
+
+    def _adam(
+        self,
+        rate: float,
+        at: Position,
+        best: list[Tensor],
+        share: float,
+        adam: dict[int, dict[str, Tensor]] | None,
+        fingerprint: str,
+    ) -> tuple[list[Tensor], float]:
+        """Adam with half a cosine over a share of the budget: the best state, and the last loss.
+
+        `at` moves along. With the state of an optimizer, `adam`, a run goes on right after an evaluation.
+        """
         seconds = self.tuning.seconds * share
         steps = None if self.tuning.steps is None else max(1, round(self.tuning.steps * share))
         optimizer = torch.optim.Adam(self.parameters, lr=rate)
-        before = best.steps
-        step, worse, last, pause = 0, 0, 0.0, 1 / _EVALUATIONS
-        started = time.monotonic()
+        if adam:
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": adam, "param_groups": groups})
+        evaluated = adam is not None
+        started = time.monotonic() - at.spent
         while True:
-            [spent] = average(time.monotonic() - started)
-            fraction = spent / seconds if steps is None else step / steps
-            if fraction >= min(last + pause, 1.0):
-                loss, last = self.heldout_loss(), fraction
+            [at.spent] = average(time.monotonic() - started)
+            fraction = at.spent / seconds if steps is None else at.step / steps
+            if fraction >= min(at.last + at.pause, 1.0) and not evaluated:
+                loss, at.last = self.heldout_loss(), fraction
                 if steps is None:
-                    [took] = average(time.monotonic() - started - spent)
-                    pause = max(1 / _EVALUATIONS, took / seconds / _SHARE_OF_TIME)
-                worse += 1
-                if loss < best.loss:
-                    best, worse = Best(loss, self._state(), before + step, rate), 0
+                    [took] = average(time.monotonic() - started - at.spent)
+                    at.pause = max(_PAUSE, took / seconds / _SHARE_OF_TIME)
+                at.worse += 1
+                if loss < at.best_loss:
+                    best, at.worse, at.best_loss = self._state(), 0, loss
+                    at.best_steps, at.best_rate = at.steps_before + at.step, rate
                 if self.tuning.progress is not None:
-                    used = done + share * min(fraction, 1.0)
-                    self.tuning.progress(Progress(step, min(used, 1.0), loss, best.loss))
-                if fraction >= 1 or (fraction > 0.5 and worse >= _PATIENCE):
+                    used = at.used + share * min(fraction, 1.0)
+                    self.tuning.progress(Progress(at.step, min(used, 1.0), loss, at.best_loss))
+                if fraction >= 1 or (fraction > 0.5 and at.worse >= _PATIENCE):
                     return best, loss
+                if self.resume is not None:
+                    self.resume.save(fingerprint, at, self.parameters, best, optimizer)
+            evaluated = False
             factor = min(1.0, fraction / _WARM_UP + 0.02) * (1 + math.cos(math.pi * fraction)) / 2
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.zero_grad()
@@ -112,12 +152,12 @@ class Descent:
             # for Adam does not see its scale.
             total(each.grad for each in self.parameters if each.grad is not None)
             optimizer.step()
-            step += 1
+            at.step, at.batches = at.step + 1, at.batches + 1
 
     def _state(self) -> list[Tensor]:
         return [each.detach().clone() for each in self.parameters]
 
     @torch.no_grad()
-    def _restore(self, best: Best) -> None:
-        for parameter, value in zip(self.parameters, best.state, strict=True):
+    def _restore(self, state: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, state, strict=True):
             parameter.copy_(value)

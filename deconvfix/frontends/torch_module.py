@@ -8,6 +8,7 @@ calls. Neither needs the model to be traceable.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deconvfix.errors import ModelError
-from deconvfix.forms.base import Refusal
+from deconvfix.forms.base import FITTED_TO_DATA, Init, Refusal
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
-from deconvfix.frontends.torch_calibrate import calibrate, fitted_decisions
+from deconvfix.frontends.calibration import fitted_decisions
+from deconvfix.frontends.torch_calibrate import calibrate
 from deconvfix.frontends.torch_calls import Observed, observe
 from deconvfix.frontends.torch_code import callers_by_code
 from deconvfix.frontends.torch_compare import psnr_db
@@ -34,6 +36,7 @@ from deconvfix.frontends.torch_find import (
     match_module,
     owners_of_parameters,
 )
+from deconvfix.frontends.torch_flat import told
 from deconvfix.frontends.torch_inputs import (
     as_inputs,
     copy_model,
@@ -44,7 +47,7 @@ from deconvfix.frontends.torch_inputs import (
 from deconvfix.frontends.torch_layers import ConvertedConvTranspose, spread_weight
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.frontends.torch_reroute import is_rerouted, keep, keeps_some, reroute
-from deconvfix.frontends.torch_samples import calibration_inputs, count_samples
+from deconvfix.frontends.torch_samples import calibration_inputs, count_samples, flat_inputs
 from deconvfix.frontends.torch_surgery import (
     check_geometry,
     converted_layer,
@@ -63,6 +66,8 @@ __all__ = ["FRONTEND", "TorchModuleFrontend"]
 
 class TorchModuleFrontend:
     """See the module's text."""
+
+    fits: tuple[Init, ...] = FITTED_TO_DATA
 
     def prepare(self, model: nn.Module, example_inputs: Any | None, *, inplace: bool) -> nn.Module:
         """A copy; lazy layers get their shapes from the example inputs."""
@@ -181,15 +186,21 @@ class TorchModuleFrontend:
         """Calibrated fits, and distillation where it is asked for."""
         decisions = fitted_decisions(plan)
         batches, supply = calibration_inputs(data.inputs, data.example_inputs, data.tuning.seed)
+        flat = [] if data.flat is None else flat_inputs(data.flat, data.example_inputs)
         after, plan, notes = calibrate(
-            before, after, plan, batches, choose_padding=data.choose_padding
+            before, after, plan, batches, choose_padding=data.choose_padding, flat=flat
         )
         if any(each.settings is not None and each.settings.init == "tuned" for each in decisions):
-            plan, more = tune(before, after, plan, batches, supply, data.tuning)
+            plan, more = tune(before, after, plan, batches, supply, data.tuning, flat)
             notes = [*notes, *more]
+        if flat:
+            strides = [each.spec.stride[-1] for each in decisions if each.spec]
+            notes = [*notes, *told(before, after, flat, math.prod(strides))]
         return after, plan, notes
 
-    def count_samples(self, inputs: Iterable[Any] | str, example_inputs: Any | None) -> int:
+    def count_samples(
+        self, model: nn.Module, inputs: Iterable[Any] | str, example_inputs: Any | None
+    ) -> int:
         """See `torch_samples.count_samples`."""
         return count_samples(inputs, example_inputs)
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deconvfix.fit.solve import HELDOUT_EVERY
 from deconvfix.forms import form
 from deconvfix.forms.base import Design, Phase, Settings
 from deconvfix.frontends import torch_steps
@@ -26,8 +27,6 @@ from deconvfix.spec import ConvTransposeSpec
 
 __all__ = ["Moments"]
 
-# One sample in so many is held out while the ridge and the border are chosen.
-_HELDOUT_EVERY = 4
 # Elements of z that are in memory at once (32 MiB in float64).
 _MOST_ELEMENTS = 2**22
 # Columns that are multiplied at once with those from there on: the rest is their mirror image.
@@ -75,7 +74,7 @@ class Moments:
         design = self._design(replace(self.spec, output_padding=more))
         # Where the processes take turns with the samples, the same are held out as in one process.
         numbers = rank() + world() * (torch.arange(len(x)) + self.samples)
-        heldout = numbers % _HELDOUT_EVERY == _HELDOUT_EVERY - 1
+        heldout = numbers % HELDOUT_EVERY == HELDOUT_EVERY - 1
         self.samples += len(x)
         self.held += int(heldout.sum())
         for sums, chosen in ((self._fitted, ~heldout), (self._heldout, heldout)):
@@ -95,6 +94,11 @@ class Moments:
         """H_f of each phase, of the samples to fit to and of those held out."""
         fitted = [each[group].cpu().numpy() for each in self._fitted]
         return fitted, [each[group].cpu().numpy() for each in self._heldout]
+
+    @property
+    def groups(self) -> int:
+        """Groups of the layer's channels."""
+        return self.spec.groups
 
     @property
     def has_heldout(self) -> bool:

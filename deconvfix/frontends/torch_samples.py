@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deconvfix.errors import DeconvfixError, OptionError
+from deconvfix.frontends.calibration import DRAWN, check_distribution, nothing_to_fit_to
 from deconvfix.frontends.torch_inputs import (
     Inputs,
     as_inputs,
@@ -21,11 +22,8 @@ from deconvfix.frontends.torch_inputs import (
 )
 from deconvfix.frontends.torch_processes import rank, total
 
-__all__ = ["calibration_inputs", "count_samples", "cut", "join", "split"]
+__all__ = ["calibration_inputs", "count_samples", "cut", "flat_inputs", "join", "split"]
 
-# Samples that are drawn from a distribution for a closed form.
-_DRAWN = 256
-_DISTRIBUTIONS = ("normal", "uniform")
 # One sample in so many is held out.
 _HELDOUT_EVERY = 4
 
@@ -49,20 +47,9 @@ def calibration_inputs(
     if not isinstance(calibration, str):
         batches = [as_inputs(each) for each in calibration]
         if not batches:
-            raise OptionError(
-                "calibration",
-                "it is empty",
-                "init 'calibrated' and 'tuned' fit the layers to what the original computes on inputs",
-                "Give some inputs as the model takes them, 64 or more, or 'normal' for latents",
-            )
+            raise nothing_to_fit_to("it is empty")
         return batches, None
-    if calibration not in _DISTRIBUTIONS:
-        raise OptionError(
-            "calibration",
-            f"the value is {calibration!r}",
-            f"one of {', '.join(map(repr, _DISTRIBUTIONS))}, or an iterable of inputs, is needed",
-            "Correct `calibration`",
-        )
+    check_distribution(calibration)
     if example_inputs is None:
         raise OptionError(
             "calibration",
@@ -72,7 +59,7 @@ def calibration_inputs(
         )
     example = as_inputs(example_inputs)
     supply = _drawn(calibration, example, seed)
-    return list(itertools.islice(supply, math.ceil(_DRAWN / _batch_size(example)))), supply
+    return list(itertools.islice(supply, math.ceil(DRAWN / _batch_size(example)))), supply
 
 
 def count_samples(calibration: Iterable[Any] | str, example_inputs: Any | None) -> int:
@@ -86,7 +73,7 @@ def count_samples(calibration: Iterable[Any] | str, example_inputs: Any | None) 
     """
     if isinstance(calibration, str):
         size = _batch_size(as_inputs(example_inputs))
-        count = torch.tensor(math.ceil(_DRAWN / size) * size)
+        count = torch.tensor(math.ceil(DRAWN / size) * size)
     else:
         count = torch.tensor(sum(_batch_size(as_inputs(each)) for each in calibration))
     total([count])
@@ -108,6 +95,33 @@ def _drawn(distribution: str, example: Inputs, seed: int) -> Iterator[Inputs]:
 
     while True:
         yield map_tensors(drawn, example)
+
+
+def flat_inputs(given: Iterable[Any] | str, example_inputs: Any | None) -> list[Inputs]:
+    """Inputs that are constant.
+
+    Args:
+        given: An iterable of inputs, or "zeros": those of `example_inputs`, with zeros for numbers.
+        example_inputs: As for `deconvfix.convert`.
+
+    Raises:
+        OptionError: If there are none.
+    """
+    if not isinstance(given, str):
+        return [as_inputs(each) for each in given]
+    if given != "zeros" or example_inputs is None:
+        raise OptionError(
+            "flat_inputs",
+            f"the value is {given!r}"
+            + ("" if given != "zeros" else " and there are no example inputs"),
+            "an iterable of inputs is needed, or 'zeros' and example inputs of the same shapes",
+            "Correct `flat_inputs`, or give example inputs",
+        )
+    zeros: Inputs = map_tensors(
+        lambda tensor: torch.zeros_like(tensor) if tensor.is_floating_point() else tensor,
+        as_inputs(example_inputs),
+    )
+    return [zeros]
 
 
 def cut(model: nn.Module, batches: Sequence[Inputs]) -> tuple[list[Inputs], bool]:

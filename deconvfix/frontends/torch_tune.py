@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from torch.utils import _pytree as pytree
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import form
 from deconvfix.forms.base import Design
-from deconvfix.frontends.torch_calibrate import fitted_decisions
+from deconvfix.frontends.calibration import fitted_decisions
+from deconvfix.frontends.torch_calibrate import directions_of
 from deconvfix.frontends.torch_descent import Descent
 from deconvfix.frontends.torch_find import PLAIN, current_weight
 from deconvfix.frontends.torch_inputs import Inputs, copy_model, flat_tensors
@@ -34,6 +36,7 @@ from deconvfix.frontends.torch_layers import (
     read_weight,
 )
 from deconvfix.frontends.torch_processes import average
+from deconvfix.frontends.torch_resume import Resume
 from deconvfix.frontends.torch_samples import cut, join, split
 from deconvfix.frontends.torch_steps import carry_out, rearrange_tensor
 from deconvfix.frontends.torch_surgery import exchange, put_weight, take_over
@@ -101,6 +104,33 @@ class _Subspace(nn.Module):
         return torch.from_numpy(numbers).to(weight)
 
 
+class _Flat(nn.Module):
+    """Parametrization of a kernel that keeps its part along some directions of the input channels.
+
+    So the answers to what these directions stand for stay as they are, through all layers.
+
+    Args:
+        along: The directions, (groups, C_in / groups, n); see `fit.solve.solve`.
+        start: The kernel, (C_in, C_out / groups, *taps).
+        like: A tensor of the dtype and on the device.
+    """
+
+    along: Tensor
+    start: Tensor
+
+    def __init__(self, along: Array, start: Array, like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("along", torch.from_numpy(along).to(like))
+        self.register_buffer("start", torch.from_numpy(start).to(like))
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        """The kernel, with what `start` has along the directions."""
+        change = (kernel - self.start).flatten(1).unflatten(0, (len(self.along), -1))
+        kept = self.along @ (self.along.mT @ change)
+        moved: Tensor = self.start + (change - kept).flatten(0, 1).reshape(kernel.shape)
+        return moved
+
+
 class _Repeated(nn.Module):
     """Parametrization of a bias that stands once for each phase: otherwise they would drift apart."""
 
@@ -125,6 +155,7 @@ def tune(
     batches: Sequence[Inputs],
     supply: Iterator[Inputs] | None,
     tuning: Tuning,
+    flat: Sequence[Inputs] = (),
 ) -> tuple[Plan, list[str]]:
     """Distils, in place.
 
@@ -135,6 +166,7 @@ def tune(
         batches: Calibration inputs; every fourth sample is held out.
         supply: Fresh inputs, one batch for each step, instead of the others.
         tuning: Budget and loss.
+        flat: Inputs on which alone equalized layers must make no grid; none: on all.
 
     Returns:
         The plan with what was measured, and a note.
@@ -143,7 +175,8 @@ def tune(
     teacher = copy_model(before).eval().requires_grad_(False)
     student = copy_model(after).eval().requires_grad_(tuning.train_all)
     for name in names:
-        student = _freed(student, name, plan, before)
+        along = directions_of(after, name, plan[name], flat) if flat else None
+        student = _freed(student, name, plan, before, along)
     parameters = [each for each in student.parameters() if each.requires_grad]
     samples, independent = cut(teacher, batches)
     taught = _taught(teacher, samples) if supply is None else None
@@ -173,9 +206,12 @@ def tune(
         [loss] = average(sum(float(loss_on(p)) * len(p) for p in parts) / len(heldout))
         return loss
 
-    descent = Descent(parameters, supplied, loss_on, heldout_loss, tuning)
+    resume = None
+    if tuning.resume is not None:
+        resume = Resume(Path(tuning.resume), _identity(tuning, plan))
+    descent = Descent(parameters, supplied, loss_on, heldout_loss, tuning, resume)
     first, best = descent.run()
-    _transfer(student, after, names, plan, before)
+    _transfer(student, after, names)
     note = (
         f"Tuned: the loss on {len(heldout)} held-out samples went from {first:.3g} to "
         f"{best.loss:.3g} in {best.steps} steps at a learning rate of {best.rate:g}."
@@ -185,6 +221,14 @@ def tune(
         for each in plan.decisions
     )
     return replace(plan, decisions=decided), [note]
+
+
+def _identity(tuning: Tuning, plan: Plan) -> dict[str, Any]:
+    """What must be the same for a distillation to go on; its budget may be another."""
+    told = {
+        name: getattr(tuning, name) for name in ("seed", "learning_rate", "batch_size", "train_all")
+    }
+    return {**told, "plan": plan.to_json()}
 
 
 def _taught(teacher: nn.Module, samples: Sequence[Inputs]) -> list[Inputs] | None:
@@ -218,7 +262,9 @@ def mean_squared(new: Any, old: Any) -> Tensor:
     return torch.stack(errors).mean()
 
 
-def _freed(student: nn.Module, name: str, plan: Plan, before: nn.Module) -> nn.Module:
+def _freed(
+    student: nn.Module, name: str, plan: Plan, before: nn.Module, along: Array | None
+) -> nn.Module:
     """A layer made trainable inside its form: an equalized one is replaced by a plain one of Z w."""
     layer = student.get_submodule(name)
     if isinstance(layer, ConvertedConvTranspose):
@@ -251,8 +297,15 @@ def _freed(student: nn.Module, name: str, plan: Plan, before: nn.Module) -> nn.M
     new.weight = nn.Parameter(current_weight(layer).detach().clone())
     new.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
     design, offset = _kernels(name, plan, before)
-    subspace = _Subspace(design, offset, layer.groups, new.weight.shape, _AS_IT_IS, new.weight)
-    parametrize.register_parametrization(new, "weight", subspace)
+    if along is None:
+        kernels: nn.Module = _Subspace(
+            design, offset, layer.groups, new.weight.shape, _AS_IT_IS, new.weight
+        )
+    else:
+        kernels = _Flat(along, read_weight(new.weight), new.weight)
+        if new.bias is not None:
+            new.bias.requires_grad_(False)
+    parametrize.register_parametrization(new, "weight", kernels)
     return exchange(student, layer, take_over(new, layer))
 
 
@@ -271,7 +324,9 @@ def _kernels(name: str, plan: Plan, before: nn.Module) -> tuple[Design, Array | 
 
 @torch.no_grad()
 def _transfer(
-    student: nn.Module, after: nn.Module, names: Sequence[str], plan: Plan, before: nn.Module
+    student: nn.Module,
+    after: nn.Module,
+    names: Sequence[str],
 ) -> None:
     """Writes what was trained into the model, in place, each layer under its own parametrization."""
     own = dict(after.named_parameters())
@@ -291,7 +346,8 @@ def _transfer(
         else:
             assert isinstance(trained, ConvTransposeModule)
             bias = None if trained.bias is None else read_weight(trained.bias)
-            put_weight(layer, _trained_kernel(trained)[1], bias, name)
+            _, kernel = _trained_kernel(trained)
+            put_weight(layer, kernel, bias, name)
 
 
 def _trained_kernel(module: nn.Module) -> tuple[tuple[Verb, ...], NDArray[np.float64]]:
@@ -301,6 +357,10 @@ def _trained_kernel(module: nn.Module) -> tuple[tuple[Verb, ...], NDArray[np.flo
     """
     parametrizations: Any = module.parametrizations
     [subspace] = parametrizations.weight
+    if isinstance(subspace, _Flat):
+        subspace = copy_model(subspace).double()
+        with torch.no_grad():
+            return (), read_weight(subspace(parametrizations.weight.original.double()))
     numbers = read_weight(parametrizations.weight.original)
     kernel = subspace.design.kernel(numbers, subspace.groups)
     if subspace.fixed is not None:

@@ -1,0 +1,128 @@
+"""A layer solved: the ridge chosen on samples that are held out, then the fit to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvfix.fit.design import Design
+from deconvfix.fit.regression import (
+    DEFAULT_RIDGE,
+    beside,
+    best_ridge,
+    ridge_fit,
+    squared_error,
+)
+
+__all__ = ["HELDOUT_EVERY", "SecondMoments", "Solved", "solve"]
+
+Array = NDArray[np.float64]
+
+# One sample in so many is held out while the ridge and the border are chosen.
+HELDOUT_EVERY = 4
+
+
+class SecondMoments(Protocol):
+    """The sums that a fit needs, of one layer in one form; see `fit.regression`."""
+
+    @property
+    def design(self) -> Design:
+        """The form as a linear model."""
+        ...
+
+    @property
+    def groups(self) -> int:
+        """Groups of the layer's channels."""
+        ...
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether there are samples to choose on that were not fitted to."""
+        ...
+
+    def of_group(self, group: int) -> tuple[Sequence[Array], Sequence[Array]]:
+        """H_f of each phase, of the samples to fit to and of those held out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A solved layer.
+
+    Attributes:
+        kernel: The form's kernel.
+        bias: (C_out,) or None.
+        error: Squared error on held-out samples of the fit to the others, as a share of the power.
+    """
+
+    kernel: Array
+    bias: Array | None
+    error: float
+
+
+def solve(
+    moments: SecondMoments, start: Array, bias: Array | None, flat: Array | None = None
+) -> Solved:
+    """The fit of one layer.
+
+    Args:
+        moments: Of all its samples.
+        start: The fit to the weights alone, (.., C_out / groups, *taps), where the data say nothing.
+        bias: Any bias, (C_out,), to say that there is one; None without.
+        flat: Directions of the input channels, (groups, C_in / groups, n), orthonormal or zero: only what
+            the layer gets along these keeps to the design's kernels, and the rest may have any kernel.
+            For designs of one copy; `start` is then any kernel too.
+    """
+    design, groups = moments.design, moments.groups
+    uneven = _complement(design.basis)
+    if flat is not None:
+        design = replace(design, basis=np.eye(len(design.basis)), has_offset=False)
+    basis = [design.basis[list(phase.taps)] for phase in design.phases]
+    # (C_in, C_out/g, free) -> (g, C_in/g, C_out/g, free)
+    numbers = design.numbers(start, groups)
+    w_0 = numbers.reshape(groups, -1, *numbers.shape[1:])
+    offset = design.offset(start)
+    kernels, biases, errors, power = [], [], 0.0, 0.0
+    for group in range(groups):
+        own_bias = None if bias is None else bias.reshape(groups, -1)[group]
+        banned = None if flat is None else _products(flat[group], uneven)
+        fitted, heldout = moments.of_group(group)
+        judged = heldout if moments.has_heldout else fitted
+        power += squared_error(judged, basis, np.zeros_like(w_0[group]), None)
+        if offset is not None:
+            own = offset.reshape(groups, -1, *offset.shape[1:])[group]
+            fixed = [own[..., list(phase.taps)] for phase in design.phases]
+            fitted, heldout = beside(fitted, fixed), beside(heldout, fixed)
+        if moments.has_heldout:
+            ridge = best_ridge(fitted, heldout, basis, w_0[group], own_bias, banned)
+        else:
+            ridge, heldout = DEFAULT_RIDGE, fitted
+        w, b = ridge_fit(fitted, basis, w_0[group], own_bias, ridge, banned)
+        errors += squared_error(heldout, basis, w, b)
+        if moments.has_heldout:
+            total = [one + other for one, other in zip(fitted, heldout, strict=True)]
+            w, b = ridge_fit(total, basis, w_0[group], own_bias, ridge, banned)
+        kernels.append(w)
+        biases.append(b)
+    kernel = design.kernel(np.concatenate(kernels), groups)
+    return Solved(
+        (kernel if offset is None else kernel + offset).reshape(start.shape),
+        None if bias is None else np.concatenate([each for each in biases if each is not None]),
+        errors / power if power else 0.0,
+    )
+
+
+def _complement(basis: Array) -> Array:
+    """Orthonormal columns for the kernels outside of the span of Z, (taps, taps - free numbers)."""
+    _, _, rows = np.linalg.svd(basis.T)
+    return np.ascontiguousarray(rows[basis.shape[1] :].T)
+
+
+def _products(directions: Array, uneven: Array) -> Array:
+    """What the directions must not meet: (C_in / g, n) and (taps, m) -> (C_in / g * taps, up to n * m)."""
+    strong = directions[:, np.abs(directions).sum(0) > 0]
+    return np.asarray(np.kron(strong, uneven), np.float64)

@@ -1,0 +1,169 @@
+"""What calibrated fits share, whatever kind of model the layers are in: choices, checks, words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvfix.artifacts import decibels
+from deconvfix.errors import ModelError, OptionError
+from deconvfix.fit.solve import Solved
+from deconvfix.fit.tuning import TUNED_FROM_WEIGHTS
+from deconvfix.forms.base import FITTED_TO_DATA, Settings
+from deconvfix.plan import Decision, Options, Plan
+from deconvfix.steps import PadMode
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "DRAWN",
+    "best_fit",
+    "calibrated",
+    "calibrated_decisions",
+    "candidates",
+    "check_distribution",
+    "check_without_data",
+    "fitted_decisions",
+    "in_batches_of",
+    "nothing_to_fit_to",
+    "refuse_flat_inputs",
+]
+
+DISTRIBUTIONS = ("normal", "uniform")
+# Samples that are drawn from a distribution for a closed form.
+DRAWN = 256
+_PAD_MODES: tuple[PadMode, ...] = ("reflect", "replicate", "zeros")
+
+
+def fitted_decisions(plan: Plan) -> list[Decision]:
+    """The layers of a plan whose weights are fitted to data."""
+    return [
+        each
+        for each in plan.replaced
+        if each.settings is not None and each.settings.init in FITTED_TO_DATA and not each.exact
+    ]
+
+
+def calibrated_decisions(plan: Plan) -> list[Decision]:
+    """Those of them that a regression fits, be it as the start of a distillation."""
+    return [
+        each
+        for each in fitted_decisions(plan)
+        if not (each.settings and each.settings.init == "tuned" and each.form in TUNED_FROM_WEIGHTS)
+    ]
+
+
+def candidates(decision: Decision, choose_padding: bool) -> list[Settings]:
+    """What is solved for a layer: each border of a resize-convolution, if it is to be chosen."""
+    settings, spec = decision.settings, decision.spec
+    assert settings is not None
+    assert spec is not None
+    if choose_padding and decision.form == "resize" and max(spec.stride) > 1:
+        return [replace(settings, padding_mode=mode) for mode in _PAD_MODES]
+    return [settings]
+
+
+def best_fit(
+    decision: Decision, fits: Iterable[tuple[Settings, Solved]]
+) -> tuple[Settings, Solved]:
+    """The candidate with the smallest error.
+
+    Raises:
+        ModelError: If the data were not finite.
+    """
+    settings, solved = min(fits, key=lambda each: each[1].error)
+    if not np.isfinite(solved.kernel).all():
+        raise ModelError(
+            decision.name or "(model)",
+            "its inputs or outputs are not finite on some calibration inputs",
+            "finite values are needed to fit it",
+            "Leave those inputs out",
+        )
+    return settings, solved
+
+
+def calibrated(decision: Decision, settings: Settings, solved: Solved) -> Decision:
+    """The decision with what was chosen and measured."""
+    border = f", {settings.padding_mode} border" if decision.form == "resize" else ""
+    strength = "" if settings.strength == 1 else f", strength {settings.strength:g}"
+    snr_db = -decibels(math.sqrt(solved.error))
+    reason = f"calibrated, {snr_db:.1f} dB of the layer's own output{border}{strength}"
+    return replace(decision, settings=settings, reason=reason)
+
+
+def in_batches_of(
+    size: int, batches: Iterable[Mapping[str, NDArray[Any]]]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The samples of named arrays in batches of another size; a rest, or another shape, starts anew."""
+    waiting: list[dict[str, NDArray[Any]]] = []
+    for batch in batches:
+        for i in range(min((len(each) for each in batch.values() if each.ndim), default=0)):
+            sample = {name: each[i : i + 1] if each.ndim else each for name, each in batch.items()}
+            if waiting and any(sample[n].shape != x.shape for n, x in waiting[0].items()):
+                waiting = []
+            waiting.append(sample)
+            if len(waiting) == size:
+                yield {
+                    name: np.concatenate([each[name] for each in waiting]) if x.ndim else x
+                    for name, x in sample.items()
+                }
+                waiting = []
+
+
+def refuse_flat_inputs(flat: object) -> None:
+    """For kinds of models whose layers cannot be watched on inputs of their own.
+
+    Raises:
+        OptionError: If there are flat inputs.
+    """
+    if flat is not None:
+        raise OptionError(
+            "flat_inputs",
+            "the model is a program or an ONNX model",
+            "a grid that stays on some inputs is for torch modules",
+            "Convert the module before it is exported, or leave out `flat_inputs`",
+        )
+
+
+def nothing_to_fit_to(found: str) -> OptionError:
+    """The error for calibration inputs that are none."""
+    return OptionError(
+        "calibration",
+        found,
+        "init 'calibrated' and 'tuned' fit the layers to what the original computes on inputs",
+        "Give some inputs as the model takes them, 64 or more, or 'normal' for latents",
+    )
+
+
+def check_without_data(options: Options) -> None:
+    """Checks what a pass over a graph is asked for: it has no inputs to fit to.
+
+    Raises:
+        OptionError: If it would need some.
+    """
+    if options.init in FITTED_TO_DATA:
+        raise OptionError(
+            "init",
+            f"it is {options.init!r}, and a pass has no inputs to fit to",
+            "one of 'exact', 'fit', 'random' is needed",
+            "Use deconvfix.convert with calibration inputs, or leave `init` out",
+        )
+
+
+def check_distribution(name: str) -> None:
+    """Checks the name of a distribution: "normal" (mean 0, variance 1) or "uniform" (0 to 1).
+
+    Raises:
+        OptionError: If there is none of that name.
+    """
+    if name not in DISTRIBUTIONS:
+        raise OptionError(
+            "calibration",
+            f"the value is {name!r}",
+            f"one of {', '.join(map(repr, DISTRIBUTIONS))}, or an iterable of inputs, is needed",
+            "Correct `calibration`",
+        )
