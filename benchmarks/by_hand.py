@@ -48,34 +48,33 @@ def shared_kernel(layer: Any) -> nn.Module:
     conv = _conv(layer, weight, out_channels * phases)
     if layer.bias is not None:
         conv.bias = nn.Parameter(layer.bias.detach().repeat_interleave(phases))
-    border = [each for pair in reversed(list(zip(low, high, strict=True))) for each in pair]
-    return nn.Sequential(
-        nn.ZeroPad2d(border) if len(low) == 2 else _Pad(border),
-        conv,
-        _Shuffle(layer.stride),
-    )
+    return nn.Sequential(_Pad(list(zip(low, high, strict=True))), conv, _Shuffle(layer.stride))
 
 
 def bilinear_then_kernel(layer: Any) -> nn.Module:
     """Bilinear upsampling, then the trained kernel as a convolution of stride 1.
 
-    Divided by the number of phases: a constant meets all taps instead of those of one phase. Padding
+    Divided by the number of phases: a constant meets all taps instead of those of one phase. Padding as
     "same" puts it within half a pixel of where the layer was.
     """
     weight = _correlation(layer) / math.prod(layer.stride)
-    conv = _conv(layer, weight, layer.out_channels, padding="same")
+    conv = _conv(layer, weight, layer.out_channels)
     if layer.bias is not None:
         conv.bias = nn.Parameter(layer.bias.detach().clone())
     _check_whole(layer)
     ndim = len(layer.stride)
     up = nn.Upsample(scale_factor=layer.stride, mode=_MODES[ndim], align_corners=False)
-    return nn.Sequential(up, conv)
+    # As padding="same" does it: the odd pixel at the end.
+    border = [((k - 1) // 2, k // 2) for k in layer.kernel_size]
+    return nn.Sequential(up, _Pad(border), conv)
 
 
 class _Pad(nn.Module):
-    def __init__(self, border: list[int]) -> None:
+    """Zeros on both sides of each axis."""
+
+    def __init__(self, border: list[tuple[int, int]]) -> None:
         super().__init__()
-        self.border = border
+        self.border = [each for pair in reversed(border) for each in pair]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x, self.border)
@@ -96,12 +95,10 @@ class _Shuffle(nn.Module):
         return x.permute(0, 1, *order).reshape(*x.shape[:2], *sizes)
 
 
-def _conv(layer: Any, weight: Tensor, out_channels: int, padding: Any = 0) -> Any:
+def _conv(layer: Any, weight: Tensor, out_channels: int) -> Any:
     kind = _CONVS[len(layer.stride)]
     size = tuple(weight.shape[2:])
-    conv = kind(
-        layer.in_channels, out_channels, size, padding=padding, groups=layer.groups, bias=False
-    )
+    conv = kind(layer.in_channels, out_channels, size, groups=layer.groups, bias=False)
     conv.weight = nn.Parameter(weight.clone())
     return conv
 

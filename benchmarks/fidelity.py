@@ -37,6 +37,7 @@ from benchmarks.cases import Case
 from deconvfix.conversion import versions
 
 TUNED_SAMPLES = 512
+BATCH_DRAWN = 64
 GROWTH = (4, 16, 64, 256)
 GROWTH_ROW = "equalized, calibrated"
 
@@ -141,7 +142,9 @@ def converted(case: Case, row: Row, samples: int, seconds: float) -> nn.Module:
     if row.init == "tuned":
         options["tuning"] = deconvfix.Tuning(seconds=seconds)
         if case.distribution is not None:
+            # The example says how many are drawn at once, for each step.
             options["calibration"] = case.distribution
+            options["example_inputs"] = (torch.cat([batch for [batch] in case.draw(BATCH_DRAWN)]),)
     conversion = deconvfix.convert(case.model, exclude=case.others, verify=False, **options)
     model: nn.Module = conversion.model
     return model

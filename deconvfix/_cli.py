@@ -21,7 +21,8 @@ from rich.progress import Progress as Bar
 
 from deconvfix import __version__, jobs
 from deconvfix import _cli_text as text
-from deconvfix._cli_fit import check_curve, fit_options
+from deconvfix._cli_fit import check_curve, check_processes, fit_options
+from deconvfix._cli_processes import share, together
 from deconvfix._cli_report import check_report, draws, evidence_options, write_report
 from deconvfix.calibration_files import calibration_files
 from deconvfix.errors import DeconvfixError
@@ -56,10 +57,19 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with together(share()):
+                return super().invoke(ctx)
         except DeconvfixError as error:
             _ERRORS.print(f"Error: {error}", style="red", markup=False)
             ctx.exit(1)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        found = super().resolve_command(ctx, args)
+        if share().rank and found[0] != "convert":  # one process is enough for the others
+            ctx.exit(0)
+        return found
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -245,13 +255,30 @@ def convert(
         inputs = (model, *filter(None, (source["inputs_file"],)))
         check_report(ctx, report_file, others, inputs, force)
     named = _source(model, **source)
-    fit: dict[str, Any] = {}
-    if curve:
-        check_curve(ctx, model, to, calibration, dry_run or recipe is not None)
-        fit["curve"] = True
+    own = share()
+    if own.rank and (calibration is None or dry_run or not jobs.needs_architecture(model)):
+        return  # there is nothing to fit to samples: the first process converts
+    check_processes(ctx, own.world, curve or samples_curve)
+    fit: dict[str, Any] = {
+        "to": to,
+        "interpolation": interpolation,
+        "padding_mode": padding_mode,
+        "init": init,
+        "seed": seed,
+        "grow": grow,
+        "reach": reach,
+        "strength": strength,
+        "include": include,
+        "exclude": exclude,
+        "strict": strict,
+    }
     if calibration is not None:
         fit["calibration"] = calibration_files(
-            named, calibration, samples=samples, value_range=value_range
+            named,
+            calibration,
+            samples=samples,
+            value_range=value_range,
+            share=(own.rank, own.world),
         )
     if flat is not None:
         fit["flat_inputs"] = (
@@ -259,6 +286,14 @@ def convert(
             if flat == "zeros"
             else calibration_files(named, flat, samples=samples, value_range=value_range)
         )
+    budget = Tuning(seconds=seconds, steps=steps, seed=seed, train_all=train_all, resume=resume)
+    if own.rank:
+        with contextlib.redirect_stdout(sys.stderr):
+            jobs.of_file(model).take_part(named, output, recipe=recipe, tuning=budget, **fit)
+        return
+    if curve:
+        check_curve(ctx, model, to, calibration, dry_run or recipe is not None)
+        fit["curve"] = True
     with _working("Converting and verifying") as progress:
         report = jobs.of_file(model).convert_file(
             named,
@@ -270,26 +305,8 @@ def convert(
             pictures=draws(report_file),
             samples_curve=samples_curve,
             sample_rate=sample_rate,
-            to=to,
-            interpolation=interpolation,
-            padding_mode=padding_mode,
-            init=init,
-            seed=seed,
-            grow=grow,
-            reach=reach,
-            strength=strength,
-            tuning=Tuning(
-                seconds=seconds,
-                steps=steps,
-                seed=seed,
-                train_all=train_all,
-                progress=progress,
-                resume=resume,
-            ),
+            tuning=replace(budget, progress=progress),
             **fit,
-            include=include,
-            exclude=exclude,
-            strict=strict,
         )
     files = [each for each in (*named.files, output) if each is not None and each.is_file()]
     report = replace(

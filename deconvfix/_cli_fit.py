@@ -12,7 +12,7 @@ from deconvfix import jobs
 from deconvfix.forms.base import Init
 from deconvfix.plan import WITH_STRENGTH
 
-__all__ = ["check_curve", "fit_options"]
+__all__ = ["check_curve", "check_processes", "fit_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -130,3 +130,15 @@ def check_curve(
     ):
         if wrong:
             raise click.UsageError(text, context)
+
+
+def check_processes(context: click.Context, world: int, curves: bool) -> None:
+    """Refuses curves where each process has a part of the samples only.
+
+    Raises:
+        click.UsageError: If there are several processes, and a curve is asked for.
+    """
+    if world > 1 and curves:
+        raise click.UsageError(
+            "--curve and --samples-curve are measured by one process: leave out torchrun.", context
+        )

@@ -46,6 +46,8 @@ class CalibrationFiles:
         low: What black (or silence's lower end) becomes.
         high: What white becomes.
         most: So many samples are read.
+        first: The first of them that is this process's, where several share them.
+        step: Every so many from there on.
     """
 
     path: Path
@@ -54,6 +56,8 @@ class CalibrationFiles:
     low: float = 0.0
     high: float = 1.0
     most: int = 64
+    first: int = 0
+    step: int = 1
 
     def __iter__(self) -> Iterator[Batch]:
         """One batch after the other, always the same.
@@ -66,8 +70,19 @@ class CalibrationFiles:
             return
         arrays = self._arrays()
         count = min([self.most, *(len(each) for each in arrays.values())])
-        for start in range(0, count, _BATCH):
-            yield {name: each[start : min(start + _BATCH, count)] for name, each in arrays.items()}
+        self._check_share(count)
+        shared = {name: each[self.first : count : self.step] for name, each in arrays.items()}
+        for start in range(0, -(-(count - self.first) // self.step), _BATCH):
+            yield {name: each[start : start + _BATCH] for name, each in shared.items()}
+
+    def _check_share(self, count: int) -> None:
+        if count <= self.first:
+            raise OptionError(
+                "calibration",
+                f"there are {count} samples for {self.step} processes",
+                "each process needs one at least",
+                "Use fewer processes, or give more samples",
+            )
 
     def _arrays(self) -> Batch:
         try:
@@ -116,14 +131,15 @@ class CalibrationFiles:
         if not files:
             raise _unreadable(self.path, "there is no picture and no sound in it")
         name = self._only_name()
-        rng = np.random.default_rng(0)
         # Where samples are cut out, a large picture gives more than one.
         count = len(files) if self.shape is None else self.most
-        chosen = iter(itertools.islice(itertools.cycle(files), count))
+        self._check_share(count)
+        chosen = iter(range(self.first, count, self.step))
         while batch := list(itertools.islice(chosen, 1 if self.shape is None else _BATCH)):
-            yield {name: np.concatenate([self._sample(file, rng) for file in batch])}
+            yield {name: np.concatenate([self._sample(files[n % len(files)], n) for n in batch])}
 
-    def _sample(self, file: Path, rng: np.random.Generator) -> NDArray[np.float32]:
+    def _sample(self, file: Path, number: int) -> NDArray[np.float32]:
+        rng = np.random.default_rng(number)  # of its own: the same sample in any process
         if file.suffix.lower() in _SOUNDS:
             return _sound(file, self.shape, rng).astype(np.float32)
         picture = self.low + (self.high - self.low) * _picture(file, self.shape, rng)
@@ -141,9 +157,21 @@ class CalibrationFiles:
 
 
 def calibration_files(
-    source: Source, named: str, *, samples: int, value_range: tuple[float, float]
+    source: Source,
+    named: str,
+    *,
+    samples: int,
+    value_range: tuple[float, float],
+    share: tuple[int, int] = (0, 1),
 ) -> CalibrationFiles | str:
     """What --calibration names: a distribution, or files.
+
+    Args:
+        source: Describes the model's inputs.
+        named: What was typed.
+        samples: How many are read, by all processes together.
+        value_range: What black and white become.
+        share: Number of this process, and of all, which take turns with the samples.
 
     Raises:
         OptionError: If there are no such files.
@@ -174,7 +202,7 @@ def calibration_files(
     described: Sequence[Described] = source.described()
     names = tuple(each.name for each in described) or tuple(source.stored())
     shape = described[0].shape if len(described) == 1 else None
-    return CalibrationFiles(path, names, shape, *value_range, most=samples)
+    return CalibrationFiles(path, names, shape, *value_range, samples, *share)
 
 
 def _check_archive(file: IO[bytes]) -> None:

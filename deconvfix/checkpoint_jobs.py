@@ -33,7 +33,7 @@ from deconvfix.report import ConversionReport
 from deconvfix.source import Source
 from deconvfix.strength import strength_curve
 
-__all__ = ["convert_file", "export_file", "inspect_file", "verify_files"]
+__all__ = ["convert_file", "export_file", "inspect_file", "take_part", "verify_files"]
 
 _EXPORT_RUNS = "the export to ONNX runs the model"
 
@@ -132,6 +132,26 @@ def convert_file(
         checkpoints.write(written, conversion.model, whole_plan, source.checkpoint, dtypes)
         _check_reload(written, conversion.model, source, dtypes)
     return report
+
+
+def take_part(source: Source, output: Path, *, recipe: Path | None = None, **options: Any) -> None:
+    """Fits with the other processes of torch.distributed, the first of which verifies and writes.
+
+    Args:
+        source: As for `convert_file`, like what follows.
+        output: Likewise; nothing is written.
+        recipe: Likewise.
+        options: Likewise; the calibration samples are this process's own.
+    """
+    source = CheckpointSource.of(source)
+    model, _ = source.model(wide=output.suffix != ".onnx")
+    convert(
+        model,
+        example_inputs=source.example_inputs(model),
+        plan=read_recipe(recipe),
+        verify=False,
+        **_bound(options, model),
+    )
 
 
 def export_file(

@@ -36,14 +36,15 @@ LAYERS = (
     ("calibration_files",),
     ("jobs", "checkpoint_source"),
     ("checkpoint_jobs", "onnx_jobs", "program_jobs"),
-    ("_cli_text", "_cli_fit", "_cli_report", "_cli", "__main__"),
+    ("_cli_text", "_cli_fit", "_cli_report", "_cli_processes", "_cli", "__main__"),
 )
 TORCH_FREE = (
     *("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan"),
     *("grids", "spectra", "variance", "flat_field", "advice", "diagnosis", "fidelity"),
     *("parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs"),
     "curve",
-    *("_cli", "_cli_text", "_cli_fit", "_cli_report", "calibration_files", "evidence", "pictures"),
+    *("_cli", "_cli_text", "_cli_fit", "_cli_report", "_cli_processes", "calibration_files"),
+    *("evidence", "pictures"),
 )
 
 

@@ -56,6 +56,21 @@ def test_arrays_come_in_batches_always_the_same(tmp_path, suffix):
     assert np.array_equal(read(path, most=5), array[:5])
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_take_turns_with_arrays(tmp_path, world):
+    array = np.random.default_rng(0).random((19, 2), np.float32)
+    np.savez(tmp_path / "samples.npz", x=array)
+    for rank in range(world):
+        shared = read(tmp_path / "samples.npz", most=17, first=rank, step=world)
+        assert np.array_equal(shared, array[:17][rank::world])
+
+
+def test_a_process_without_a_sample_is_an_error(tmp_path):
+    np.savez(tmp_path / "samples.npz", x=np.ones((2, 3)))
+    with pytest.raises(OptionError, match="there are 2 samples for 3 processes"):
+        read(tmp_path / "samples.npz", first=2, step=3)
+
+
 def test_every_input_of_a_model_has_its_array(tmp_path):
     path = tmp_path / "two.npz"
     np.savez(path, x=np.ones((3, 2)), y=np.arange(3), other=np.zeros(1))
@@ -158,6 +173,15 @@ def test_pictures_are_cut_or_enlarged_to_the_input(tmp_path):
     assert np.array_equal(read(tmp_path, PICTURE), read(tmp_path, PICTURE))
     gray = read(tmp_path, (1, 1, 8, 12), most=4)
     assert gray.shape == (4, 1, 8, 12)
+
+
+def test_processes_take_turns_with_pictures(tmp_path):
+    """A sample is cut out at the same place, whichever process reads it."""
+    for index, size in enumerate([(20, 16), (12, 30), (14, 14)]):
+        gradient(size).save(tmp_path / f"{index}.png")
+    alone = read(tmp_path, PICTURE, most=7)
+    for rank in range(2):
+        assert np.array_equal(read(tmp_path, PICTURE, most=7, first=rank, step=2), alone[rank::2])
 
 
 def test_pictures_stay_as_they_are_where_no_size_is_described(tmp_path):

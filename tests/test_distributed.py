@@ -1,16 +1,25 @@
 """Two processes, each with half of the calibration inputs, against one with all of them."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_calibrated import smooth_batches
 from test_tuned import decoder
 
 import deconvfix
 from deconvfix import Tuning
+from deconvfix._cli_processes import Share, share
+from deconvfix.forms.base import Settings
+from deconvfix.frontends import torch_moments
+from deconvfix.frontends.torch_moments import Moments
+from deconvfix.spec import ConvTransposeSpec
 
 WORKER = """
 import sys
@@ -60,3 +69,125 @@ def test_two_processes_agree_with_one(init, tmp_path):
             torch.testing.assert_close(first[name], value)
     else:
         assert not torch.equal(first["0.weight"], convert("calibrated")["0.weight"])
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def at_the_command_line(*arguments, processes=1):
+    """What comes out of `deconvfix`, by torchrun where several processes share the work."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    # fmt: off
+    return subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), "-m", "deconvfix", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    # fmt: on
+
+
+def digits(folder, *, spoilt=None):
+    """Arguments for a conversion of the generator, calibrated on a file of 11 latents."""
+    latents = np.random.default_rng(0).standard_normal((11, 32, 1, 1)).astype(np.float32)
+    if spoilt is not None:
+        latents[spoilt] = np.nan
+    np.savez(folder / "latents.npz", z=latents)
+    return (
+        *("convert", "fixtures/digits_generator.safetensors"),
+        *("--arch", "fixtures.models:digits_generator", "--input", "z=2x32x1x1"),
+        *("--include", "up2", "--to", "equalized", "--calibration", folder / "latents.npz"),
+    )
+
+
+def test_torchrun_shares_the_samples_and_writes_once(tmp_path):
+    reports = []
+    for count in (1, 2):
+        arguments = (*digits(tmp_path), "-o", tmp_path / f"{count}.pt", "--init", "calibrated")
+        result = at_the_command_line(*arguments, "--json", processes=count)
+        assert result.returncode == 0, result.stderr
+        reports.append(json.loads(result.stdout))  # one object: of one process
+    one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
+    weights, trained = (
+        each["up2.weight"]
+        for each in (one, load_file(ROOT / "fixtures/digits_generator.safetensors"))
+    )
+    assert not torch.allclose(weights, trained, rtol=1e-2)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value)
+    assert [each["fidelity"]["calibration_samples"] for each in reports] == [11, 11]
+    assert [each["layers"][0]["reason"] for each in reports] == [
+        reports[0]["layers"][0]["reason"]
+    ] * 2
+
+
+def test_torchrun_tunes_too(tmp_path):
+    options = ("--init", "tuned", "--steps", "3", "-o", tmp_path / "tuned.safetensors")
+    result = at_the_command_line(*digits(tmp_path), *options, processes=2)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "tuned.safetensors").is_file()
+    assert "then tuned" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("case", ["of one process", "of the first", "of all", "of usage"])
+def test_an_error_ends_all_and_is_told_once(case, tmp_path):
+    output = tmp_path / "out.pt"
+    # Samples are dealt in turn: number 3 is the second process's.
+    arguments = [*digits(tmp_path, spoilt=3 if case == "of one process" else None), "-o", output]
+    arguments += ["--init", "calibrated"]
+    if case == "of the first":
+        output.write_text("kept")
+    elif case == "of all":
+        arguments += ["--strength", "2"]
+    elif case == "of usage":
+        arguments += ["--samples-curve"]
+    result = at_the_command_line(*arguments, processes=2)
+    assert result.returncode == 1
+    assert result.stderr.count("Error: ") - result.stderr.count("ChildFailedError: ") == 1
+    assert "RuntimeError" not in result.stderr
+    assert result.stdout == ""
+    assert not output.exists() or output.read_text() == "kept"
+
+
+def test_what_is_not_shared_is_done_by_one_process():
+    fixture = ("fixtures/segmenter.safetensors", "--arch", "fixtures.models:segmenter")
+    alone, shared = (at_the_command_line("inspect", *fixture, processes=count) for count in (1, 2))
+    assert alone.returncode == shared.returncode == 0
+    assert alone.stdout == shared.stdout
+
+
+def test_other_launchers_are_not_joined(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert share() == Share(0, 1)
+    for name, value in (
+        ("RANK", "1"),
+        ("WORLD_SIZE", "4"),
+        ("MASTER_ADDR", "a"),
+        ("MASTER_PORT", "1"),
+    ):
+        monkeypatch.setenv(name, value)
+    assert share() == Share(0, 1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert share() == Share(1, 4)
+
+
+def test_processes_that_take_turns_hold_out_the_same_samples(monkeypatch):
+    spec = ConvTransposeSpec.create(1, 1, (4,), stride=(2,), padding=(1,))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-3, 4, (11, 1, 5), generator=generator).double()
+    y = torch.randint(-3, 4, (11, 1, 10), generator=generator).double()
+
+    def held(rank, world):
+        monkeypatch.setattr(torch_moments, "rank", lambda: rank)
+        monkeypatch.setattr(torch_moments, "world", lambda: world)
+        moments = Moments(spec, "equalized", Settings())
+        moments.add(x[rank::world], y[rank::world])
+        return moments.of_group(0)[1], moments.held
+
+    whole, count = held(0, 1)
+    assert count == 2
+    for world in (2, 3):
+        parts = [held(rank, world) for rank in range(world)]
+        assert sum(each for _, each in parts) == count
+        for phase, wanted in enumerate(whole):
+            assert np.array_equal(sum(sums[phase] for sums, _ in parts), wanted)

@@ -26,7 +26,7 @@ def commands(text):
 COMMANDS = [each for block in blocks("bash") for each in commands(block)]
 SCRIPTS = [each.split("#")[0].strip() for each in COMMANDS if each.startswith("scripts/")]
 INSTALLED = [each for each in COMMANDS if each.startswith("python -m pip install ")]
-OWN = [each for each in COMMANDS if each.startswith(("deconvfix ", "python -c "))]
+OWN = [each for each in COMMANDS if each.startswith(("deconvfix ", "python -c ", "torchrun "))]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,11 @@ def test_the_uses_of_the_readme_run_in_order(folder):
             if command in OWN:
                 python = shlex.quote(sys.executable)
                 command = command.replace("python ", f"{python} ", 1)
-                command = command.replace("deconvfix ", f"{python} -m deconvfix ", 1)
+                if command.startswith("torchrun "):
+                    launcher = f"{python} -m torch.distributed.run "
+                    command = command.replace("torchrun ", launcher, 1)
+                else:
+                    command = command.replace("deconvfix ", f"{python} -m deconvfix ", 1)
                 outputs.append(run(["bash", "-c", command], folder))
     assert len(outputs) == len(OWN) + len(blocks("python"))
     assert any("3 transposed convolutions found: 3 replaced; verified." in each for each in outputs)

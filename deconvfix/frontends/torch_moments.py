@@ -22,7 +22,7 @@ from deconvfix.fit.solve import HELDOUT_EVERY
 from deconvfix.forms import form
 from deconvfix.forms.base import Design, Phase, Settings
 from deconvfix.frontends import torch_steps
-from deconvfix.frontends.torch_processes import total
+from deconvfix.frontends.torch_processes import rank, total, world
 from deconvfix.spec import ConvTransposeSpec
 
 __all__ = ["Moments"]
@@ -44,13 +44,14 @@ class Moments:
     Attributes:
         design: The form as a linear model.
         samples: How many were added.
+        held: How many of these are held out.
     """
 
     def __init__(self, spec: ConvTransposeSpec, form_name: str, settings: Settings) -> None:
         self.spec = spec
         self.form_name = form_name
         self.settings = settings
-        self.samples = 0
+        self.samples = self.held = 0
         self.design = self._design(spec)
         shapes = [self._shape(phase) for phase in self.design.phases]
         self._fitted = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
@@ -71,8 +72,11 @@ class Moments:
         least = replace(self.spec, output_padding=(0,) * ndim).output_size(tuple(x.shape[2:]))
         more = tuple(n - low for n, low in zip(y.shape[2:], least, strict=True))
         design = self._design(replace(self.spec, output_padding=more))
-        heldout = (torch.arange(len(x)) + self.samples) % HELDOUT_EVERY == HELDOUT_EVERY - 1
+        # Where the processes take turns with the samples, the same are held out as in one process.
+        numbers = rank() + world() * (torch.arange(len(x)) + self.samples)
+        heldout = numbers % HELDOUT_EVERY == HELDOUT_EVERY - 1
         self.samples += len(x)
+        self.held += int(heldout.sum())
         for sums, chosen in ((self._fitted, ~heldout), (self._heldout, heldout)):
             if not chosen.any():
                 continue
@@ -82,9 +86,9 @@ class Moments:
 
     def gather(self) -> None:
         """Adds the sums of all processes of torch.distributed, where it is in use."""
-        count = torch.tensor(self.samples)
-        total([*self._fitted, *self._heldout, count])
-        self.samples = int(count)
+        counts = torch.tensor([self.samples, self.held])
+        total([*self._fitted, *self._heldout, counts])
+        self.samples, self.held = counts.tolist()
 
     def of_group(self, group: int) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
         """H_f of each phase, of the samples to fit to and of those held out."""
@@ -99,7 +103,7 @@ class Moments:
     @property
     def has_heldout(self) -> bool:
         """Whether there are samples to choose on that were not fitted to."""
-        return self.samples >= HELDOUT_EVERY
+        return self.held > 0
 
     def _design(self, spec: ConvTransposeSpec) -> Design:
         design = form(self.form_name).design(spec, self.settings)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["average", "rank", "total"]
+__all__ = ["average", "rank", "total", "world"]
 
 
 def in_use() -> bool:
@@ -18,6 +18,11 @@ def in_use() -> bool:
 def rank() -> int:
     """The number of this process."""
     return torch.distributed.get_rank() if in_use() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return torch.distributed.get_world_size() if in_use() else 1
 
 
 def total(tensors: Iterable[Tensor]) -> None:

@@ -20,7 +20,7 @@ from deconvfix.frontends.torch_inputs import (
     map_tensors,
     run_model,
 )
-from deconvfix.frontends.torch_processes import rank
+from deconvfix.frontends.torch_processes import rank, total
 
 __all__ = ["calibration_inputs", "count_samples", "cut", "flat_inputs", "join", "split"]
 
@@ -65,14 +65,19 @@ def calibration_inputs(
 def count_samples(calibration: Iterable[Any] | str, example_inputs: Any | None) -> int:
     """The samples in calibration inputs along the first axis, or those drawn of a distribution.
 
+    Those of all processes together.
+
     Args:
         calibration: As for `calibration_inputs`; an iterable is read.
         example_inputs: Gives the number that is drawn at once.
     """
     if isinstance(calibration, str):
         size = _batch_size(as_inputs(example_inputs))
-        return math.ceil(DRAWN / size) * size
-    return sum(_batch_size(as_inputs(each)) for each in calibration)
+        count = torch.tensor(math.ceil(DRAWN / size) * size)
+    else:
+        count = torch.tensor(sum(_batch_size(as_inputs(each)) for each in calibration))
+    total([count])
+    return int(count)
 
 
 def _batch_size(inputs: Inputs) -> int:
