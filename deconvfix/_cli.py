@@ -258,11 +258,7 @@ def convert(
     if flat is not None:
         fit["flat_inputs"] = flat if flat == "zeros" else calibration_files(named, flat, **read)
     budget = Tuning(
-        seconds=seconds,
-        steps=steps,
-        seed=fit["seed"],
-        train_all=train_all,
-        resume=resume,
+        seconds=seconds, steps=steps, seed=fit["seed"], train_all=train_all, resume=resume
     )
     if own.rank:
         with contextlib.redirect_stdout(sys.stderr):

@@ -144,11 +144,12 @@ def convert(
             the calibration inputs, and "reflect" without them.
         init: "exact" (refuse layers whose function would change), "fit" (least squares on the
             weights), "calibrated" (regression on what the original computes on inputs), "tuned"
-            (calibrated, then distilled from the original) or "random". None: exact where possible, a
-            fit elsewhere.
+            (calibrated, then distilled from the original; modules only) or "random". None: exact where
+            possible, a fit elsewhere.
         calibration: For "calibrated" and "tuned": an iterable of inputs, each as `example_inputs` (a
-            bare tensor is a tuple of one), or "normal" or "uniform" to draw inputs of the shapes of
-            `example_inputs`. The more of what the model will see they show, the better.
+            bare tensor is a tuple of one; for ONNX models arrays, by name or in order), or "normal" or
+            "uniform" to draw inputs of the shapes of `example_inputs`, of a program's own inputs, or of an
+            ONNX model's where they are fixed. The more of what the model will see they show, the better.
         tuning: For "tuned": budget, seed and loss.
         grow: Taps by which the kernels of "resize" and "equalized" grow on either side, on the axes
             with a stride: closer to the original at a higher cost. An equalized layer then has another
