@@ -23,7 +23,7 @@ from deconvfix.fidelity import (
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, FitsToData, Frontend, HasInputs
-from deconvfix.frontends.calibration import nothing_to_fit_to
+from deconvfix.frontends.calibration import check_flat, nothing_to_fit_to
 from deconvfix.inspection import Inspection
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Options, Plan, make_plan
@@ -199,7 +199,7 @@ def convert(
         exclude=() if callable(exclude) else _patterns(exclude),
     )
     if flat_inputs is not None:
-        _check_flat(options, tuning)
+        check_flat(options, tuning)
     working = frontend.prepare(model, example_inputs, inplace=inplace)
     findings = frontend.find(working, example_inputs)
     if plan is None:
@@ -334,24 +334,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _check_flat(options: Options, tuning: Tuning | None) -> None:
-    """Where the grid may stay on some inputs, there must be kernels that make it."""
-    if tuning is not None and tuning.train_all:
-        raise OptionError(
-            "flat_inputs",
-            "all weights are trained",
-            "what the layers get on these inputs must stay as it is",
-            "Leave out `train_all`, or `flat_inputs`",
-        )
-    if options.to != "equalized" or options.init not in FITTED_TO_DATA or options.strength != 1:
-        raise OptionError(
-            "flat_inputs",
-            f"the form is {options.to!r}, init {options.init!r} and strength {options.strength:g}",
-            "a grid that stays on some inputs is for 'equalized', fitted to data, with strength 1",
-            "Change these, or leave out `flat_inputs`",
-        )
 
 
 def _allow_no_refusal(plan: Plan) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deconvfix.artifacts import decibels
 from deconvfix.errors import ModelError, OptionError
 from deconvfix.fit.solve import Solved
-from deconvfix.fit.tuning import TUNED_FROM_WEIGHTS
+from deconvfix.fit.tuning import TUNED_FROM_WEIGHTS, Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Settings
 from deconvfix.plan import Decision, Options, Plan
 from deconvfix.steps import PadMode
@@ -26,6 +26,7 @@ __all__ = [
     "calibrated_decisions",
     "candidates",
     "check_distribution",
+    "check_flat",
     "check_without_data",
     "fitted_decisions",
     "in_batches_of",
@@ -112,6 +113,28 @@ def in_batches_of(
                     for name, x in sample.items()
                 }
                 waiting = []
+
+
+def check_flat(options: Options, tuning: Tuning | None) -> None:
+    """Where the grid may stay on some inputs, there must be kernels that make it.
+
+    Raises:
+        OptionError: If there are none.
+    """
+    if tuning is not None and tuning.train_all:
+        raise OptionError(
+            "flat_inputs",
+            "all weights are trained",
+            "what the layers get on these inputs must stay as it is",
+            "Leave out `train_all`, or `flat_inputs`",
+        )
+    if options.to != "equalized" or options.init not in FITTED_TO_DATA or options.strength != 1:
+        raise OptionError(
+            "flat_inputs",
+            f"the form is {options.to!r}, init {options.init!r} and strength {options.strength:g}",
+            "a grid that stays on some inputs is for 'equalized', fitted to data, with strength 1",
+            "Change these, or leave out `flat_inputs`",
+        )
 
 
 def refuse_flat_inputs(flat: object) -> None:
