@@ -50,6 +50,7 @@ class Match:
         obstacle: Why no form can be applied.
         exact_only: Why only the exact form can be applied.
         no_upsampling: Why the model cannot hold an upsampling of some kind.
+        no_means: Why the model cannot hold the local means of the form 'notch'.
         fixed_weight: Why its weight cannot be set to other values, which the equalized form does.
         read_weight: Gives the weight in float64, (C_in, C_out / groups, *kernel_size); None when it
             is computed while the model runs.
@@ -64,6 +65,7 @@ class Match:
     obstacle: Refusal | None = None
     exact_only: Refusal | None = None
     no_upsampling: Mapping[Interpolation, Refusal] = field(default_factory=dict, hash=False)
+    no_means: Refusal | None = None
     fixed_weight: Refusal | None = None
     read_weight: ReadWeight | None = field(default=None, compare=False, repr=False)
 
@@ -291,6 +293,8 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
     settled = target.settle(spec, options.settings, match.read_weight)
     if isinstance(settled, Refusal):
         return decision("refused", settled.sentence(match.name))
+    if target.name == "notch" and not settled.exact and match.no_means is not None:
+        return decision("refused", match.no_means.sentence(match.name))
     if target.name == "equalized" and settled.exact:
         return decision("kept", settled.note)
     if target.name == "notch" and settled.exact:

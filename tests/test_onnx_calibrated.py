@@ -330,11 +330,13 @@ def calibrated(proto, to="equalized", inputs=None, **options):
     return got
 
 
+@pytest.mark.parametrize(("opset", "ir_version"), [(7, 3), (17, 8)])
 @pytest.mark.parametrize("to", ["equalized", "resize", "notch"])
-def test_a_weight_that_several_layers_share(to):
+def test_a_weight_that_several_layers_share(to, opset, ir_version):
     """Each layer gets a fit of its own; the last of them may keep the old names."""
     nodes = [up("x w b", "a", "one"), node("Tanh", "a", "t"), up("t w b", "y", "two")]
-    got = calibrated(model(nodes, [X], [Y], W), to=to)
+    inputs = [X, *([value("w", [4, 4, 4]), value("b", [4])] if ir_version == 3 else [])]
+    got = calibrated(model(nodes, inputs, [Y], W, opset=opset, ir_version=ir_version), to=to)
     one, two = (got.plan[name].fitted for name in ("one", "two"))
     assert np.abs(one.kernel - two.kernel).max() > 1e-3
     stored = {each.name: onnx.numpy_helper.to_array(each) for each in got.model.graph.initializer}

@@ -435,6 +435,20 @@ def test_tied_weights_stay_tied():
     assert len([each for each in converted.graph.initializer if len(each.dims) == 4]) == 1
 
 
+@pytest.mark.parametrize("to", ["subpixel", "equalized", "resize"])
+def test_tied_weights_that_are_inputs_too(to):
+    """Before IR version 4 each initializer is an input, which no caller gives: it may get another name."""
+    nodes = [deconv(), deconv(output="z", name="again")]
+    inputs = [value("x", X_SHAPE), value("w", W_SHAPE), value("b", [C_OUT])]
+    proto = model(nodes, inputs, [Y, Z], W, ir_version=3, opset=11)
+    conversion = deconvfix.convert(proto, to=to, example_inputs=FEED)
+    assert conversion.report.parity.ok
+    conversion.model.graph.input[0].name = "other"
+    for each in conversion.model.graph.node:
+        each.input[:] = ["other" if name == "x" else name for name in each.input]
+    assert not FRONTEND.verify(proto, conversion.model, [FEED], conversion.plan).ok
+
+
 def test_a_weight_of_its_own_keeps_its_name_and_place():
     proto = plain()
     proto.graph.initializer.insert(0, tensor("before", np.ones(3, np.float32)))
@@ -868,6 +882,15 @@ def test_notch(ndim, opset, known):
 def test_opsets_without_the_upsampling_are_refused(interpolation, opset):
     reason = refusal(plain(opset=opset), to="resize", interpolation=interpolation)
     assert f"the file has opset {opset}" in reason
+
+
+def test_opsets_without_local_means_are_refused():
+    """ONNX Runtime would not run the file; a layer without a grid needs no means."""
+    assert "the file has opset 6" in refusal(plain(opset=6, strides=[2, 2]), to="notch")
+    even = {"w": np.ones(W_SHAPE, np.float32), "b": W["b"]}
+    attributes = {"kernel_shape": [3, 2], "strides": [3, 2], "pads": None, "output_padding": None}
+    proto = model([deconv(**attributes)], [X], [Y], even, opset=6)
+    check(proto, FEED, to="notch")
 
 
 # --- negative controls --------------------------------------------------------------------------

@@ -31,6 +31,8 @@ __all__ = ["FRONTEND", "OnnxFrontend", "ReplaceTransposedConvs"]
 
 # Upsample and Resize as ONNX Runtime runs them; linear with half-pixel centres.
 _OLDEST_OPSET: dict[Interpolation, int] = {"nearest": 7, "linear": 11}
+# AveragePool, as it runs it.
+_OLDEST_OPSET_WITH_MEANS = 7
 
 
 class OnnxFrontend:
@@ -149,10 +151,13 @@ def _match(layer: Layer) -> Match:
         obstacle=layer.obstacle,
         exact_only=_exact_only(layer),
         no_upsampling={
-            kind: _needs_opset(kind, layer.opset, oldest)
+            kind: _needs_opset(f"{kind} upsampling", layer.opset, oldest)
             for kind, oldest in _OLDEST_OPSET.items()
             if layer.opset < oldest
         },
+        no_means=_needs_opset("local means", layer.opset, _OLDEST_OPSET_WITH_MEANS)
+        if layer.opset < _OLDEST_OPSET_WITH_MEANS
+        else None,
         read_weight=None if layer.weight is None else layer.read_weight,
     )
 
@@ -174,9 +179,9 @@ def _exact_only(layer: Layer) -> Refusal | None:
     )
 
 
-def _needs_opset(kind: Interpolation, opset: int, oldest: int) -> Refusal:
+def _needs_opset(what: str, opset: int, oldest: int) -> Refusal:
     return Refusal(
         f"the file has opset {opset}",
-        f"ONNX has {kind} upsampling from opset {oldest} on",
+        f"ONNX Runtime has {what} from opset {oldest} on",
         "Convert the file first (onnx.version_converter), or convert this layer to 'subpixel'",
     )

@@ -30,7 +30,7 @@ from deconvfix.frontends import onnx_inputs
 from deconvfix.frontends.onnx_inputs import Feed
 from deconvfix.frontends.onnx_layer import find_layers
 from deconvfix.frontends.onnx_layer_parity import compare_layers
-from deconvfix.frontends.onnx_names import Names
+from deconvfix.frontends.onnx_names import OLDEST_IR_WITH_FREE_INITIALIZERS, Names
 from deconvfix.frontends.onnx_surgery import quantised_tail
 from deconvfix.frontends.onnx_values import bodies, constant
 from deconvfix.onnx_runtime import open_session, run_named
@@ -123,11 +123,17 @@ def weight_bytes(model: ir.Model) -> int:
 def _changed_interface(before: ir.Model, after: ir.Model) -> list[str]:
     problems = []
     for what in ("inputs", "outputs"):
-        old, new = ([each.name for each in getattr(m.graph, what)] for m in (before, after))
-        # Before IR version 4 new initializers are inputs too, which no caller gives.
-        if old != new[: len(old)] or (what == "outputs" and old != new):
+        old, new = (_names(m, what) for m in (before, after))
+        if old != new:
             problems.append(f"The {what} are called {new} instead of {old}.")
     return problems
+
+
+def _names(model: ir.Model, what: str) -> list[str]:
+    """Before IR version 4 each initializer is an input too, which no caller gives."""
+    values: Sequence[ir.Value] = getattr(model.graph, what)
+    free = what == "outputs" or model.ir_version >= OLDEST_IR_WITH_FREE_INITIALIZERS
+    return [str(each.name) for each in values if free or not each.is_initializer()]
 
 
 # --- end to end ---------------------------------------------------------------------------------
