@@ -263,6 +263,25 @@ def test_a_padding_that_did_not_grow_is_noticed():
     assert not FRONTEND.verify(program, conversion.model, [], conversion.plan).ok
 
 
+def test_a_wrong_kernel_of_an_exact_resize_is_noticed():
+    """Bilinear kernels divide: the same function, but in another form than the sub-pixel one."""
+    taps = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    layer = nn.ConvTranspose2d(2, 3, 4, 2, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.outer(taps, taps).expand(2, 3, 4, 4))
+    program = torch.export.export(
+        nn.Sequential(layer, nn.ReLU()).eval(), (torch.randn(1, 2, 5, 6),)
+    )
+    conversion = deconvfix.convert(
+        program, to="resize", interpolation="linear", padding_mode="zeros"
+    )
+    assert conversion.report.layers[0].exact
+    assert FRONTEND.verify(program, conversion.model, [], conversion.plan).ok
+    with torch.no_grad():
+        conversion.model.state_dict["0.weight"].mul_(1.01)
+    assert not FRONTEND.verify(program, conversion.model, [], conversion.plan).ok
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
