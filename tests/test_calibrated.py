@@ -291,8 +291,7 @@ def test_a_calibrated_model_is_closer_than_one_fitted_to_its_weights(options, tm
     assert torch.equal(rebuilt(fresh[0]), got.model(fresh[0]))
 
 
-@pytest.mark.parametrize("to", ["equalized", "resize", "notch"])
-@pytest.mark.parametrize(
+layers_of_every_kind = pytest.mark.parametrize(
     "layer",
     [
         nn.ConvTranspose1d(4, 6, 7, stride=3, padding=2, groups=2),
@@ -305,6 +304,10 @@ def test_a_calibrated_model_is_closer_than_one_fitted_to_its_weights(options, tm
     ],
     ids=["groups", "dilation", "anisotropic", "3-D", "weight norm"],
 )
+
+
+@pytest.mark.parametrize("to", ["equalized", "resize", "notch"])
+@layers_of_every_kind
 def test_layers_of_every_kind_are_calibrated(layer, to):
     """Unbatched inputs too: the first axis is a sample's own."""
     shape = (3, layer.in_channels, *(9, 8, 7)[: len(layer.kernel_size)])

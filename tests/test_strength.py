@@ -10,7 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cases
-from test_calibrated import Net, accepts, error_of, first_group, moments_of, smooth_batches
+from test_calibrated import (
+    Net,
+    accepts,
+    error_of,
+    first_group,
+    layers_of_every_kind,
+    moments_of,
+    smooth_batches,
+)
 from test_tuned import decoder
 from torch import nn
 
@@ -228,19 +236,7 @@ def check_imbalance(layer, old, left):
 
 @pytest.mark.parametrize("grow", [0, 1])
 @pytest.mark.parametrize("init", ["fit", "calibrated"])
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.ConvTranspose1d(4, 6, 7, stride=3, padding=2, groups=2),
-        nn.ConvTranspose1d(3, 2, 4, stride=2, padding=3, dilation=3, bias=False),
-        nn.ConvTranspose2d(3, 2, (4, 3), stride=(2, 1), padding=1),
-        nn.ConvTranspose3d(2, 2, (4, 2, 3), stride=(2, 2, 1), padding=(1, 0, 1)),
-        torch.nn.utils.parametrizations.weight_norm(
-            nn.ConvTranspose1d(3, 2, 8, stride=4, padding=2)
-        ),
-    ],
-    ids=["groups", "dilation", "anisotropic", "3-D", "weight norm"],
-)
+@layers_of_every_kind
 def test_layers_of_every_kind_keep_a_part_of_their_ripple(layer, init, grow):
     if grow and torch.nn.utils.parametrize.is_parametrized(layer):
         return  # weights of another shape are refused there

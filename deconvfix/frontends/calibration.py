@@ -27,6 +27,7 @@ __all__ = [
     "candidates",
     "check_distribution",
     "check_flat",
+    "check_held",
     "check_without_data",
     "fitted_decisions",
     "in_batches_of",
@@ -85,6 +86,21 @@ def best_fit(
             "Leave those inputs out",
         )
     return settings, solved
+
+
+def check_held(decision: Decision, rounded: NDArray[np.float64], dtype: str) -> None:
+    """Checks a fit that was rounded to what a file can hold.
+
+    Raises:
+        ModelError: If that is infinite.
+    """
+    if not np.isfinite(rounded).all():
+        raise ModelError(
+            decision.name,
+            f"the fit to the calibration inputs is larger than {dtype} can hold",
+            "finite weights are needed",
+            "Convert the model to float32 first, or use init 'fit'",
+        )
 
 
 def calibrated(decision: Decision, settings: Settings, solved: Solved) -> Decision:

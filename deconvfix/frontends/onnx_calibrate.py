@@ -20,7 +20,13 @@ from deconvfix.errors import DeconvfixError, ModelError, sentence
 from deconvfix.fit.moments import Moments
 from deconvfix.fit.solve import solve
 from deconvfix.forms import form
-from deconvfix.frontends.calibration import best_fit, calibrated, candidates, fitted_decisions
+from deconvfix.frontends.calibration import (
+    best_fit,
+    calibrated,
+    candidates,
+    check_held,
+    fitted_decisions,
+)
 from deconvfix.frontends.onnx_inputs import Feed
 from deconvfix.frontends.onnx_layer import Layer, find_layers
 from deconvfix.frontends.onnx_parity import session_of
@@ -172,13 +178,7 @@ def _rounded(values: Array, dtype: np.dtype[Any], decision: Decision) -> Array:
     """In the values that the file can hold."""
     with np.errstate(over="ignore"):
         rounded = values.astype(dtype).astype(np.float64)
-    if not np.isfinite(rounded).all():
-        raise ModelError(
-            decision.name,
-            f"the fit to the calibration inputs is larger than {dtype} can hold",
-            "finite weights are needed",
-            "Convert the model to float32 first, or use init 'fit'",
-        )
+    check_held(decision, rounded, str(dtype))
     return rounded
 
 

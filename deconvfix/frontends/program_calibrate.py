@@ -16,13 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from deconvfix.errors import ModelError, sentence
+from deconvfix.errors import sentence
 from deconvfix.fit.solve import solve
 from deconvfix.forms import form
-from deconvfix.frontends.calibration import best_fit, calibrated, candidates, fitted_decisions
+from deconvfix.frontends.calibration import (
+    best_fit,
+    calibrated,
+    candidates,
+    check_held,
+    fitted_decisions,
+)
 from deconvfix.frontends.fx_graph import GraphCall, finish
 from deconvfix.frontends.program_weights import stored, why_fixed
-from deconvfix.frontends.torch_inputs import Inputs, run_model
+from deconvfix.frontends.torch_inputs import Inputs, Reached, run_model
 from deconvfix.frontends.torch_layers import read_weight
 from deconvfix.frontends.torch_moments import Moments
 from deconvfix.plan import Decision, Fitted, Plan
@@ -31,10 +37,6 @@ __all__ = ["calibrate"]
 
 # A copy of a program, with its calls by name.
 Copied = Callable[[ExportedProgram], tuple[ExportedProgram, dict[str, GraphCall]]]
-
-
-class _Reached(BaseException):
-    """Ends a run after the layer of interest; no error, so `run_model` lets it pass."""
 
 
 @torch.no_grad()
@@ -125,13 +127,7 @@ def _obstacle(program: ExportedProgram, found: GraphCall) -> str | None:
 def _rounded(values: NDArray[np.float64], like: Tensor, decision: Decision) -> NDArray[np.float64]:
     """In the values that the program can hold."""
     rounded = torch.from_numpy(values).to(like.dtype).double().numpy()
-    if not np.isfinite(rounded).all():
-        raise ModelError(
-            decision.name,
-            f"the fit to the calibration inputs is larger than {like.dtype} can hold",
-            "finite weights are needed",
-            "Convert the model to float32 first, or use init 'fit'",
-        )
+    check_held(decision, rounded, str(like.dtype))
     return rounded
 
 
@@ -150,7 +146,7 @@ def _seen(
         values = dict(zip(operands, tensors, strict=True))
         args, kwargs = torch.fx.map_arg(arguments, lambda each: values[each])
         seen.append((tensors[0], transposed(*args, **kwargs)))
-        raise _Reached
+        raise Reached
 
     node.target, node.args, node.kwargs = record, tuple(operands), {}
     finish(program.graph_module)
@@ -158,5 +154,5 @@ def _seen(
     for batch in batches:
         try:
             run_model(module, batch)
-        except _Reached:
+        except Reached:
             yield seen.pop()

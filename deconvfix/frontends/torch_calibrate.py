@@ -22,7 +22,7 @@ from deconvfix.forms import form
 from deconvfix.frontends.calibration import best_fit, calibrated, calibrated_decisions, candidates
 from deconvfix.frontends.torch_find import current_weight
 from deconvfix.frontends.torch_flat import check_constant, directions
-from deconvfix.frontends.torch_inputs import Inputs, copy_model, run_model
+from deconvfix.frontends.torch_inputs import Inputs, Reached, copy_model, run_model
 from deconvfix.frontends.torch_layers import (
     ConvertedConvTranspose,
     ConvTransposeModule,
@@ -35,10 +35,6 @@ from deconvfix.plan import Decision, Plan
 __all__ = ["calibrate", "directions_of"]
 
 Array = NDArray[np.float64]
-
-
-class _Reached(BaseException):
-    """Ends a run after the last layer that is of interest; no error, so `run_model` lets it pass."""
 
 
 @torch.no_grad()
@@ -176,13 +172,13 @@ def _calls(model: nn.Module, name: str, batch: Inputs, count: int) -> list[tuple
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         calls.append((args[0] if args else kwargs["input"], output))
         if len(calls) == count:
-            raise _Reached
+            raise Reached
 
     # Before the user's hooks, which are not part of the layer.
     handle = model.get_submodule(name).register_forward_hook(hook, prepend=True, with_kwargs=True)
     try:
         run_model(model, batch)
-    except _Reached:
+    except Reached:
         pass
     finally:
         handle.remove()

@@ -16,6 +16,7 @@ from deconvfix.errors import ModelError
 
 __all__ = [
     "Inputs",
+    "Reached",
     "as_inputs",
     "copy_model",
     "copy_quietly",
@@ -36,6 +37,10 @@ class Inputs(NamedTuple):
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+class Reached(BaseException):
+    """Ends a run after the last layer that is of interest; no error, so `run_model` lets it pass."""
 
 
 def as_inputs(example_inputs: Any) -> Inputs:
