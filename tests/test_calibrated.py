@@ -215,8 +215,8 @@ def test_the_ridge_is_chosen_on_samples_that_were_not_fitted():
         return [z.T @ z]
 
     basis, start = [np.ones((1, 1))], np.zeros((features, 1, 1))
-    noisy = best_ridge(moments(32, 10.0), moments(200, 10.0), basis, start, None)
-    exact = best_ridge(moments(300, 0.0), moments(200, 0.0), basis, start, None)
+    noisy, _ = best_ridge(moments(32, 10.0), moments(200, 10.0), basis, start, None)
+    exact, _ = best_ridge(moments(300, 0.0), moments(200, 0.0), basis, start, None)
     assert noisy > exact
 
 

@@ -174,11 +174,12 @@ def best_ridge(
     start: Array,
     bias: Array | None,
     banned: Array | None = None,
-) -> float:
-    """The candidate of `RIDGES` whose fit to `fitted` has the smallest error on `heldout`."""
+) -> tuple[float, float]:
+    """The candidate of `RIDGES` whose fit to `fitted` has the smallest error on `heldout`, and that."""
     equations = _equations(fitted, basis, start.shape)
     errors = {
         ridge: squared_error(heldout, basis, *_solved(*equations, start, bias, ridge, banned))
         for ridge in RIDGES
     }
-    return min(errors, key=lambda ridge: errors[ridge])
+    ridge = min(errors, key=lambda ridge: errors[ridge])
+    return ridge, errors[ridge]

@@ -78,8 +78,10 @@ def solve(
             For designs of one copy; `start` is then any kernel too.
     """
     design, groups = moments.design, moments.groups
-    uneven = _complement(design.basis)
+    banned: list[Array | None] = [None] * groups
     if flat is not None:
+        uneven = _complement(design.basis)
+        banned = [_products(each, uneven) for each in flat]
         design = replace(design, basis=np.eye(len(design.basis)), has_offset=False)
     basis = [design.basis[list(phase.taps)] for phase in design.phases]
     # (C_in, C_out/g, free) -> (g, C_in/g, C_out/g, free)
@@ -89,7 +91,6 @@ def solve(
     kernels, biases, errors, power = [], [], 0.0, 0.0
     for group in range(groups):
         own_bias = None if bias is None else bias.reshape(groups, -1)[group]
-        banned = None if flat is None else _products(flat[group], uneven)
         fitted, heldout = moments.of_group(group)
         judged = heldout if moments.has_heldout else fitted
         power += squared_error(judged, basis, np.zeros_like(w_0[group]), None)
@@ -98,14 +99,13 @@ def solve(
             fixed = [own[..., list(phase.taps)] for phase in design.phases]
             fitted, heldout = beside(fitted, fixed), beside(heldout, fixed)
         if moments.has_heldout:
-            ridge = best_ridge(fitted, heldout, basis, w_0[group], own_bias, banned)
-        else:
-            ridge, heldout = DEFAULT_RIDGE, fitted
-        w, b = ridge_fit(fitted, basis, w_0[group], own_bias, ridge, banned)
-        errors += squared_error(heldout, basis, w, b)
-        if moments.has_heldout:
+            ridge, error = best_ridge(fitted, heldout, basis, w_0[group], own_bias, banned[group])
             total = [one + other for one, other in zip(fitted, heldout, strict=True)]
-            w, b = ridge_fit(total, basis, w_0[group], own_bias, ridge, banned)
+            w, b = ridge_fit(total, basis, w_0[group], own_bias, ridge, banned[group])
+        else:
+            w, b = ridge_fit(fitted, basis, w_0[group], own_bias, DEFAULT_RIDGE, banned[group])
+            error = squared_error(fitted, basis, w, b)
+        errors += error
         kernels.append(w)
         biases.append(b)
     kernel = design.kernel(np.concatenate(kernels), groups)
