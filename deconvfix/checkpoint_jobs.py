@@ -16,7 +16,6 @@ from deconvfix.checkpoint_source import BoundFiles, CheckpointSource
 from deconvfix.conversion import Conversion, convert, inspect
 from deconvfix.curve import StrengthCurve
 from deconvfix.errors import OptionError
-from deconvfix.fidelity import gather
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.torch_compare import equal
 from deconvfix.frontends.torch_evidence import kernels_of
@@ -25,7 +24,7 @@ from deconvfix.frontends.torch_module import FRONTEND
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.growth import samples_curve as measure_curve
 from deconvfix.inspection import Inspection
-from deconvfix.jobs import read_recipe, reloaded_error, told_of, write_recipe
+from deconvfix.jobs import read_recipe, reloaded_error, told_of, with_pictures, write_recipe
 from deconvfix.onnx_export import ExportReport, export_onnx
 from deconvfix.onnx_verify import verify_onnx
 from deconvfix.parity import ParityReport
@@ -209,23 +208,15 @@ def _with_pictures(
     options: dict[str, Any],
     example: Inputs | None,
 ) -> ConversionReport:
-    """Real inputs are shown where there are some: made-up ones say nothing to the eye."""
+    """The report with pictures, of the layers' kernels too."""
     calibration = options.get("calibration")
     inputs = calibration[-1] if isinstance(calibration, list) and calibration else example
-    if report.fidelity is None or inputs is None:
+    models = (model, conversion.model)
+    report = with_pictures(report, FRONTEND, *models, inputs, options.get("sample_rate"))
+    if report.evidence is None:
         return report
-    evidence = gather(
-        FRONTEND,
-        model,
-        conversion.model,
-        inputs,
-        report.fidelity.outputs,
-        sample_rate=options.get("sample_rate"),
-    )
-    if evidence is not None:
-        kernels = kernels_of(model, conversion.model, conversion.plan)
-        evidence = replace(evidence, kernels=kernels)
-    return replace(report, evidence=evidence)
+    kernels = kernels_of(*models, conversion.plan)
+    return replace(report, evidence=replace(report.evidence, kernels=kernels))
 
 
 def _check_reload(

@@ -15,14 +15,14 @@ from deconvfix import onnx_file
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.conversion import convert, inspect, parity_error
 from deconvfix.errors import ExportError, OptionError
-from deconvfix.fidelity import gather, with_runs
+from deconvfix.fidelity import with_runs
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.onnx_inputs import shapes_of
 from deconvfix.frontends.onnx_model import FRONTEND
 from deconvfix.frontends.onnx_parity import compare_models
 from deconvfix.frontends.onnx_samples import calibration_feeds, rebatched
 from deconvfix.inspection import Inspection
-from deconvfix.jobs import fits_no_samples, read_recipe, told_of, write_recipe
+from deconvfix.jobs import fits_no_samples, read_recipe, told_of, with_pictures, write_recipe
 from deconvfix.onnx_file import OnnxFile
 from deconvfix.parity import ParityReport
 from deconvfix.report import ConversionReport
@@ -173,10 +173,7 @@ def _measured(
     )
     report = replace(report, fidelity=fidelity, notes=(*report.notes, *notes))
     if pictures:
-        evidence = gather(
-            FRONTEND, before, after, example, fidelity.outputs, sample_rate=sample_rate
-        )
-        report = replace(report, evidence=evidence)
+        report = with_pictures(report, FRONTEND, before, after, example, sample_rate)
     return report
 
 

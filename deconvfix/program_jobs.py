@@ -16,14 +16,20 @@ from deconvfix.checkpoint_source import BoundFiles, bound_inputs
 from deconvfix.conversion import convert, inspect
 from deconvfix.conversion import verify as verify_models
 from deconvfix.errors import OptionError
-from deconvfix.fidelity import gather
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.calibration import in_batches_of
 from deconvfix.frontends.exported_program import FRONTEND
 from deconvfix.frontends.torch_compare import equal
 from deconvfix.frontends.torch_inputs import Inputs, as_inputs, flat_tensors, run_model
 from deconvfix.inspection import Inspection
-from deconvfix.jobs import fits_no_samples, read_recipe, reloaded_error, told_of, write_recipe
+from deconvfix.jobs import (
+    fits_no_samples,
+    read_recipe,
+    reloaded_error,
+    told_of,
+    with_pictures,
+    write_recipe,
+)
 from deconvfix.onnx_export import ExportReport, export_onnx
 from deconvfix.onnx_verify import verify_onnx
 from deconvfix.parity import ParityReport
@@ -90,20 +96,12 @@ def convert_file(
     options = _bound(options, program)
     conversion = convert(program, example_inputs=example, plan=read_recipe(recipe), **options)
     report = told_of(source, conversion, (), output)
-    # Real inputs are shown where there are some: made-up ones say nothing to the eye.
-    real = options.get("calibration")
-    shown = program.example_inputs if example is None else example
-    shown = real[-1] if isinstance(real, list) and real else shown
-    if pictures and report.fidelity is not None and shown is not None:
-        evidence = gather(
-            FRONTEND,
-            program,
-            conversion.model,
-            shown,
-            report.fidelity.outputs,
-            sample_rate=options.get("sample_rate"),
-        )
-        report = replace(report, evidence=evidence)
+    if pictures:
+        real = options.get("calibration")
+        shown = program.example_inputs if example is None else example
+        shown = real[-1] if isinstance(real, list) and real else shown
+        models = (program, conversion.model)
+        report = with_pictures(report, FRONTEND, *models, shown, options.get("sample_rate"))
     if output.suffix == ".onnx":
         exported = export_onnx(
             conversion.model,

@@ -11,7 +11,7 @@ from test_cli import INPUT, Net, arch, assert_fails_in_words, html_report, run, 
 from torch import nn
 
 import deconvfix
-from deconvfix import checkpoint_jobs, fidelity
+from deconvfix import fidelity
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.errors import OptionError
 from deconvfix.forms import FORMS, form
@@ -295,13 +295,11 @@ def test_the_files_are_read_once_and_pictures_are_gathered_for_a_page(
     tmp_path, samples, monkeypatch
 ):
     reads, gathered = [], []
-    original, gather = CalibrationFiles.__iter__, checkpoint_jobs.gather
+    original, gather = CalibrationFiles.__iter__, jobs.gather
     monkeypatch.setattr(
         CalibrationFiles, "__iter__", lambda self: (reads.append(1), original(self))[1]
     )
-    monkeypatch.setattr(
-        checkpoint_jobs, "gather", lambda *a, **k: (gathered.append(1), gather(*a, **k))[1]
-    )
+    monkeypatch.setattr(jobs, "gather", lambda *a, **k: (gathered.append(1), gather(*a, **k))[1])
     options = (*INPUT, *CALIBRATED, str(samples))
     page = html_report(tmp_path, Net(), "Net", *options, "--samples-curve")
     assert (len(reads), len(gathered)) == (1, 1)
