@@ -11,7 +11,7 @@ from test_cli import INPUT, Net, arch, assert_fails_in_words, html_report, run, 
 from torch import nn
 
 import deconvfix
-from deconvfix import fidelity
+from deconvfix import fidelity, jobs
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.errors import OptionError
 from deconvfix.forms import FORMS, form
