@@ -16,14 +16,12 @@ import deconvfix
 from deconvfix.artifacts import ripple_db
 from deconvfix.checkpoint import load, write
 from deconvfix.errors import OptionError
-from deconvfix.fit.regression import best_ridge, ridge_fit, squared_error
+from deconvfix.fit.regression import best_ridge, equations, ridge_fit, squared_error
 from deconvfix.forms import form
 from deconvfix.forms.base import Refusal, Settings
-from deconvfix.frontends import torch_moments
 from deconvfix.frontends.torch_layers import read_weight, spec_of
 from deconvfix.frontends.torch_moments import Moments
 from deconvfix.plan import Plan
-from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import run
 
 settings_drawn = st.builds(
@@ -120,14 +118,15 @@ def moments_of(name, case, settings, y, pieces=1):
 
 
 def problem(name, case, settings, y):
-    """Moments, basis rows per phase, and the weights-only fit w_0, of the first group."""
+    """The normal equations, and the weights-only fit w_0, of the first group."""
     sums = moments_of(name, case, settings, y)
     basis = [sums.design.basis[list(phase.taps)] for phase in sums.design.phases]
     kernel = form(name).fit(case.spec, settings, case.weight)
     w_0 = sums.design.numbers(kernel, case.spec.groups)
     fitted, heldout = sums.of_group(0)
     total = [one + other for one, other in zip(fitted, heldout, strict=True)]
-    return total, basis, w_0[: case.spec.in_channels // case.spec.groups]
+    w_0 = w_0[: case.spec.in_channels // case.spec.groups]
+    return equations(total, basis, w_0.shape), w_0
 
 
 def first_group(case):
@@ -139,15 +138,13 @@ def test_a_calibrated_fit_is_no_worse_than_the_fit_to_the_weights(case, name, se
     """On the data it is fitted to; the penalty is zero at the start, so no ridge can spoil it."""
     if not accepts(name, case, settings):
         return
-    moments, basis, w_0 = problem(name, case, settings, case.expected)
+    system, w_0 = problem(name, case, settings, case.expected)
     bias = first_group(case)
-    w, b = ridge_fit(moments, basis, w_0, bias, ridge)
-    power = squared_error(moments, basis, np.zeros_like(w), None)
+    w, b = ridge_fit(system, w_0, bias, ridge)
+    power = squared_error(system, np.zeros_like(w), None)
     # Errors are differences of moments: they round at 1e-16 of the power, a few hundred terms.
-    rounding = 1e-12 * (power + squared_error(moments, basis, w_0, None))
-    assert squared_error(moments, basis, w, b) <= (
-        squared_error(moments, basis, w_0, bias) + rounding
-    )
+    rounding = 1e-12 * (power + squared_error(system, w_0, None))
+    assert squared_error(system, w, b) <= (squared_error(system, w_0, bias) + rounding)
 
 
 @given(cases(), fitted_forms, settings_drawn)
@@ -162,8 +159,8 @@ def test_what_the_form_can_do_is_left_as_it_is(case, name, settings):
     if name == "equalized":
         [step] = form(name).compile(case.spec, settings).steps
         y = run((step,), case.x, form(name).fit(case.spec, settings, case.weight), case.bias)
-    moments, basis, w_0 = problem(name, case, settings, y)
-    w, _ = ridge_fit(moments, basis, w_0, first_group(case), 1e-3)
+    system, w_0 = problem(name, case, settings, y)
+    w, _ = ridge_fit(system, w_0, first_group(case), 1e-3)
     np.testing.assert_allclose(w, w_0, rtol=0, atol=1e-8 * max(1.0, np.abs(w_0).max()))
 
 
@@ -181,28 +178,6 @@ def test_moments_are_sums(case, name, settings):
             assert all(map(np.array_equal, one, other))
 
 
-def test_slabs_of_a_large_map_are_the_whole_map(monkeypatch):
-    """Memory is bounded by working through a map in pieces."""
-    spec = ConvTransposeSpec(2, 3, (4, 3), (2, 2), ((1, 1), (1, 1)), (0, 1), (1, 1), 1, True)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randint(-3, 4, (3, 2, 7, 5), generator=generator).double()
-    y = torch.randint(-3, 4, (3, 3, *spec.output_size((7, 5))), generator=generator).double()
-    sums = []
-    for most in (2**22, 64):
-        monkeypatch.setattr("deconvfix.frontends.torch_moments._MOST_ELEMENTS", most)
-        sums.append(Moments(spec, "equalized", Settings()))
-        sums[-1].add(x, y)
-    assert all(map(np.array_equal, sums[0].of_group(0)[0], sums[1].of_group(0)[0]))
-
-
-@pytest.mark.parametrize(("groups", "size"), [(1, 1), (1, 7), (2, 8), (3, 20), (1, 23)])
-def test_half_of_a_symmetric_product_is_all_of_it(groups, size, monkeypatch):
-    monkeypatch.setattr(torch_moments, "_PANEL", 8)
-    z = torch.randint(-4, 5, (groups, 30, size)).double()  # exact, in any order
-    before = torch.eye(size, dtype=torch.float64).repeat(groups, 1, 1)
-    assert torch.equal(torch_moments._add_products(before.clone(), z), before + z.mT @ z)
-
-
 def test_the_ridge_is_chosen_on_samples_that_were_not_fitted():
     """Few noisy samples want a strong ridge, many exact ones a weak one."""
     rng = np.random.default_rng(0)
@@ -212,11 +187,11 @@ def test_the_ridge_is_chosen_on_samples_that_were_not_fitted():
         u = rng.normal(size=(count, features))
         y = u @ truth[:, 0] + noise * rng.normal(size=(count, 1))
         z = np.concatenate([u, np.ones((count, 1)), y], 1)
-        return [z.T @ z]
+        return equations([z.T @ z], [np.ones((1, 1))], start.shape)
 
-    basis, start = [np.ones((1, 1))], np.zeros((features, 1, 1))
-    noisy, _ = best_ridge(moments(32, 10.0), moments(200, 10.0), basis, start, None)
-    exact, _ = best_ridge(moments(300, 0.0), moments(200, 0.0), basis, start, None)
+    start = np.zeros((features, 1, 1))
+    noisy, _ = best_ridge(moments(32, 10.0), moments(200, 10.0), start, None)
+    exact, _ = best_ridge(moments(300, 0.0), moments(200, 0.0), start, None)
     assert noisy > exact
 
 
@@ -416,3 +391,35 @@ def test_a_dry_run_needs_no_data():
     rebuilt = FRONTEND.apply(model, Plan.from_json(plan.to_json()))
     assert rebuilt.up.kernel_size == (6, 6)
     assert rebuilt.up.padding == (2, 2)
+
+
+class InPlace(nn.Module):
+    """A layer that runs twice; what follows changes its output, and its input, in place."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.up = nn.ConvTranspose1d(3, 3, 4, stride=2, padding=1)
+        self.act = nn.LeakyReLU(-2.0, inplace=inplace)
+
+    def forward(self, x):
+        x = x * 2
+        for _ in range(2):
+            old, x = x, self.act(self.up(x))
+            if self.act.inplace:
+                old.zero_()
+        return x
+
+
+@pytest.mark.parametrize("most", [2**30, 0])
+def test_what_follows_may_change_outputs_in_place(most, monkeypatch):
+    """Features are seen as the layer saw them; whether its outputs are kept or computed again."""
+    monkeypatch.setattr("deconvfix.frontends.torch_calibrate._MOST_BYTES", most)
+    batches = smooth_batches((4, 3, 9))
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        got = deconvfix.convert(
+            InPlace(inplace), to="equalized", init="calibrated", calibration=batches
+        )
+        found.append(got.model.up.weight)
+    assert torch.equal(*found)

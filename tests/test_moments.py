@@ -1,5 +1,6 @@
-"""Second moments in NumPy: the same as torch's, bit for bit, for every geometry."""
+"""Second moments in NumPy: as they are defined, and the same as torch's, for every geometry."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,14 @@ from hypothesis import given
 from strategies import cases
 from test_calibrated import accepts, fitted_forms, settings_drawn
 
-from deconvfix.fit import moments
-from deconvfix.fit.solve import solve
+from deconvfix.fit import moments, products
+from deconvfix.fit.solve import HELDOUT_EVERY, solve
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
+from deconvfix.frontends import torch_moments
 from deconvfix.frontends.torch_moments import Moments as TorchMoments
 from deconvfix.spec import ConvTransposeSpec
+from deconvfix.steps import run
 
 
 def moments_of(name, case, settings, y, pieces=1):
@@ -42,6 +45,82 @@ def several(case, samples=5):
     x = rng.integers(-3, 4, shape).astype(np.float64)
     y_shape = (samples, case.spec.out_channels, *case.spec.output_size(shape[2:]))
     return replace(case, x=x), rng.integers(-3, 4, y_shape).astype(np.float64)
+
+
+def by_definition(design, x, y, groups):
+    """H_f of each phase and group: the rows z = (u, 1, y), pixel by pixel, and z^T z."""
+    extended = run(design.steps, x, np.zeros(()))
+    # (N, g * copies * C, *L) -> (g, copies, C, N, *L)
+    split = extended.reshape(len(x), groups, design.copies, -1, *extended.shape[2:])
+    seen = np.moveaxis(split, 0, 3)
+    outputs = np.moveaxis(y.reshape(len(y), groups, -1, *y.shape[2:]), 0, 2)
+    found = []
+    for group in range(groups):
+        phases = []
+        for phase in design.phases:
+            last = zip(y.shape[2:], phase.first, phase.step, strict=True)
+            counts = [len(range(first, size, step)) for size, first, step in last]
+            rows = []
+            for t in np.ndindex(*counts):
+                copies = phase.copies or (0,) * len(phase.taps)
+                u = [
+                    seen[(group, copy, channel, slice(None), *np.add(start, t))]
+                    for channel in range(seen.shape[2])
+                    for copy, start in zip(copies, phase.starts, strict=True)
+                ]
+                pixel = [f + s * i for f, s, i in zip(phase.first, phase.step, t, strict=True)]
+                v = [each[(slice(None), *pixel)] for each in outputs[group]]
+                rows.append(np.stack([*u, np.ones(len(x)), *v], 1))
+            size = seen.shape[2] * len(phase.taps) + 1 + outputs.shape[1]
+            z = np.concatenate([*rows, np.zeros((0, size))])
+            phases.append(z.T @ z)
+        found.append(phases)
+    return found
+
+
+@given(cases(), fitted_forms, settings_drawn)
+def test_moments_are_what_they_are_defined_as(case, name, settings):
+    """Bit for bit: sums of products of small integers are exact in any order."""
+    if not accepts(name, case, settings) or settings.interpolation == "linear":
+        return
+    case, y = several(case)
+    settings = replace(settings, reach=1)  # means over 4 pixels an axis
+    sums = moments_of(name, case, settings, y)
+    kept = np.arange(len(y)) % HELDOUT_EVERY != HELDOUT_EVERY - 1
+    for chosen, part in ((kept, 0), (~kept, 1)):
+        wanted = by_definition(sums.design, case.x[chosen], y[chosen], case.spec.groups)
+        for group, phases in enumerate(wanted):
+            for mine, other in zip(sums.of_group(group)[part], phases, strict=True):
+                np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.parametrize("broken", ["window", "mirror"])
+def test_the_definition_sees_a_wrong_product(broken, monkeypatch):
+    """A window that is too short, or the product of two taps left out on one side."""
+    spec = ConvTransposeSpec.create(2, 3, 4, ndim=1, stride=2, padding=1)
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(-3, 4, (3, 2, 5)), rng.integers(-3, 4, (3, 3, 10))
+    pairs = products._pairs
+
+    def wrong(*args):
+        found = pairs(*args)
+        for distance, each in found.items():
+            if broken == "window":
+                shorter = tuple((begin, end - 2) for begin, end in each[0].window)
+                each[0] = each[0]._replace(window=shorter)
+            elif any(distance.pixels):
+                each[0] = each[0]._replace(taps=(each[0].taps[0],) * 2)
+        return found
+
+    design = form("equalized").design(spec, Settings())
+    sums = moments.Moments(spec, design)
+    sums.add(x, y)
+    [wanted] = by_definition(design, x.astype(float), y, 1)
+    assert all(map(np.array_equal, sums.of_group(0)[0], wanted))
+    monkeypatch.setattr(products, "_pairs", wrong)
+    sums = moments.Moments(spec, design)
+    sums.add(x, y)
+    assert not all(map(np.array_equal, sums.of_group(0)[0], wanted))
 
 
 @given(cases(), fitted_forms, settings_drawn)
@@ -95,26 +174,30 @@ def test_pieces_of_a_large_map_are_the_whole_map(monkeypatch, name):
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, (6, 4, 7, 5)).astype(np.float32)
     y = rng.integers(-3, 4, (6, 6, *spec.output_size((7, 5)))).astype(np.float32)
-    design = form(name).design(spec, Settings(reach=1))
-    found = []
-    largest = []
+    found, sizes = [], []
+    pieces = products._pieces
+
+    def watched(*args):
+        for each in pieces(*args):
+            sizes.append(max(math.prod(rows.shape) for rows in each))
+            yield each
+
+    monkeypatch.setattr(products, "_pieces", watched)
     for most in (2**22, 64):
-        monkeypatch.setattr(moments, "_MOST_ELEMENTS", most)
-        sums = moments.Moments(spec, design)
-        original = sums._rows
-        sizes = []
-
-        def rows(*args, original=original, sizes=sizes):
-            for z in original(*args):
-                sizes.append(z.size)
-                yield z
-
-        sums._rows = rows
+        for module in (moments, torch_moments, products):
+            monkeypatch.setattr(module, "MOST_ELEMENTS", most)
+        sizes.append(0)
+        sums = moments.Moments(spec, form(name).design(spec, Settings(reach=1)))
         sums.add(x, y)
-        found.append(sums)
-        largest.append(max(sizes))
-    assert are_equal(*found, 2)
-    assert largest[1] < largest[0] / 6
+        theirs = TorchMoments(spec, name, Settings(reach=1))
+        theirs.add(torch.from_numpy(x), torch.from_numpy(y))
+        for each in (sums, theirs):
+            each.of_group(0)
+        found += [sums, theirs]
+    assert all(are_equal(found[0], other, 2) for other in found[1:])
+    whole, parts = sizes[: sizes.index(0, 1)], sizes[sizes.index(0, 1) :]
+    # A line of one sample is the least: 80 elements of the upsampled input.
+    assert max(parts) <= 80 < max(whole) / 6
 
 
 def test_the_size_of_the_outputs_is_checked():
@@ -142,8 +225,6 @@ def test_what_the_form_can_do_comes_out():
     bias = rng.standard_normal(3)
     x = rng.standard_normal((40, 2, 16))
     (step,) = form("equalized").compile(spec, Settings()).steps
-    from deconvfix.steps import run
-
     sums = moments.Moments(spec, form("equalized").design(spec, Settings()))
     sums.add(x, run((step,), x, target, bias))
     start = form("equalized").fit(spec, Settings(), rng.standard_normal((2, 3, 4)))

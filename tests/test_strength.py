@@ -26,7 +26,7 @@ import deconvfix
 from deconvfix import OptionError, Tuning
 from deconvfix.checkpoint import load, write
 from deconvfix.fit.least_squares import phase_of_taps, phase_sums
-from deconvfix.fit.regression import beside, ridge_fit, squared_error
+from deconvfix.fit.regression import beside, equations, ridge_fit, squared_error
 from deconvfix.forms import form
 from deconvfix.forms.base import Refusal, Settings
 from deconvfix.frontends.torch_layers import read_weight, spec_of
@@ -149,16 +149,17 @@ def fitted(case, settings, y, ridge):
     start = start.reshape(*start.shape[:2], -1)[:many]
     offset = np.zeros_like(start) if offset is None else offset[:many]
     left = beside(total, [offset[..., list(phase.taps)] for phase in design.phases])
-    w, b = ridge_fit(left, basis, start @ design.basis, first_group(case), ridge)
+    numbers = start @ design.basis
+    system = equations(left, basis, numbers.shape)
+    w, b = ridge_fit(system, numbers, first_group(case), ridge)
     return w @ design.basis.T + offset, b, total, design
 
 
 def whole_error(total, design, kernel, bias):
     """Of a kernel that need not be in any form: the basis is that of all kernels."""
     everything = np.eye(kernel.shape[-1])
-    return squared_error(
-        total, [everything[list(phase.taps)] for phase in design.phases], kernel, bias
-    )
+    basis = [everything[list(phase.taps)] for phase in design.phases]
+    return squared_error(equations(total, basis, kernel.shape), kernel, bias)
 
 
 def penalty_of(total, design, many, ridge):

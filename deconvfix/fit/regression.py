@@ -11,20 +11,31 @@ data say nothing, the kernel stays there. All that J needs of the data are the m
 
     H_f = sum over pixels of z z^T,   z = (u_f, 1, y)
 
-which are sums: over pixels, batches and processes. Without the ridge, J of any kernel can be read off
-the moments of any data, also of data that it was not fitted to (`squared_error`): that is how `ridge`
-is chosen (`best_ridge`), and how two borders are compared. Where a part K of the kernel is fixed,
+which are sums: over pixels, batches and processes. `Equations` are what is left of them for a form: the
+normal equations A v = B of v = (w, b), before the ridge. Without the ridge, J of any kernel can be read
+off them for any data, also for data that it was not fitted to (`squared_error`): that is how `ridge` is
+chosen (`best_ridge`), and how two borders are compared. Where a part K of the kernel is fixed,
 W = Z w + K, the outputs wanted of Z w are y - u_f K_f, whose moments follow from H_f (`beside`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DEFAULT_RIDGE", "RIDGES", "beside", "best_ridge", "ridge_fit", "squared_error"]
+__all__ = [
+    "DEFAULT_RIDGE",
+    "RIDGES",
+    "Equations",
+    "beside",
+    "best_ridge",
+    "equations",
+    "ridge_fit",
+    "squared_error",
+]
 
 Array = NDArray[np.float64]
 
@@ -34,47 +45,42 @@ RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 DEFAULT_RIDGE = 1e-4
 
 
-def ridge_fit(
-    moments: Sequence[Array],
-    basis: Sequence[Array],
-    start: Array,
-    bias: Array | None,
-    ridge: float,
-    banned: Array | None = None,
-) -> tuple[Array, Array | None]:
-    """The minimum of J for one group of channels.
+@dataclass(frozen=True)
+class Equations:
+    """A and B of the normal equations for one group of channels, and the power of the outputs.
+
+    Attributes:
+        normal: A, (C_in * free numbers + 1, the same); the last row is that of the bias.
+        right: B, (C_in * free numbers + 1, C_out).
+        power: Sum of the squares of the outputs wanted.
+    """
+
+    normal: Array
+    right: Array
+    power: float
+
+    def __add__(self, other: Equations) -> Equations:
+        """Those of both data."""
+        return Equations(
+            self.normal + other.normal, self.right + other.right, self.power + other.power
+        )
+
+
+def equations(
+    moments: Sequence[Array], basis: Sequence[Array], shape: tuple[int, ...]
+) -> Equations:
+    """The normal equations of a form.
 
     Args:
         moments: H_f for each phase, features ordered (input channel, tap of the phase).
         basis: Z_f for each phase, (taps of the phase, free numbers).
-        start: w_0, (C_in, C_out, free numbers).
-        bias: Any bias, (C_out,), to say that there is one; None without.
-        ridge: Relative to the mean of the diagonal of the normal equations.
-        banned: Orthonormal columns, (C_in * free numbers, n), that w of each output must have no part of.
-
-    Returns:
-        w, shaped as `start`, and b.
-    """
-    return _solved(*_equations(moments, basis, start.shape), start, bias, ridge, banned)
-
-
-def _equations(
-    moments: Sequence[Array], basis: Sequence[Array], shape: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """A and B of the normal equations A (w, b) = B, before the ridge: the large part of the work.
-
-    Args:
-        moments: As for `ridge_fit`, like `basis`.
-        basis: Likewise.
         shape: Of w, (C_in, C_out, free numbers).
-
-    Returns:
-        (C_in * free + 1, C_in * free + 1) and (C_in * free + 1, C_out).
     """
     c_in, c_out, free = shape
     size = c_in * free
     normal = np.zeros((size + 1, size + 1))
     right = np.zeros((size + 1, c_out))
+    power = 0.0
     for h, z in zip(moments, basis, strict=True):
         taps = len(z)
         features = c_in * taps
@@ -88,32 +94,46 @@ def _equations(
         right[:size] += others[:, 1:]
         normal[size, size] += h[features, features]
         right[size] += h[features, features + 1 :]
+        power += float(np.trace(h[features + 1 :, features + 1 :]))
     normal[size, :size] = normal[:size, size]
-    return normal, right
+    return Equations(normal, right, power)
 
 
-def _solved(
-    normal: Array,
-    right: Array,
+def ridge_fit(
+    problem: Equations,
     start: Array,
     bias: Array | None,
     ridge: float,
-    banned: Array | None,
+    banned: Array | None = None,
 ) -> tuple[Array, Array | None]:
-    """w and b from `_equations`, which stay as they are."""
+    """The minimum of J for one group of channels.
+
+    Args:
+        problem: Its normal equations.
+        start: w_0, (C_in, C_out, free numbers).
+        bias: Any bias, (C_out,), to say that there is one; None without.
+        ridge: Relative to the mean of the diagonal of the normal equations.
+        banned: Orthonormal columns, (C_in * free numbers, n), that w of each output must have no part of.
+
+    Returns:
+        w, shaped as `start`, and b.
+    """
     c_in, c_out, free = start.shape
     size = c_in * free
-    # (C_in, C_out, free) -> (C_in * free, C_out)
-    w_0 = start.transpose(0, 2, 1).reshape(size, c_out)
-    penalty = ridge * float(np.trace(normal[:size, :size])) / size or 1.0
     kept = size if bias is None else size + 1
-    normal, right = normal[:kept, :kept].copy(), right[:kept].copy()
+    normal, right = problem.normal[:kept, :kept].copy(), problem.right[:kept].copy()
+    penalty = ridge * float(np.trace(normal[:size, :size])) / size or 1.0
     normal[np.arange(size), np.arange(size)] += penalty
-    right[:size] += penalty * w_0
+    right[:size] += penalty * _rows(start)
     none = np.zeros((size, 0))
     solved = _solve_beside(normal, right, none if banned is None else banned)
     w = solved[:size].reshape(c_in, free, c_out).transpose(0, 2, 1)
     return w, None if bias is None else solved[size]
+
+
+def _rows(w: Array) -> Array:
+    """(C_in, C_out, free) -> (C_in * free, C_out)."""
+    return w.transpose(0, 2, 1).reshape(-1, w.shape[1])
 
 
 def beside(moments: Sequence[Array], fixed: Sequence[Array]) -> list[Array]:
@@ -152,33 +172,23 @@ def _solve_beside(normal: Array, right: Array, banned: Array) -> Array:
     return result
 
 
-def squared_error(
-    moments: Sequence[Array], basis: Sequence[Array], w: Array, bias: Array | None
-) -> float:
-    """J without the ridge: the squared error of w and b on the data of the moments."""
-    c_in, c_out, _ = w.shape
-    total = 0.0
-    for h, z in zip(moments, basis, strict=True):
-        # (C_in, C_out, free) -> (C_in, taps, C_out) -> (features, C_out)
-        kernel = np.einsum("ap,iop->iao", z, w).reshape(c_in * len(z), c_out)
-        offset = np.zeros(c_out) if bias is None else bias
-        error = np.concatenate([kernel, offset[None], -np.eye(c_out)])
-        total += float(np.einsum("zo,zy,yo->", error, h, error, optimize=True))
-    return max(total, 0.0)
+def squared_error(problem: Equations, w: Array, bias: Array | None) -> float:
+    """J without the ridge: the squared error of w and b on the data of the equations."""
+    offset = np.zeros(w.shape[1]) if bias is None else bias
+    v = np.concatenate([_rows(w), offset[None]])
+    return max(problem.power + float(np.sum(v * (problem.normal @ v - 2 * problem.right))), 0.0)
 
 
 def best_ridge(
-    fitted: Sequence[Array],
-    heldout: Sequence[Array],
-    basis: Sequence[Array],
+    fitted: Equations,
+    heldout: Equations,
     start: Array,
     bias: Array | None,
     banned: Array | None = None,
 ) -> tuple[float, float]:
     """The candidate of `RIDGES` whose fit to `fitted` has the smallest error on `heldout`, and that."""
-    equations = _equations(fitted, basis, start.shape)
     errors = {
-        ridge: squared_error(heldout, basis, *_solved(*equations, start, bias, ridge, banned))
+        ridge: squared_error(heldout, *ridge_fit(fitted, start, bias, ridge, banned))
         for ridge in RIDGES
     }
     ridge = min(errors, key=lambda ridge: errors[ridge])

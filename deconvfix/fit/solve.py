@@ -14,6 +14,7 @@ from deconvfix.fit.regression import (
     DEFAULT_RIDGE,
     beside,
     best_ridge,
+    equations,
     ridge_fit,
     squared_error,
 )
@@ -91,20 +92,21 @@ def solve(
     kernels, biases, errors, power = [], [], 0.0, 0.0
     for group in range(groups):
         own_bias = None if bias is None else bias.reshape(groups, -1)[group]
-        fitted, heldout = moments.of_group(group)
-        judged = heldout if moments.has_heldout else fitted
-        power += squared_error(judged, basis, np.zeros_like(w_0[group]), None)
+        parts = moments.of_group(group)
+        outputs = w_0.shape[2]
+        judged = parts[1] if moments.has_heldout else parts[0]
+        power += sum(float(np.trace(h[-outputs:, -outputs:])) for h in judged)
         if offset is not None:
             own = offset.reshape(groups, -1, *offset.shape[1:])[group]
             fixed = [own[..., list(phase.taps)] for phase in design.phases]
-            fitted, heldout = beside(fitted, fixed), beside(heldout, fixed)
+            parts = (beside(parts[0], fixed), beside(parts[1], fixed))
+        fitted, heldout = (equations(each, basis, w_0[group].shape) for each in parts)
         if moments.has_heldout:
-            ridge, error = best_ridge(fitted, heldout, basis, w_0[group], own_bias, banned[group])
-            total = [one + other for one, other in zip(fitted, heldout, strict=True)]
-            w, b = ridge_fit(total, basis, w_0[group], own_bias, ridge, banned[group])
+            ridge, error = best_ridge(fitted, heldout, w_0[group], own_bias, banned[group])
+            w, b = ridge_fit(fitted + heldout, w_0[group], own_bias, ridge, banned[group])
         else:
-            w, b = ridge_fit(fitted, basis, w_0[group], own_bias, DEFAULT_RIDGE, banned[group])
-            error = squared_error(fitted, basis, w, b)
+            w, b = ridge_fit(fitted, w_0[group], own_bias, DEFAULT_RIDGE, banned[group])
+            error = squared_error(fitted, w, b)
         errors += error
         kernels.append(w)
         biases.append(b)

@@ -8,8 +8,9 @@ sums over calls, inputs, and the processes of torch.distributed. Both models run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ from deconvfix.plan import Decision, Plan
 __all__ = ["calibrate", "directions_of"]
 
 Array = NDArray[np.float64]
+
+# Outputs of the original that are kept.
+_MOST_BYTES = 2**30
 
 
 @torch.no_grad()
@@ -63,12 +67,13 @@ def calibrate(
     decisions = {each.name: each for each in calibrated_decisions(plan)}
     before = copy_model(before).eval()
     counts = _calls_in_order(before, list(decisions), batches)
+    targets = _targets(before, counts, batches)
     changed: dict[str, Decision] = {}
     for name, count in counts.items():
         # A layer that runs several times sees its own outputs: the second sweep sees the fitted ones.
         for _ in range(2 if count > 1 else 1):
             after, changed[name] = _fit_layer(
-                before, after, decisions[name], batches, count, choose_padding, flat
+                before, after, decisions[name], batches, targets, count, choose_padding, flat
             )
     notes = [
         f"{name} did not run on the calibration inputs: it keeps its fit to the weights."
@@ -104,11 +109,40 @@ def _calls_in_order(
     return counts
 
 
+def _targets(
+    model: nn.Module, counts: Mapping[str, int], batches: Sequence[Inputs]
+) -> list[dict[str, list[Tensor]]] | None:
+    """What all layers give on each batch, from one run of it; None where that is too much to keep."""
+    found: list[dict[str, list[Tensor]]] = []
+    size = 0
+    for batch in batches:
+        outputs: dict[str, list[Tensor]] = {name: [] for name in counts}
+
+        def hook(module: nn.Module, args: Any, output: Tensor, kept: list[Tensor]) -> None:
+            kept.append(output.clone())  # what follows may change it in place
+
+        handles = [
+            model.get_submodule(name).register_forward_hook(partial(hook, kept=kept), prepend=True)
+            for name, kept in outputs.items()
+        ]
+        try:
+            run_model(model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        size += sum(each.nbytes for kept in outputs.values() for each in kept)
+        if size > _MOST_BYTES:
+            return None
+        found.append(outputs)
+    return found
+
+
 def _fit_layer(
     before: nn.Module,
     after: nn.Module,
     decision: Decision,
     batches: Sequence[Inputs],
+    targets: Sequence[Mapping[str, Sequence[Tensor]]] | None,
     count: int,
     choose_padding: bool,
     flat: Sequence[Inputs],
@@ -123,11 +157,12 @@ def _fit_layer(
         for candidate in candidates(decision, choose_padding)
     ]
     running = copy_model(after).eval()
-    for batch in batches:
-        targets = _calls(before, decision.name, batch, count)
-        for (x, _), (_, y) in zip(
-            _calls(running, decision.name, batch, count), targets, strict=False
-        ):
+    for number, batch in enumerate(batches):
+        if targets is not None:
+            wanted = targets[number].get(decision.name, ())
+        else:
+            wanted = [y for _, y in _calls(before, decision.name, batch, count)]
+        for (x, _), y in zip(_calls(running, decision.name, batch, count), wanted, strict=False):
             for sums in moments:
                 sums.add(x, y)
     old = before.get_submodule(decision.name)
@@ -173,6 +208,9 @@ def _calls(model: nn.Module, name: str, batch: Inputs, count: int) -> list[tuple
         calls.append((args[0] if args else kwargs["input"], output))
         if len(calls) == count:
             raise Reached
+        # What follows may change them in place.
+        x, y = calls.pop()
+        calls.append((x.clone(), y.clone()))
 
     # Before the user's hooks, which are not part of the layer.
     handle = model.get_submodule(name).register_forward_hook(hook, prepend=True, with_kwargs=True)

@@ -7,10 +7,10 @@ H = sum of z z^T.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deconvfix.fit.products import MOST_ELEMENTS, Waiting, add_products
 from deconvfix.fit.solve import HELDOUT_EVERY
 from deconvfix.forms import form
 from deconvfix.forms.base import Design, Phase, Settings
@@ -26,11 +27,6 @@ from deconvfix.frontends.torch_processes import rank, total, world
 from deconvfix.spec import ConvTransposeSpec
 
 __all__ = ["Moments"]
-
-# Elements of z that are in memory at once (32 MiB in float64).
-_MOST_ELEMENTS = 2**22
-# Columns that are multiplied at once with those from there on: the rest is their mirror image.
-_PANEL = 128
 
 
 class Moments:
@@ -54,8 +50,11 @@ class Moments:
         self.samples = self.held = 0
         self.design = self._design(spec)
         shapes = [self._shape(phase) for phase in self.design.phases]
-        self._fitted = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
-        self._heldout = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+        # Of the samples to fit to, and of those held out.
+        self._sums = [
+            [torch.zeros(shape, dtype=torch.float64) for shape in shapes] for _ in range(2)
+        ]
+        self._waiting = [Waiting(torch.cat) for _ in range(2)]
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Adds one call.
@@ -69,31 +68,49 @@ class Moments:
             x, y = x[None], y[None]
         if x.device.type == "mps":  # has no float64
             x, y = x.cpu(), y.cpu()
-        least = replace(self.spec, output_padding=(0,) * ndim).output_size(tuple(x.shape[2:]))
-        more = tuple(n - low for n, low in zip(y.shape[2:], least, strict=True))
-        design = self._design(replace(self.spec, output_padding=more))
         # Where the processes take turns with the samples, the same are held out as in one process.
         numbers = rank() + world() * (torch.arange(len(x)) + self.samples)
         heldout = numbers % HELDOUT_EVERY == HELDOUT_EVERY - 1
         self.samples += len(x)
         self.held += int(heldout.sum())
-        for sums, chosen in ((self._fitted, ~heldout), (self._heldout, heldout)):
-            if not chosen.any():
-                continue
-            for i, phase in enumerate(design.phases):
-                for z in _rows(design, phase, x[chosen], y[chosen], self.spec.groups):
-                    sums[i] = _add_products(sums[i].to(z.device), z)
+        for part, chosen in enumerate((~heldout, heldout)):
+            for some_x, some_y in self._waiting[part].put(x[chosen], y[chosen]):
+                self._add(part, some_x, some_y)
+
+    def _add(self, part: int, x: Tensor, y: Tensor) -> None:
+        """Adds to one of the parts, those to fit to and those held out."""
+        if x.numel() == 0 or y.numel() == 0:
+            return
+        sums = self._sums[part] = [each.to(x.device) for each in self._sums[part]]
+        least = replace(self.spec, output_padding=(0,) * self.spec.ndim).output_size(x.shape[2:])
+        more = tuple(n - low for n, low in zip(y.shape[2:], least, strict=True))
+        design = self._design(replace(self.spec, output_padding=more))
+        for some_x, some_y in _pieces(design, x, y):
+            # The weight is that of the step Conv, which a design does not have.
+            extended = torch_steps.apply_steps(
+                design.steps, some_x.double(), some_x, None, self.groups
+            )
+            seen = _channels_last(extended, self.groups, design.copies)
+            (outputs,) = _channels_last(some_y.double(), self.groups, 1)
+            add_products(sums, design.phases, seen, F.pad(outputs, (1, 0), value=1.0))
+
+    def _add_all(self) -> None:
+        for part, waiting in enumerate(self._waiting):
+            for x, y in waiting.take():
+                self._add(part, x, y)
 
     def gather(self) -> None:
         """Adds the sums of all processes of torch.distributed, where it is in use."""
+        self._add_all()
         counts = torch.tensor([self.samples, self.held])
-        total([*self._fitted, *self._heldout, counts])
+        total([*itertools.chain(*self._sums), counts])
         self.samples, self.held = counts.tolist()
 
     def of_group(self, group: int) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
         """H_f of each phase, of the samples to fit to and of those held out."""
-        fitted = [each[group].cpu().numpy() for each in self._fitted]
-        return fitted, [each[group].cpu().numpy() for each in self._heldout]
+        self._add_all()
+        fitted, heldout = ([each[group].cpu().numpy() for each in part] for part in self._sums)
+        return fitted, heldout
 
     @property
     def groups(self) -> int:
@@ -117,54 +134,16 @@ class Moments:
         return groups, size, size
 
 
-def _add_products(sums: Tensor, z: Tensor) -> Tensor:
-    """sums + z^T z, in place: (groups, size, size) and (groups, rows, size).
-
-    The product is symmetric, so that about half of it is computed and the other half copied. Each number
-    is one product of two columns as before.
-    """
-    size = z.shape[-1]
-    for begin in range(0, size, _PANEL):
-        end = min(begin + _PANEL, size)
-        product = z[..., begin:end].mT @ z[..., begin:]
-        sums[..., begin:end, begin:] += product
-        sums[..., end:, begin:end] += product[..., end - begin :].mT
-    return sums
+def _pieces(design: Design, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some samples at a time; at least one."""
+    # The extended input may be upsampled to the output's size.
+    pixels = max(math.prod(x.shape[2:]), math.prod(y.shape[2:]))
+    per_sample = pixels * (design.copies * x.shape[1] + y.shape[1])
+    size = max(1, MOST_ELEMENTS // max(1, per_sample))
+    yield from zip(x.split(size), y.split(size), strict=True)
 
 
-def _rows(design: Design, phase: Phase, x: Tensor, y: Tensor, groups: int) -> Iterator[Tensor]:
-    """The rows z of one phase, (groups, rows, size), a piece at a time."""
-    grid = zip(phase.first, phase.step, strict=True)
-    wanted = y[_slices(slice(first, None, step) for first, step in grid)]
-    if wanted.numel() == 0:
-        return
-    counts = tuple(wanted.shape[2:])
-    per_row = x.shape[1] * len(phase.taps) + groups + y.shape[1]
-    samples = max(1, _MOST_ELEMENTS // (per_row * math.prod(counts)))
-    lines = max(1, _MOST_ELEMENTS // (per_row * math.prod(counts[1:])))
-    for some_x, some_y in zip(x.split(samples), wanted.split(samples), strict=True):
-        # The weight is that of the step Conv, which a design does not have.
-        extended = torch_steps.apply_steps(design.steps, some_x.double(), some_x, None, groups)
-        # (N, copies*C_in, *L) -> each copy, (N, C_in, *L)
-        copies = extended.unflatten(1, (groups, design.copies, -1)).unbind(2)
-        flat = [copy.flatten(1, 2) for copy in copies]
-        seen = [flat[number] for number in phase.copies or (0,) * len(phase.taps)]
-        for begin in range(0, counts[0], lines):
-            end = min(begin + lines, counts[0])
-            window = [(begin, end), *((0, count) for count in counts[1:])]
-            pieces = [
-                copy[_slices(slice(s + b, s + e) for s, (b, e) in zip(start, window, strict=True))]
-                for copy, start in zip(seen, phase.starts, strict=True)
-            ]
-            # (N, C_in, *count) for each tap -> (N, g, C_in/g, taps, count)
-            u = torch.stack(pieces, 2).flatten(3).unflatten(1, (groups, -1))
-            v = some_y[:, :, begin:end].double().flatten(2).unflatten(1, (groups, -1))
-            # -> (g, N * count, C_in/g * taps)
-            u = u.flatten(2, 3).permute(1, 0, 3, 2).flatten(1, 2)
-            v = v.permute(1, 0, 3, 2).flatten(1, 2)  # (N, g, C_out/g, count) -> the same
-            yield torch.cat([F.pad(u, (0, 1), value=1.0), v], -1)
-
-
-def _slices(spatial: Iterable[slice]) -> Any:
-    """An index for (N, C, *L)."""
-    return (..., *spatial)
+def _channels_last(values: Tensor, groups: int, copies: int) -> Tensor:
+    """(N, groups * copies * C, *L) -> (copies, groups, N, *L, C)."""
+    split: Tensor = values.unflatten(1, (groups, copies, -1))
+    return split.transpose(0, 2).movedim(3, -1).contiguous()

@@ -1,0 +1,196 @@
+"""The products that second moments are sums of; the same lines for arrays of NumPy and tensors of torch.
+
+H_f of `fit.regression` holds for each pair of taps (a, b) of phase f the sum, over the pixels t of the phase,
+
+    u_a u_b^T = e(start_a + t) e(start_b + t)^T          e: the extended input
+
+The taps come in only through their distance start_b - start_a and through the window start_a + t. There are
+few distances (13 for the 85 pairs of taps of a 5 x 5 kernel with stride 2), and the windows differ by some
+pixels at the border. So the products are summed once for each distance, over the cells into which the edges
+of all windows cut the map, and each pair of taps adds up the cells of its window.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
+
+from deconvfix.fit.design import Phase
+
+__all__ = ["MOST_ELEMENTS", "Waiting", "add_products"]
+
+# Elements of the extended input, and of pieces of it, that are in memory at once (32 MiB in float64).
+MOST_ELEMENTS = 2**22
+
+
+class Waiting:
+    """Samples of one shape that wait for others: products of many rows take less time than many products.
+
+    Args:
+        join: Joins a list of arrays along the first axis.
+    """
+
+    def __init__(self, join: Callable[[list[Any]], Any]) -> None:
+        self._join = join
+        self._pairs: list[tuple[Any, Any]] = []
+
+    def put(self, x: Any, y: Any) -> list[tuple[Any, Any]]:
+        """Inputs and outputs, (N, ..) each: they wait; returned is what need not wait longer."""
+        ready = []
+        if any(
+            one.shape[1:] != other.shape[1:]
+            for one, other in zip((x, y), self._pairs[0] if self._pairs else (x, y), strict=True)
+        ):
+            ready = self.take()
+        self._pairs.append((x, y))
+        if sum(math.prod(each.shape) for pair in self._pairs for each in pair) >= MOST_ELEMENTS:
+            ready += self.take()
+        return ready
+
+    def take(self) -> list[tuple[Any, Any]]:
+        """All that waits, joined; an empty list if there is nothing."""
+        pairs, self._pairs = self._pairs, []
+        return [tuple(map(self._join, map(list, zip(*pairs, strict=True))))] if pairs else []
+
+
+# (begin, end) on each axis.
+_Window = tuple[tuple[int, int], ...]
+
+
+class _Pair(NamedTuple):
+    """Two taps of a phase, and the window of the first."""
+
+    phase: int
+    taps: tuple[int, int]
+    window: _Window
+
+
+class _Distance(NamedTuple):
+    """Two copies of the channels, and the way from a pixel of the first to one of the second."""
+
+    copies: tuple[int, int]
+    pixels: tuple[int, ...]
+
+
+def add_products(sums: Sequence[Any], phases: Sequence[Phase], seen: Any, wanted: Any) -> None:
+    """Adds z^T z, z = (u, 1, y), of some samples.
+
+    Args:
+        sums: H_f for each phase, (groups, size, size), in float64; changed in place.
+        phases: The phases of a form's `Design`.
+        seen: The extended input, (copies, groups, N, *L, C_in / groups), in float64.
+        wanted: Ones and the outputs, (groups, N, *L_out, 1 + C_out / groups), in float64.
+    """
+    channels = seen.shape[-1]
+    outputs = []
+    for phase in phases:
+        grid = zip(phase.first, phase.step, strict=True)
+        outputs.append(wanted[(slice(None), slice(None), *(slice(f, None, s) for f, s in grid))])
+    counts = [tuple(v.shape[2:-1]) for v in outputs]
+    _add_outputs(sums, phases, seen, outputs)
+    for distance, pairs in _pairs(phases, counts).items():
+        boxes = _boxes(distance, pairs, seen)
+        for pair in pairs:
+            h, taps = sums[pair.phase], len(phases[pair.phase].taps)
+            one, other = (slice(tap, channels * taps, taps) for tap in pair.taps)
+            h[:, one, other] += boxes[pair.window]
+            if one != other:
+                h[:, other, one] += boxes[pair.window].mT
+
+
+def _add_outputs(
+    sums: Sequence[Any], phases: Sequence[Phase], seen: Any, outputs: Sequence[Any]
+) -> None:
+    """The products with ones and outputs; taps of several phases may see the same pixels."""
+    seeing: dict[tuple[int, _Window], list[tuple[int, int]]] = defaultdict(list)
+    for number, (h, phase, v) in enumerate(zip(sums, phases, outputs, strict=True)):
+        features = seen.shape[-1] * len(phase.taps)
+        counts = tuple(v.shape[2:-1])
+        everything = [(0, count) for count in counts]
+        for rows, values in _pieces((v, v), ((0,) * len(counts),) * 2, everything):
+            h[:, features:, features:] += rows.mT @ values
+        copies = phase.copies or (0,) * len(phase.taps)
+        for tap, (copy, start) in enumerate(zip(copies, phase.starts, strict=True)):
+            window = tuple((a, a + n) for a, n in zip(start, counts, strict=True))
+            seeing[copy, window].append((number, tap))
+    for (copy, window), uses in seeing.items():
+        back = tuple(-begin for begin, _ in window)
+        factors = [seen[copy], *(outputs[number] for number, _ in uses)]
+        for rows, *values in _pieces(factors, [(0,) * len(back)] + [back] * len(uses), window):
+            for (number, tap), each in zip(uses, values, strict=True):
+                product, h, taps = rows.mT @ each, sums[number], len(phases[number].taps)
+                # Features are ordered (input channel, tap).
+                features = seen.shape[-1] * taps
+                h[:, tap:features:taps, features:] += product
+                h[:, features:, tap:features:taps] += product.mT
+
+
+def _pairs(
+    phases: Sequence[Phase], counts: Sequence[tuple[int, ...]]
+) -> dict[_Distance, list[_Pair]]:
+    """All pairs of taps by their distance, which begins with no minus."""
+    found: dict[_Distance, list[_Pair]] = defaultdict(list)
+    for number, (phase, count) in enumerate(zip(phases, counts, strict=True)):
+        copies = phase.copies or (0,) * len(phase.taps)
+        places = sorted(zip(phase.starts, copies, range(len(phase.taps)), strict=True))
+        for one, other in itertools.combinations_with_replacement(places, 2):
+            pixels = tuple(b - a for a, b in zip(one[0], other[0], strict=True))
+            window = tuple((a, a + n) for a, n in zip(one[0], count, strict=True))
+            distance = _Distance((one[1], other[1]), pixels)
+            found[distance].append(_Pair(number, (one[2], other[2]), window))
+    return found
+
+
+def _boxes(distance: _Distance, pairs: Sequence[_Pair], seen: Any) -> dict[_Window, Any]:
+    """The sum of the products over each window, (groups, C_in / groups, C_in / groups)."""
+    windows = {pair.window for pair in pairs}
+    cuts = [sorted({edge for each in axis for edge in each}) for axis in zip(*windows, strict=True)]
+    factors = [seen[copy] for copy in distance.copies]
+    starts = ((0,) * len(cuts), distance.pixels)
+    cells: dict[_Window, Any] = {}
+    boxes = {}
+    for window in windows:
+        parts = [
+            [(a, b) for a, b in itertools.pairwise(edges) if begin <= a and b <= end]
+            for edges, (begin, end) in zip(cuts, window, strict=True)
+        ]
+        inside = list(itertools.product(*parts)) or [window]
+        for cell in inside:
+            if cell not in cells:
+                pieces = _pieces(factors, starts, cell)
+                cells[cell] = reduce(add, (one.mT @ other for one, other in pieces))
+        boxes[window] = reduce(add, (cells[cell] for cell in inside))
+    return boxes
+
+
+def _pieces(
+    factors: Sequence[Any], starts: Sequence[Sequence[int]], window: Sequence[tuple[int, int]]
+) -> Iterator[list[Any]]:
+    """The pixels of a window as rows of each factor, (groups, rows, channels), some lines at a time.
+
+    Args:
+        factors: (groups, N, *L, channels).
+        starts: Where the window begins in each factor.
+        window: Its pixels.
+    """
+    (begin, end), *others = window
+    widest = max(math.prod(factor.shape[:2]) * factor.shape[-1] for factor in factors)
+    per_line = widest * math.prod(b - a for a, b in others)
+    lines = max(1, MOST_ELEMENTS // max(1, per_line))
+    for first in range(begin, max(end, begin + 1), lines):
+        part = [(first, min(first + lines, end)), *others]
+        yield [
+            factor[
+                (
+                    slice(None),
+                    slice(None),
+                    *(slice(s + a, s + b) for s, (a, b) in zip(start, part, strict=True)),
+                )
+            ].reshape(factor.shape[0], -1, factor.shape[-1])
+            for factor, start in zip(factors, starts, strict=True)
+        ]
