@@ -122,6 +122,33 @@ def test_outputs_of_the_original_are_computed_once_where_they_fit(monkeypatch):
     assert len(runs) - few > few
 
 
+@pytest.mark.parametrize(
+    ("pixels", "batch_size", "wanted"), [(6, None, 64), (32, None, 20), (6, 20, 20), (6, 3, 4)]
+)
+def test_of_a_distribution_a_step_sees_more_than_the_example(
+    pixels, batch_size, wanted, monkeypatch
+):
+    """Four at once here, for the example has four; fewer of large outputs, unless a number is given."""
+    monkeypatch.setattr("deconvfix.frontends.torch_tune._MOST_VALUES", 2**16)
+    seen = []
+
+    def loss(new, old):
+        if new.requires_grad:
+            seen.append(len(new))
+        return (new - old).square().mean()
+
+    layer = nn.ConvTranspose2d(2, 3, 4, stride=2, padding=1)
+    deconvfix.convert(
+        layer,
+        to="equalized",
+        init="tuned",
+        tuning=Tuning(steps=2, learning_rate=1e-4, loss=loss, batch_size=batch_size),
+        calibration="normal",
+        example_inputs=torch.randn(4, 2, pixels // 2, pixels // 2 + 1),
+    )
+    assert set(seen) == {wanted}
+
+
 @pytest.mark.parametrize("stop", [1, 3, 20])
 @pytest.mark.parametrize("learning_rate", [None, 1e-3])
 def test_an_interrupted_run_goes_on_to_the_same_end(stop, learning_rate, tmp_path):

@@ -44,7 +44,8 @@ class Tuning:
         seed: Of the order of the inputs.
         learning_rate: Of Adam, the highest one; it rises over the first twentieth of the budget and then
             falls as half a cosine. None: a fifth of the budget goes into trying some.
-        batch_size: Samples in a step, where the inputs can be cut along their first axis.
+        batch_size: Samples in a step, where the inputs can be cut along their first axis. None: 8, and of
+            a distribution up to 64, as many as have a million values in their outputs together.
         train_all: Let all parameters follow, not only those of the converted layers.
         loss: `loss(new_output, old_output)`, a scalar tensor. None: the mean squared error of all
             floating-point outputs.
@@ -60,7 +61,7 @@ class Tuning:
     steps: int | None = None
     seed: int = 0
     learning_rate: float | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
     train_all: bool = False
     loss: Callable[[Any, Any], Any] | None = None
     progress: Callable[[Progress], None] | None = None

@@ -9,6 +9,8 @@ in eval mode, and its best state goes back into the model.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +54,8 @@ Array = NDArray[np.float64]
 
 # Outputs of the original that are kept.
 _MOST_BYTES = 2**30
+# Samples in a step: of those given, and at most of those drawn, where their outputs have so many values.
+_GIVEN, _DRAWN, _MOST_VALUES = 8, 64, 2**20
 
 
 class _Subspace(nn.Module):
@@ -168,10 +172,13 @@ def tune(
     samples, independent = cut(teacher, batches)
     taught = _taught(teacher, samples) if supply is None else None
     fitted, heldout = split(samples if taught is None else taught)
-    size = min(tuning.batch_size, len(fitted)) if independent else 1
-    supplied = (
-        _endless(fitted, size, tuning.seed) if supply is None else ([each] for each in supply)
-    )
+    size = tuning.batch_size or (_GIVEN if supply is None else _drawn_at_once(teacher, samples[0]))
+    if supply is None:
+        size = min(size, len(fitted)) if independent else 1
+        supplied = _endless(fitted, size, tuning.seed)
+    else:
+        draws = math.ceil(size * len(batches) / len(samples)) if independent else 1
+        supplied = iter(lambda: list(itertools.islice(supply, draws)), [])
     distance = tuning.loss or mean_squared
 
     def loss_on(chosen: Sequence[Inputs]) -> Tensor:
@@ -208,6 +215,14 @@ def tune(
         for each in plan.decisions
     )
     return replace(plan, decisions=decided), [note]
+
+
+@torch.no_grad()
+def _drawn_at_once(teacher: nn.Module, sample: Inputs) -> int:
+    """Samples of a distribution in a step: they are free, and more of them lead further in a time."""
+    outputs = flat_tensors(teacher(*sample.args, **sample.kwargs))
+    values = sum(each.numel() for each in outputs)
+    return max(_GIVEN, min(_DRAWN, _MOST_VALUES // max(1, values)))
 
 
 def _identity(tuning: Tuning, plan: Plan) -> dict[str, Any]:
