@@ -1,22 +1,24 @@
 """The four fixtures as cases: a trained network, what it was held out on, and inputs to calibrate on.
 
-Calibration inputs are drawn like the training data, from the parts of the photographs that were trained
-on; the held-out files are only measured on.
+Calibration inputs are drawn like the training data, and pictures also from others: no labels are needed. The
+held-out files are only measured on.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import skimage.data
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fixtures._training import load_photographs, random_crops, seeded
 from fixtures.train_audio_upsampler import analyse, draw_clips
@@ -30,10 +32,33 @@ BATCH = 8
 # Not a seed of the training scripts: their latents and clips are held out too.
 SEED = 1000
 
+_PICTURES = (
+    "astronaut",
+    "brick",
+    "camera",
+    "chelsea",
+    "coffee",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "rocket",
+)
+
 
 def _photographs(count: int) -> Tensor:
-    train = load_photographs().train
-    return random_crops(train, count=count, side=SIDE, generator=seeded(SEED))
+    """Crops of what was trained on, and of other pictures: two photographs alone hold too little."""
+    pictures = (*load_photographs().train, *_other_pictures())
+    return random_crops(pictures, count=count, side=SIDE, generator=seeded(SEED))
+
+
+def _other_pictures() -> Iterator[Tensor]:
+    """Pictures that come with scikit-image, whole and in half the size, (3, H, W) in [0, 1]."""
+    for name in _PICTURES:
+        picture = torch.from_numpy(getattr(skimage.data, name)().copy()).float() / 255
+        picture = picture.permute(2, 0, 1) if picture.dim() == 3 else picture.expand(3, -1, -1)
+        yield picture
+        yield functional.avg_pool2d(picture, 2)
 
 
 def _scenes(count: int) -> Tensor:
