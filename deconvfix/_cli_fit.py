@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from deconvfix import jobs
+from deconvfix.fit.solve import MEMORY
 from deconvfix.forms.base import Init
 from deconvfix.plan import WITH_STRENGTH
 
@@ -71,6 +72,13 @@ def fit_options(command: Command) -> Command:
                 metavar="zeros|PATH",
                 help="For equalized with --calibration: constant inputs (silence: zeros, or files as "
                 "for --calibration) on which alone the grid has to go.",
+            ),
+            click.option(
+                "--memory",
+                default=MEMORY,
+                show_default=True,
+                metavar="GIB",
+                help="For --calibration: most memory for the regression of a layer.",
             ),
             click.option(
                 "--curve",

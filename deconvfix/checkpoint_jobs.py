@@ -184,7 +184,7 @@ def verify_files(source: Source, after: Path) -> ParityReport:
 
 def _curve(model: nn.Module, example: Inputs | None, options: dict[str, Any]) -> StrengthCurve:
     """With the fit of the conversion."""
-    named = ("to", "calibration", "grow", "reach", "seed", "include", "exclude")
+    named = ("to", "calibration", "grow", "reach", "memory", "seed", "include", "exclude")
     return strength_curve(
         model,
         example_inputs=example,

@@ -20,6 +20,7 @@ from deconvfix.fidelity import (
     ripples_now,
     with_runs,
 )
+from deconvfix.fit.solve import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, FitsToData, Frontend, HasInputs
@@ -117,6 +118,7 @@ def convert(
     reach: int = 4,
     strength: float = 1.0,
     flat_inputs: Iterable[Any] | str | None = None,
+    memory: float = MEMORY,
     seed: int = 0,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
@@ -163,6 +165,8 @@ def convert(
         flat_inputs: For "equalized" fitted to data: constant inputs, such as silence, on which alone
             the grid has to go; an iterable as `calibration`, or "zeros". Vocoders need it: on other
             constants the same frequencies are real tones.
+        memory: For "calibrated": most memory for the regression of a layer, in GiB. One that takes more
+            keeps its fit to the weights, and a note says so.
         include: Glob patterns on layer names; only matching layers are converted.
         exclude: Glob patterns on layer names to keep, or a predicate.
         strict: Raise if a layer is refused.
@@ -220,7 +224,7 @@ def convert(
         real_inputs = calibration[-1] if calibration else example_inputs
     converted = frontend.apply(working, plan)
     if fitter is not None and calibration is not None:
-        choices = (tuning or Tuning(), padding_mode is None, flat_inputs)
+        choices = (tuning or Tuning(), padding_mode is None, flat_inputs, memory)
         data = CalibrationData(calibration, example_inputs, *choices)
         converted, plan, more = fitter.fit_to_data(reference, converted, plan, data)
         notes += more

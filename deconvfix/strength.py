@@ -17,6 +17,7 @@ from deconvfix.artifacts import LOWEST_DB
 from deconvfix.conversion import convert, fitter_of, frontend_of, inspect, opened
 from deconvfix.curve import StrengthCurve, StrengthPoint
 from deconvfix.errors import OptionError
+from deconvfix.fit.solve import MEMORY
 from deconvfix.flat_field import network_answers
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Settings, known
 from deconvfix.frontends.torch_compare import psnr_on
@@ -42,6 +43,7 @@ def strength_curve(
     init: Init = "calibrated",
     grow: int = 0,
     reach: int = 4,
+    memory: float = MEMORY,
     seed: int = 0,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
@@ -58,6 +60,7 @@ def strength_curve(
             each point would take too long.
         grow: As for `deconvfix.convert`.
         reach: As for `deconvfix.convert`.
+        memory: As for `deconvfix.convert`.
         seed: Of inputs that are drawn.
         include: Glob patterns on layer names; only matching layers are converted.
         exclude: Glob patterns on layer names to keep, or a predicate.
@@ -101,6 +104,7 @@ def strength_curve(
         "example_inputs": example_inputs,
         "grow": grow,
         "reach": reach,
+        "memory": memory,
         "include": include,
         "exclude": exclude,
         "verify": False,

@@ -17,6 +17,7 @@ from deconvfix.artifacts import ripple_db
 from deconvfix.checkpoint import load, write
 from deconvfix.errors import OptionError
 from deconvfix.fit.regression import best_ridge, equations, ridge_fit, squared_error
+from deconvfix.fit.solve import bytes_needed
 from deconvfix.forms import form
 from deconvfix.forms.base import Refusal, Settings
 from deconvfix.frontends.torch_layers import read_weight, spec_of
@@ -423,3 +424,37 @@ def test_what_follows_may_change_outputs_in_place(most, monkeypatch):
         )
         found.append(got.model.up.weight)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(("to", "grow"), [("equalized", 1), ("resize", 0), ("notch", 0)])
+def test_a_regression_that_takes_too_much_memory_is_left_out(to, grow):
+    """The layer keeps its fit to the weights, to the bit, and a note says what it would take."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ConvTranspose2d(16, 3, 4, 2, 1), nn.Tanh(), nn.ConvTranspose2d(3, 2, 4, 2, 1)
+    )
+    batches = smooth_batches((4, 16, 5, 6))
+    options = {"to": to, "grow": grow, "calibration": batches, "init": "calibrated"}
+    weights_only = deconvfix.convert(model, to=to, grow=grow, init="fit")
+    whole = deconvfix.convert(model, **options)
+    # 0.5 MiB: more than the second layer needs, less than the first.
+    got = deconvfix.convert(model, memory=0.5 / 1024, **options)
+    [note] = [each for each in got.report.notes if "GiB" in each]
+    assert note.startswith("0: it keeps its fit to the weights, because its regression takes 0.0")
+    for name, value in weights_only.model[0].state_dict().items():
+        assert torch.equal(value, got.model[0].state_dict()[name])
+    assert got.plan["0"].reason == weights_only.plan["0"].reason
+    assert got.plan["2"].reason.startswith("calibrated, ")
+    assert not any("GiB" in each for each in whole.report.notes)
+    with pytest.raises(OptionError, match="memory: the value is 0"):
+        deconvfix.convert(model, memory=0, **options)
+
+
+@given(cases(), fitted_forms, settings_drawn)
+def test_the_memory_that_is_told_is_that_of_what_is_kept(case, name, settings):
+    if not accepts(name, case, settings):
+        return
+    sums = moments_of(name, case, settings, case.expected)
+    system, _ = problem(name, case, settings, case.expected)
+    moments = case.spec.groups * sum(h.nbytes for part in sums.of_group(0) for h in part)
+    assert bytes_needed(sums.design, case.spec) == moments + 4 * system.normal.nbytes

@@ -487,6 +487,20 @@ def test_biases_that_cannot_be_set_leave_the_fit_to_the_weights():
     assert "minimum-norm" in got.plan["up"].reason
 
 
+def test_a_regression_that_takes_too_much_memory_is_left_out_of_a_program():
+    """16 KiB: enough for the layer of two groups with a kernel of 3, not for the others."""
+    program = export(Chain())
+    options = {"init": "calibrated", "calibration": batches(), "to": "equalized"}
+    got = deconvfix.convert(program, memory=2**-16, **options)
+    fitted = {each.name: each.fitted is not None for each in got.plan.decisions}
+    wholly = deconvfix.convert(program, **options)
+    assert list(fitted.values()) == [False, True, False]
+    assert all(each.fitted is not None for each in wholly.plan.decisions)
+    notes = [each for each in got.report.notes if "GiB are allowed (`memory`)" in each]
+    assert [each.split(":")[0] for each in notes] == [each for each in fitted if not fitted[each]]
+    assert got.report.parity.ok
+
+
 def test_a_program_brings_the_shapes_that_inputs_are_drawn_in():
     program = export(Chain())
     got = deconvfix.convert(program, to="equalized", init="calibrated", calibration="normal")

@@ -449,6 +449,17 @@ def test_layers_that_cannot_be_seen_keep_their_fit_to_the_weights(build, count, 
         assert (each.reason == weights_only.plan[each.name].reason) == (each.name not in fitted)
 
 
+def test_a_regression_that_takes_too_much_memory_is_left_out():
+    proto = model([up("x w b", "y", "up")], [X], [Y], W)
+    weights_only = deconvfix.convert(proto, to="equalized", init="fit")
+    got = calibrated(proto, memory=1e-6)
+    [note] = [each for each in got.report.notes if "GiB are allowed (`memory`)" in each]
+    assert note.startswith("up: it keeps its fit to the weights")
+    assert got.plan["up"].fitted is None
+    assert got.plan["up"].reason == weights_only.plan["up"].reason
+    assert calibrated(proto).plan["up"].fitted is not None
+
+
 def test_outputs_of_another_size_are_not_fitted_to(monkeypatch):
     """What a file says and what runs may differ: never fit to what is not the layer's output."""
 

@@ -18,11 +18,14 @@ from deconvfix.fit.regression import (
     ridge_fit,
     squared_error,
 )
+from deconvfix.spec import ConvTransposeSpec
 
-__all__ = ["HELDOUT_EVERY", "SecondMoments", "Solved", "solve"]
+__all__ = ["HELDOUT_EVERY", "MEMORY", "SecondMoments", "Solved", "bytes_needed", "solve"]
 
 Array = NDArray[np.float64]
 
+# Of `bytes_needed`, in GiB, unless something else is asked for.
+MEMORY = 8.0
 # One sample in so many is held out while the ridge and the border are chosen.
 HELDOUT_EVERY = 4
 
@@ -63,6 +66,21 @@ class Solved:
     kernel: Array
     bias: Array | None
     error: float
+
+
+def bytes_needed(design: Design, spec: ConvTransposeSpec, *, any_kernel: bool = False) -> int:
+    """Memory for the fit of a layer: its moments, and its equations with what the solver copies.
+
+    Args:
+        design: The form as a linear model.
+        spec: The layer.
+        any_kernel: Whether inputs are flat in some directions only (`flat` of `solve`).
+    """
+    c_in, c_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    unknown: int = c_in * design.basis.shape[0 if any_kernel else 1] + 1
+    sizes = [c_in * len(phase.taps) + 1 + c_out for phase in design.phases]
+    # Those to fit to and those held out, as moments and as equations; the solver's matrix, twice.
+    return 8 * (2 * spec.groups * sum(size * size for size in sizes) + 4 * unknown * unknown)
 
 
 def solve(

@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.errors import OptionError
+from deconvfix.fit.solve import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.flat_field import Run
 from deconvfix.forms.base import Init
@@ -51,6 +53,10 @@ class CalibrationData:
         tuning: For `init="tuned"`.
         choose_padding: Choose the border of resize-convolutions by the measured error.
         flat: Inputs on which alone equalized layers must make no grid, or "zeros"; None: on all constants.
+        memory: Most memory for the regression of a layer, and for outputs that are kept, in GiB.
+
+    Raises:
+        OptionError: If that is none.
     """
 
     inputs: Iterable[Any] | str
@@ -58,6 +64,16 @@ class CalibrationData:
     tuning: Tuning
     choose_padding: bool
     flat: Iterable[Any] | str | None = None
+    memory: float = MEMORY
+
+    def __post_init__(self) -> None:
+        if not self.memory > 0:
+            raise OptionError(
+                "memory",
+                f"the value is {self.memory!r}",
+                "a number above 0 is needed, in GiB",
+                "Correct `memory`",
+            )
 
 
 @runtime_checkable

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.artifacts import decibels
-from deconvfix.errors import ModelError, OptionError
-from deconvfix.fit.solve import Solved
+from deconvfix.errors import ModelError, OptionError, sentence
+from deconvfix.fit.solve import Solved, bytes_needed
 from deconvfix.fit.tuning import TUNED_FROM_WEIGHTS, Tuning
+from deconvfix.forms import form
 from deconvfix.forms.base import FITTED_TO_DATA, Settings
 from deconvfix.plan import Decision, Options, Plan
 from deconvfix.steps import PadMode
@@ -33,6 +34,7 @@ __all__ = [
     "in_batches_of",
     "nothing_to_fit_to",
     "refuse_flat_inputs",
+    "too_large",
 ]
 
 DISTRIBUTIONS = ("normal", "uniform")
@@ -67,6 +69,28 @@ def candidates(decision: Decision, choose_padding: bool) -> list[Settings]:
     if choose_padding and decision.form == "resize" and max(spec.stride) > 1:
         return [replace(settings, padding_mode=mode) for mode in _PAD_MODES]
     return [settings]
+
+
+def too_large(
+    decision: Decision, choose_padding: bool, memory: float, *, flat: bool = False
+) -> str | None:
+    """Why a layer is not fitted to data: a sentence, or None if `memory` (in GiB) is enough for it."""
+    spec = decision.spec
+    assert spec is not None
+    assert decision.form is not None
+    needed = 0
+    for settings in candidates(decision, choose_padding):
+        design = form(decision.form).design(spec, settings)
+        assert design is not None
+        needed += bytes_needed(design, spec, any_kernel=flat)
+    if needed <= memory * 2**30:
+        return None
+    return sentence(
+        decision.name or "(model)",
+        f"it keeps its fit to the weights, because its regression takes {needed / 2**30:.3g} GiB",
+        f"at most {memory:g} GiB are allowed (`memory`)",
+        "Allow more, or let its kernel grow less",
+    )
 
 
 def best_fit(

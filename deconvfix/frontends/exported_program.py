@@ -102,7 +102,9 @@ class ExportedProgramFrontend:
         example = before.example_inputs if data.example_inputs is None else data.example_inputs
         batches, _ = calibration_inputs(data.inputs, example, data.tuning.seed)
         plan, notes = calibrate(
-            before, plan, batches, self._copied, self.apply, choose_padding=data.choose_padding
+            *(before, plan, batches, self._copied, self.apply),
+            choose_padding=data.choose_padding,
+            memory=data.memory,
         )
         # The program itself changes: other borders are other operators.
         vars(after).update(vars(self.apply(self._copied(before)[0], plan)))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deconvfix.errors import DeconvfixError, ModelError, sentence
 from deconvfix.fit.moments import Moments
-from deconvfix.fit.solve import solve
+from deconvfix.fit.solve import MEMORY, solve
 from deconvfix.forms import form
 from deconvfix.frontends.calibration import (
     best_fit,
@@ -26,6 +26,7 @@ from deconvfix.frontends.calibration import (
     candidates,
     check_held,
     fitted_decisions,
+    too_large,
 )
 from deconvfix.frontends.onnx_inputs import Feed
 from deconvfix.frontends.onnx_layer import Layer, find_layers
@@ -46,6 +47,7 @@ def calibrate(
     apply: Callable[[ir.Model, Plan], ir.Model],
     *,
     choose_padding: bool,
+    memory: float = MEMORY,
 ) -> tuple[Plan, list[str]]:
     """Fits the layers of a plan.
 
@@ -55,6 +57,7 @@ def calibrate(
         feeds: Calibration inputs.
         apply: Carries out a plan, with the kernels in it, on a model.
         choose_padding: Choose the border of resize-convolutions by the measured error.
+        memory: For the regression of a layer, in GiB.
 
     Returns:
         The plan with what was chosen, fitted and measured, and notes on layers that are not fitted.
@@ -68,6 +71,10 @@ def calibrate(
             continue
         so_far = replace(plan, decisions=tuple(decided.values()))
         decided[layer.name] = decision
+        large = too_large(decision, choose_padding, memory)
+        if large is not None:
+            notes.append(large)
+            continue
         try:
             _check(before, layer)
             parts = (

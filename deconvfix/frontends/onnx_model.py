@@ -82,7 +82,11 @@ class OnnxFrontend:
         """Calibrated fits: what they found is in the plan, which is carried out again."""
         refuse_flat_inputs(data.flat)
         feeds = calibration_feeds(before, data.inputs, data.example_inputs, data.tuning.seed)
-        plan, notes = calibrate(before, plan, feeds, self.apply, choose_padding=data.choose_padding)
+        plan, notes = calibrate(
+            *(before, plan, feeds, self.apply),
+            choose_padding=data.choose_padding,
+            memory=data.memory,
+        )
         fitted = self.apply(before.clone(), plan)
         after.graph = fitted.graph
         after.functions.clear()

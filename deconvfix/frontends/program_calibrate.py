@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from deconvfix.errors import sentence
-from deconvfix.fit.solve import solve
+from deconvfix.fit.solve import MEMORY, solve
 from deconvfix.forms import form
 from deconvfix.frontends.calibration import (
     best_fit,
@@ -25,6 +25,7 @@ from deconvfix.frontends.calibration import (
     candidates,
     check_held,
     fitted_decisions,
+    too_large,
 )
 from deconvfix.frontends.fx_graph import GraphCall, finish
 from deconvfix.frontends.program_weights import stored, why_fixed
@@ -48,6 +49,7 @@ def calibrate(
     apply: Callable[[ExportedProgram, Plan], ExportedProgram],
     *,
     choose_padding: bool,
+    memory: float = MEMORY,
 ) -> tuple[Plan, list[str]]:
     """Fits the layers of a plan.
 
@@ -58,6 +60,7 @@ def calibrate(
         copied: Copies a program.
         apply: Carries out a plan, with the kernels in it, in place.
         choose_padding: Choose the border of resize-convolutions by the measured error.
+        memory: For the regression of a layer, in GiB.
 
     Returns:
         The plan with what was chosen, fitted and measured, and notes on layers that are not fitted.
@@ -67,6 +70,11 @@ def calibrate(
     notes = []
     original, calls = copied(before)
     for name, decision in pending.items():
+        large = too_large(decision, choose_padding, memory)
+        if large is not None:
+            notes.append(large)
+            decided[name] = decision
+            continue
         obstacle = _obstacle(original, calls[name])
         if obstacle is not None:
             found = f"it keeps its fit to the weights, because {obstacle}"

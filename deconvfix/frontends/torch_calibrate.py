@@ -18,9 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deconvfix.fit.solve import solve
+from deconvfix.fit.solve import MEMORY, solve
 from deconvfix.forms import form
-from deconvfix.frontends.calibration import best_fit, calibrated, calibrated_decisions, candidates
+from deconvfix.frontends.calibration import (
+    best_fit,
+    calibrated,
+    calibrated_decisions,
+    candidates,
+    too_large,
+)
 from deconvfix.frontends.torch_find import current_weight
 from deconvfix.frontends.torch_flat import check_constant, directions
 from deconvfix.frontends.torch_inputs import Inputs, Reached, copy_model, run_model
@@ -50,6 +56,7 @@ def calibrate(
     *,
     choose_padding: bool,
     flat: Sequence[Inputs] = (),
+    memory: float = MEMORY,
 ) -> tuple[nn.Module, Plan, list[str]]:
     """Fits the converted layers, in place.
 
@@ -60,14 +67,20 @@ def calibrate(
         batches: Calibration inputs.
         choose_padding: Choose the border of resize-convolutions by the measured error.
         flat: Inputs on which alone equalized layers must make no grid; none: on all.
+        memory: For the regression of a layer, and for the original's outputs; in GiB.
 
     Returns:
-        The model, the plan with what was chosen and measured, and notes on layers that never ran.
+        The model, the plan with what was chosen and measured, and notes on layers that are not fitted.
     """
     decisions = {each.name: each for each in calibrated_decisions(plan)}
+    large = {
+        name: too_large(each, choose_padding, memory, flat=bool(flat))
+        for name, each in decisions.items()
+    }
+    decisions = {name: each for name, each in decisions.items() if large[name] is None}
     before = copy_model(before).eval()
     counts = _calls_in_order(before, list(decisions), batches)
-    targets = _targets(before, counts, batches)
+    targets = _targets(before, counts, batches, min(_MOST_BYTES, memory * 2**30))
     changed: dict[str, Decision] = {}
     for name, count in counts.items():
         # A layer that runs several times sees its own outputs: the second sweep sees the fitted ones.
@@ -75,7 +88,8 @@ def calibrate(
             after, changed[name] = _fit_layer(
                 before, after, decisions[name], batches, targets, count, choose_padding, flat
             )
-    notes = [
+    notes = [each for each in large.values() if each is not None]
+    notes += [
         f"{name} did not run on the calibration inputs: it keeps its fit to the weights."
         for name in decisions
         if name not in counts
@@ -110,7 +124,7 @@ def _calls_in_order(
 
 
 def _targets(
-    model: nn.Module, counts: Mapping[str, int], batches: Sequence[Inputs]
+    model: nn.Module, counts: Mapping[str, int], batches: Sequence[Inputs], most_bytes: float
 ) -> list[dict[str, list[Tensor]]] | None:
     """What all layers give on each batch, from one run of it; None where that is too much to keep."""
     found: list[dict[str, list[Tensor]]] = []
@@ -131,7 +145,7 @@ def _targets(
             for handle in handles:
                 handle.remove()
         size += sum(each.nbytes for kept in outputs.values() for each in kept)
-        if size > _MOST_BYTES:
+        if size > most_bytes:
             return None
         found.append(outputs)
     return found

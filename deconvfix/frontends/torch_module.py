@@ -188,10 +188,13 @@ class TorchModuleFrontend:
         batches, supply = calibration_inputs(data.inputs, data.example_inputs, data.tuning.seed)
         flat = [] if data.flat is None else flat_inputs(data.flat, data.example_inputs)
         after, plan, notes = calibrate(
-            before, after, plan, batches, choose_padding=data.choose_padding, flat=flat
+            *(before, after, plan, batches),
+            choose_padding=data.choose_padding,
+            flat=flat,
+            memory=data.memory,
         )
         if any(each.settings is not None and each.settings.init == "tuned" for each in decisions):
-            plan, more = tune(before, after, plan, batches, supply, data.tuning, flat)
+            plan, more = tune(before, after, plan, batches, supply, data.tuning, flat, data.memory)
             notes = [*notes, *more]
         if flat:
             strides = [each.spec.stride[-1] for each in decisions if each.spec]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
+from deconvfix.fit.solve import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import form
 from deconvfix.forms.base import Design
@@ -147,6 +148,7 @@ def tune(
     supply: Iterator[Inputs] | None,
     tuning: Tuning,
     flat: Sequence[Inputs] = (),
+    memory: float = MEMORY,
 ) -> tuple[Plan, list[str]]:
     """Distils, in place.
 
@@ -158,6 +160,7 @@ def tune(
         supply: Fresh inputs, one batch for each step, instead of the others.
         tuning: Budget and loss.
         flat: Inputs on which alone equalized layers must make no grid; none: on all.
+        memory: For the original's outputs, in GiB; they are computed again where it is not enough.
 
     Returns:
         The plan with what was measured, and a note.
@@ -170,7 +173,8 @@ def tune(
         student = _freed(student, name, plan, before, along)
     parameters = [each for each in student.parameters() if each.requires_grad]
     samples, independent = cut(teacher, batches)
-    taught = _taught(teacher, samples) if supply is None else None
+    kept = min(_MOST_BYTES, memory * 2**30)
+    taught = _taught(teacher, samples, kept) if supply is None else None
     fitted, heldout = split(samples if taught is None else taught)
     size = tuning.batch_size or (_GIVEN if supply is None else _drawn_at_once(teacher, samples[0]))
     if supply is None:
@@ -233,7 +237,9 @@ def _identity(tuning: Tuning, plan: Plan) -> dict[str, Any]:
     return {**told, "plan": plan.to_json()}
 
 
-def _taught(teacher: nn.Module, samples: Sequence[Inputs]) -> list[Inputs] | None:
+def _taught(
+    teacher: nn.Module, samples: Sequence[Inputs], most_bytes: float
+) -> list[Inputs] | None:
     """Each sample with the original's outputs, which are so computed once; None if they are too large.
 
     Outputs of classes that pytree does not know cannot be joined to batches: None for them too.
@@ -245,7 +251,7 @@ def _taught(teacher: nn.Module, samples: Sequence[Inputs]) -> list[Inputs] | Non
             old = teacher(*each.args, **each.kwargs)
         tensors = flat_tensors(old)
         size += sum(tensor.nbytes for tensor in tensors)
-        if size > _MOST_BYTES or len(tensors) != len(
+        if size > most_bytes or len(tensors) != len(
             [leaf for leaf in pytree.tree_leaves(old) if isinstance(leaf, Tensor)]
         ):
             return None
