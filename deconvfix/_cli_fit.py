@@ -83,8 +83,8 @@ def fit_options(command: Command) -> Command:
             click.option(
                 "--curve",
                 is_flag=True,
-                help="For the same, with --calibration: report how close the output stays, and how "
-                "much ripple, at several strengths. Takes a fit for each.",
+                help="For equalized and notch, with --calibration: report how close the output stays, and "
+                "how much ripple, at several strengths. Takes a fit for each.",
             ),
             click.option(
                 "--seconds", default=60.0, show_default=True, help="Budget of --init tuned."

@@ -13,18 +13,16 @@ import deconvfix.checkpoint as checkpoints
 from deconvfix import __version__
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.checkpoint_source import BoundFiles, CheckpointSource
-from deconvfix.conversion import Conversion, convert, inspect
+from deconvfix.conversion import convert, inspect
 from deconvfix.curve import StrengthCurve
 from deconvfix.errors import OptionError
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.torch_compare import equal
-from deconvfix.frontends.torch_evidence import kernels_of
 from deconvfix.frontends.torch_inputs import Inputs
-from deconvfix.frontends.torch_module import FRONTEND
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.growth import samples_curve as measure_curve
 from deconvfix.inspection import Inspection
-from deconvfix.jobs import read_recipe, reloaded_error, told_of, with_pictures, write_recipe
+from deconvfix.jobs import read_recipe, reloaded_error, told_of, write_recipe
 from deconvfix.onnx_export import ExportReport, export_onnx
 from deconvfix.onnx_verify import verify_onnx
 from deconvfix.parity import ParityReport
@@ -104,12 +102,10 @@ def convert_file(
         else None
     )
     by_strength = _curve(model, example, options) if curve else None
-    conversion = convert(model, example_inputs=example, plan=plan, **options)
+    conversion = convert(model, example_inputs=example, plan=plan, pictures=pictures, **options)
     whole_plan = conversion.plan.after(source.checkpoint.recipe)
     report = told_of(source, conversion, notes, output)
     report = replace(report, samples_curve=by_samples, curve=by_strength)
-    if pictures:
-        report = _with_pictures(report, model, conversion, options, example)
     if onnx:
         exported = export_onnx(
             conversion.model,
@@ -199,24 +195,6 @@ def _bound(options: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         name: list(BoundFiles(value, model)) if isinstance(value, CalibrationFiles) else value
         for name, value in options.items()
     }
-
-
-def _with_pictures(
-    report: ConversionReport,
-    model: nn.Module,
-    conversion: Conversion,
-    options: dict[str, Any],
-    example: Inputs | None,
-) -> ConversionReport:
-    """The report with pictures, of the layers' kernels too."""
-    calibration = options.get("calibration")
-    inputs = calibration[-1] if isinstance(calibration, list) and calibration else example
-    models = (model, conversion.model)
-    report = with_pictures(report, FRONTEND, *models, inputs, options.get("sample_rate"))
-    if report.evidence is None:
-        return report
-    kernels = kernels_of(*models, conversion.plan)
-    return replace(report, evidence=replace(report.evidence, kernels=kernels))
 
 
 def _check_reload(

@@ -12,9 +12,10 @@ from typing import Any
 
 from deconvfix import __version__
 from deconvfix.diagnosis import check_sample_rate, diagnose
-from deconvfix.errors import ModelError, OptionError, ParityError, RefusedError
+from deconvfix.errors import ModelError, OptionError
 from deconvfix.fidelity import (
     fidelity_of,
+    gather,
     layers_with_ripples,
     planned_ripples,
     ripples_now,
@@ -28,6 +29,7 @@ from deconvfix.frontends.calibration import check_flat, nothing_to_fit_to
 from deconvfix.inspection import Inspection
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Options, Plan, make_plan
+from deconvfix.proofs import allow_no_refusal, check_proofs, proof
 from deconvfix.report import ConversionReport
 from deconvfix.steps import Interpolation, PadMode
 
@@ -38,7 +40,6 @@ __all__ = [
     "frontend_of",
     "inspect",
     "opened",
-    "parity_error",
     "verify",
     "versions",
 ]
@@ -126,6 +127,7 @@ def convert(
     inplace: bool = False,
     plan: Plan | None = None,
     verify: bool = True,
+    pictures: bool = False,
     sample_rate: float | None = None,
 ) -> Conversion:
     """Replaces the transposed convolutions of a model and proves the result.
@@ -174,6 +176,8 @@ def convert(
         plan: Carry out this plan instead of making one (the other options are ignored).
         verify: Compare the converted layers, and the model, with the original. For fitted forms the grid
             of both models is measured too: on a constant input, and in the outputs.
+        pictures: With `verify`: gather what `report.to_html()` draws of a fitted form (flat fields,
+            outputs, spectra, kernels).
         sample_rate: Of one-dimensional outputs, in Hz: tones are given in Hz too.
 
     Returns:
@@ -210,7 +214,7 @@ def convert(
         selects = (lambda name: not exclude(name)) if callable(exclude) else None
         plan = make_plan(findings.matches, options, selects)
     if strict:
-        _allow_no_refusal(plan)
+        allow_no_refusal(plan)
     to_data = {each.settings.init for each in plan.replaced if each.settings} & {*FITTED_TO_DATA}
     reference = frontend.prepare(working, None, inplace=False) if verify or to_data else None
     ripples = planned_ripples(findings.matches, plan)
@@ -237,9 +241,9 @@ def convert(
     still_running = None
     if example_inputs is not None:
         still_running = tuple(frontend.left(converted, plan, example_inputs))
-    parity = None
+    parity = evidence = None
     if verify:
-        parity, more = _proof(frontend, reference, converted, plan, example_inputs)
+        parity, more = proof(frontend, reference, converted, plan, example_inputs)
         notes += more
         if fidelity is not None and real_inputs is not None:
             fidelity, more = with_runs(
@@ -248,6 +252,11 @@ def convert(
                 sample_rate=sample_rate,
             )
             notes += more
+            if pictures:
+                evidence = gather(
+                    *(frontend, reference, converted, plan, real_inputs, fidelity.outputs),
+                    sample_rate=sample_rate,
+                )
     report = ConversionReport(
         input=named,
         output=None,
@@ -256,10 +265,11 @@ def convert(
         parity=parity,
         fidelity=fidelity,
         still_running=still_running,
+        evidence=evidence,
         notes=tuple(notes),
         versions=versions(),
     )
-    _check_proofs(report)
+    check_proofs(report)
     return Conversion(converted, plan, report)
 
 
@@ -319,16 +329,6 @@ def frontend_of(model: Any) -> Frontend:
     )
 
 
-def parity_error(parity: ParityReport, where: str) -> ParityError:
-    """The error for a proof that failed; `where` names the model if no layer departs."""
-    return ParityError(
-        parity.first_departure or where,
-        " ".join(parity.problems).rstrip("."),
-        "the converted model must agree with the original up to rounding",
-        "Exclude the layer that is named, and report this as a bug with the layer's geometry",
-    )
-
-
 def versions() -> dict[str, str]:
     """Versions of the packages that take part, as far as they are installed."""
     found = {"deconvfix": __version__}
@@ -338,44 +338,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _allow_no_refusal(plan: Plan) -> None:
-    """For `strict`."""
-    if not plan.refused:
-        return
-    first, *others = plan.refused
-    raise RefusedError(
-        first.name or "(model)",
-        first.reason.removeprefix(f"{first.name}: ").rstrip("."),
-        f"`strict` allows no refusal ({len(others)} more)" if others else "`strict` allows none",
-        "Exclude the layer, or leave out `strict`",
-    )
-
-
-def _proof(
-    frontend: Frontend, before: Any, after: Any, plan: Plan, example_inputs: Any | None
-) -> tuple[ParityReport | None, tuple[str, ...]]:
-    """The comparison with the original, and a note; None if nothing could be compared."""
-    inputs = [] if example_inputs is None else [example_inputs]
-    parity = frontend.verify(before, after, inputs, plan)
-    if not parity.comparisons and plan.replaced and example_inputs is None:
-        return None, ("Nothing could be compared without a run: give example inputs.",)
-    return parity, ()
-
-
-def _check_proofs(report: ConversionReport) -> None:
-    """Raises if the converted model departs, or something was missed."""
-    if report.parity is not None and not report.parity.ok:
-        raise parity_error(report.parity, report.input)
-    if report.still_running:
-        raise ParityError(
-            report.still_running[0] or report.input,
-            "a transposed convolution still runs there after the conversion "
-            f"({len(report.still_running)} in all)",
-            "every layer that is replaced must be gone",
-            "Exclude it to keep it, and report this as a bug with the code that calls it",
-        )
 
 
 def fitter_of(

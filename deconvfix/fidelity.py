@@ -18,7 +18,7 @@ from deconvfix.diagnosis import longest_period, outputs_with_grids
 from deconvfix.evidence import Evidence, Pair, Spectrum
 from deconvfix.flat_field import FlatField, flat_field_of, network_tables, with_channels
 from deconvfix.forms import form
-from deconvfix.frontends.base import Frontend, Probe, ReadsConverted
+from deconvfix.frontends.base import Frontend, Probe, ReadsConverted, ShowsKernels
 from deconvfix.grids import Period
 from deconvfix.plan import Match, Plan
 from deconvfix.report import Fidelity, LayerReport, OutputChange, Tone, layer_reports
@@ -280,6 +280,7 @@ def gather(
     frontend: Frontend,
     before: Any,
     after: Any,
+    plan: Plan,
     inputs: Any,
     outputs: Sequence[OutputChange],
     *,
@@ -291,7 +292,9 @@ def gather(
         frontend: Of the models' kind.
         before: The original.
         after: The converted model.
-        inputs: As `example_inputs` of `deconvfix.convert`.
+        plan: What was converted.
+        inputs: As `example_inputs` of `deconvfix.convert`. Real ones, where there are some: made-up ones
+            say nothing to the eye.
         outputs: What was measured of them, on the same inputs.
         sample_rate: Of one-dimensional outputs, in Hz.
     """
@@ -301,13 +304,14 @@ def gather(
         return None
     spectra: list[Spectrum] = []
     for change in outputs:
-        values, after = runs.shown[change.index][0], runs.compared(change.index)
-        if after is not None and change.tones:
-            spectra += _spectra(values, after, change, sample_rate)
+        old, new = runs.shown[change.index][0], runs.compared(change.index)
+        if new is not None and change.tones:
+            spectra += _spectra(old, new, change, sample_rate)
     return Evidence(
         flat=_flat_pair(runs),
         sample=_pair("the example input", runs.before.outputs, runs.after.outputs),
         spectra=tuple(spectra),
+        kernels=frontend.kernels(before, after, plan) if isinstance(frontend, ShowsKernels) else (),
     )
 
 

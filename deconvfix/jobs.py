@@ -13,9 +13,7 @@ from typing import Any
 
 from deconvfix.conversion import Conversion
 from deconvfix.errors import CheckpointError, OptionError, ParityError
-from deconvfix.fidelity import gather
 from deconvfix.files import output_folder
-from deconvfix.frontends.base import Frontend
 from deconvfix.plan import Plan
 from deconvfix.report import ConversionReport
 from deconvfix.source import Source
@@ -28,7 +26,6 @@ __all__ = [
     "read_recipe",
     "reloaded_error",
     "told_of",
-    "with_pictures",
     "write_recipe",
 ]
 
@@ -63,32 +60,6 @@ def told_of(
         output=None if output is None else str(output),
         notes=(*notes, *report.notes),
     )
-
-
-def with_pictures(
-    report: ConversionReport,
-    frontend: Frontend,
-    before: Any,
-    after: Any,
-    inputs: Any | None,
-    sample_rate: float | None,
-) -> ConversionReport:
-    """The report with what its HTML page draws, where the outputs change and there are inputs.
-
-    Args:
-        report: With what was measured on the same inputs.
-        frontend: Of the models' kind.
-        before: The original.
-        after: The converted model.
-        inputs: As `example_inputs` of `deconvfix.convert`. Real ones, where there are some: made-up ones
-            say nothing to the eye.
-        sample_rate: Of one-dimensional outputs, in Hz.
-    """
-    if report.fidelity is None or inputs is None:
-        return report
-    outputs = report.fidelity.outputs
-    drawn = gather(frontend, before, after, inputs, outputs, sample_rate=sample_rate)
-    return replace(report, evidence=drawn)
 
 
 def fits_no_samples(path: Path) -> OptionError:

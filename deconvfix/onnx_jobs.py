@@ -13,18 +13,20 @@ import onnx_ir as ir
 
 from deconvfix import onnx_file
 from deconvfix.calibration_files import CalibrationFiles
-from deconvfix.conversion import convert, inspect, parity_error
+from deconvfix.conversion import convert, inspect
 from deconvfix.errors import ExportError, OptionError
-from deconvfix.fidelity import with_runs
+from deconvfix.fidelity import gather, with_runs
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.onnx_inputs import shapes_of
 from deconvfix.frontends.onnx_model import FRONTEND
 from deconvfix.frontends.onnx_parity import compare_models
 from deconvfix.frontends.onnx_samples import calibration_feeds, rebatched
 from deconvfix.inspection import Inspection
-from deconvfix.jobs import fits_no_samples, read_recipe, told_of, with_pictures, write_recipe
+from deconvfix.jobs import fits_no_samples, read_recipe, told_of, write_recipe
 from deconvfix.onnx_file import OnnxFile
 from deconvfix.parity import ParityReport
+from deconvfix.plan import Plan
+from deconvfix.proofs import parity_error
 from deconvfix.report import ConversionReport
 from deconvfix.source import Source
 
@@ -111,7 +113,8 @@ def convert_file(
         shown = _shown(report, file, options) or examples
         if shown:
             report = _measured(
-                report, file.model, after, shown[0], pictures, options.get("sample_rate")
+                *(report, file.model, after, conversion.plan),
+                *(shown[0], pictures, options.get("sample_rate")),
             )
     return report
 
@@ -160,6 +163,7 @@ def _measured(
     report: ConversionReport,
     before: ir.Model,
     after: ir.Model,
+    plan: Plan,
     example: dict[str, Any],
     pictures: bool,
     sample_rate: float | None,
@@ -171,10 +175,11 @@ def _measured(
     fidelity, notes = with_runs(
         report.fidelity, FRONTEND, before, after, matches, example, sample_rate=sample_rate
     )
-    report = replace(report, fidelity=fidelity, notes=(*report.notes, *notes))
+    drawn = None
     if pictures:
-        report = with_pictures(report, FRONTEND, before, after, example, sample_rate)
-    return report
+        models = (FRONTEND, before, after, plan)
+        drawn = gather(*models, example, fidelity.outputs, sample_rate=sample_rate)
+    return replace(report, fidelity=fidelity, evidence=drawn, notes=(*report.notes, *notes))
 
 
 def verify_files(source: Source, after: Path) -> ParityReport:

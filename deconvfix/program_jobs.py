@@ -18,7 +18,6 @@ from deconvfix.conversion import verify as verify_models
 from deconvfix.errors import OptionError
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.calibration import in_batches_of
-from deconvfix.frontends.exported_program import FRONTEND
 from deconvfix.frontends.torch_compare import equal
 from deconvfix.frontends.torch_inputs import Inputs, as_inputs, flat_tensors, run_model
 from deconvfix.inspection import Inspection
@@ -27,7 +26,6 @@ from deconvfix.jobs import (
     read_recipe,
     reloaded_error,
     told_of,
-    with_pictures,
     write_recipe,
 )
 from deconvfix.onnx_export import ExportReport, export_onnx
@@ -94,14 +92,9 @@ def convert_file(
     program = program_file.read(source.path, trust=source.trust)
     example = _example(source, program)
     options = _bound(options, program)
-    conversion = convert(program, example_inputs=example, plan=read_recipe(recipe), **options)
+    plan = read_recipe(recipe)
+    conversion = convert(program, example_inputs=example, plan=plan, pictures=pictures, **options)
     report = told_of(source, conversion, (), output)
-    if pictures:
-        real = options.get("calibration")
-        shown = program.example_inputs if example is None else example
-        shown = real[-1] if isinstance(real, list) and real else shown
-        models = (program, conversion.model)
-        report = with_pictures(report, FRONTEND, *models, shown, options.get("sample_rate"))
     if output.suffix == ".onnx":
         exported = export_onnx(
             conversion.model,

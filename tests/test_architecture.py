@@ -27,7 +27,7 @@ LAYERS = (
     ("plan", "parity"),
     ("advice", "inspection", "report", "compare", "onnx_runtime", "pictures", "evidence", "curve"),
     ("frontends",),
-    ("diagnosis", "fidelity"),
+    ("diagnosis", "fidelity", "proofs"),
     (
         *("fx", "onnx", "onnx_file", "onnx_verify", "onnx_export", "checkpoint"),
         *("program_text", "program_file", "conversion", "growth", "strength"),
@@ -40,7 +40,7 @@ LAYERS = (
 )
 TORCH_FREE = (
     *("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan"),
-    *("grids", "spectra", "variance", "flat_field", "advice", "diagnosis", "fidelity"),
+    *("grids", "spectra", "variance", "flat_field", "advice", "diagnosis", "fidelity", "proofs"),
     *("parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs"),
     "curve",
     *("_cli", "_cli_text", "_cli_fit", "_cli_report", "_cli_processes", "calibration_files"),

@@ -11,7 +11,7 @@ from test_cli import INPUT, Net, arch, assert_fails_in_words, html_report, run, 
 from torch import nn
 
 import deconvfix
-from deconvfix import fidelity, jobs
+from deconvfix import conversion, fidelity
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.errors import OptionError
 from deconvfix.forms import FORMS, form
@@ -233,7 +233,7 @@ def test_the_flat_picture_is_what_was_measured(to):
     latent = (torch.randn(4, 3, 1, 1),)
     got = convert(model, to=to, calibration="normal", example_inputs=latent)
     [output] = got.report.fidelity.outputs
-    drawn = fidelity.gather(FRONTEND, model, got.model, latent, (output,))
+    drawn = fidelity.gather(FRONTEND, model, got.model, got.plan, latent, (output,))
     for shown, measured in (
         (drawn.flat.before, output.flat_before),
         (drawn.flat.after, output.flat_after),
@@ -245,9 +245,28 @@ def test_the_flat_picture_is_what_was_measured(to):
     assert np.ptp(drawn.flat.after[0]) < 1e-4 < np.ptp(drawn.flat.before[0])
 
 
+def test_python_gets_the_page_that_the_command_line_writes():
+    """Flat fields, outputs, spectra and kernels on request; without, the page has no pictures."""
+    torch.manual_seed(0)
+    model, x = decoder(), torch.rand(4, 3, 24, 24)
+    pages = []
+    for pictures in (False, True):
+        got = convert(model, calibration=[(x,)], pictures=pictures)
+        pages.append(got.report.to_html())
+        assert (got.report.evidence is not None) == pictures
+    assert [each.count("data:image/") > 6 for each in pages] == [False, True]
+    assert {each.layer for each in got.report.evidence.kernels} == {
+        each.name for each in got.plan.replaced
+    }
+    program = torch.export.export(decoder(), (x,))
+    same = convert(program, calibration=[(x,)], pictures=True)
+    assert same.report.to_html().count("data:image/") > 4
+
+
 def test_a_model_without_layers_is_not_drawn():
     model = nn.Conv2d(3, 2, 3)
-    assert fidelity.gather(FRONTEND, model, model, (torch.rand(1, 3, 8, 8),), ()) is None
+    plan, inputs = Plan("equalized", ()), (torch.rand(1, 3, 8, 8),)
+    assert fidelity.gather(FRONTEND, model, model, plan, inputs, ()) is None
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -295,11 +314,13 @@ def test_the_files_are_read_once_and_pictures_are_gathered_for_a_page(
     tmp_path, samples, monkeypatch
 ):
     reads, gathered = [], []
-    original, gather = CalibrationFiles.__iter__, jobs.gather
+    original, gather = CalibrationFiles.__iter__, conversion.gather
     monkeypatch.setattr(
         CalibrationFiles, "__iter__", lambda self: (reads.append(1), original(self))[1]
     )
-    monkeypatch.setattr(jobs, "gather", lambda *a, **k: (gathered.append(1), gather(*a, **k))[1])
+    monkeypatch.setattr(
+        conversion, "gather", lambda *a, **k: (gathered.append(1), gather(*a, **k))[1]
+    )
     options = (*INPUT, *CALIBRATED, str(samples))
     page = html_report(tmp_path, Net(), "Net", *options, "--samples-curve")
     assert (len(reads), len(gathered)) == (1, 1)

@@ -152,19 +152,34 @@ def _boxes(distance: _Distance, pairs: Sequence[_Pair], seen: Any) -> dict[_Wind
     cuts = [sorted({edge for each in axis for edge in each}) for axis in zip(*windows, strict=True)]
     factors = [seen[copy] for copy in distance.copies]
     starts = ((0,) * len(cuts), distance.pixels)
-    cells: dict[_Window, Any] = {}
+
+    def product(window: _Window) -> Any:
+        return reduce(add, (one.mT @ other for one, other in _pieces(factors, starts, window)))
+
+    # Summed up along each axis in turn: then a box is a sum over its corners.
+    sums: dict[tuple[int, ...], Any] = {
+        cell: product(tuple((edges[i], edges[i + 1]) for i, edges in zip(cell, cuts, strict=True)))
+        for cell in itertools.product(*(range(len(edges) - 1) for edges in cuts))
+    }
+    for axis in range(len(cuts)):
+        for cell in sums:
+            if cell[axis]:
+                before = (*cell[:axis], cell[axis] - 1, *cell[axis + 1 :])
+                sums[cell] = sums[cell] + sums[before]
     boxes = {}
     for window in windows:
-        parts = [
-            [(a, b) for a, b in itertools.pairwise(edges) if begin <= a and b <= end]
-            for edges, (begin, end) in zip(cuts, window, strict=True)
-        ]
-        inside = list(itertools.product(*parts)) or [window]
-        for cell in inside:
-            if cell not in cells:
-                pieces = _pieces(factors, starts, cell)
-                cells[cell] = reduce(add, (one.mT @ other for one, other in pieces))
-        boxes[window] = reduce(add, (cells[cell] for cell in inside))
+        if any(begin == end for begin, end in window):
+            boxes[window] = product(window)
+            continue
+        last = [edges.index(end) - 1 for edges, (_, end) in zip(cuts, window, strict=True)]
+        first = [edges.index(begin) - 1 for edges, (begin, _) in zip(cuts, window, strict=True)]
+        boxes[window] = sums[tuple(last)]
+        for sides in itertools.product((False, True), repeat=len(cuts)):
+            corner = tuple(f if side else e for side, f, e in zip(sides, first, last, strict=True))
+            if any(sides) and min(corner) >= 0:
+                odd = sum(sides) % 2
+                box = boxes[window]
+                boxes[window] = box - sums[corner] if odd else box + sums[corner]
     return boxes
 
 

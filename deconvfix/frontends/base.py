@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.errors import OptionError
+from deconvfix.evidence import Kernel
 from deconvfix.fit.solve import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.flat_field import Run
@@ -27,6 +28,7 @@ __all__ = [
     "LayerAnswer",
     "Probe",
     "ReadsConverted",
+    "ShowsKernels",
 ]
 
 
@@ -110,6 +112,15 @@ class ReadsConverted(Protocol):
         self, model: Any, names: Sequence[str]
     ) -> Mapping[str, tuple[ConvTransposeSpec, NDArray[np.float64]]]:
         """The transposed convolutions that exchanged layers are now, away from the border, by name."""
+        ...
+
+
+@runtime_checkable
+class ShowsKernels(Protocol):
+    """A front end that can show what the layers make of one pixel."""
+
+    def kernels(self, before: Any, after: Any, plan: Plan) -> tuple[Kernel, ...]:
+        """Of the layers whose function changed; neither model is changed."""
         ...
 
 

@@ -22,6 +22,7 @@ from deconvfix.spec import ConvTransposeSpec
 __all__ = [
     "ConvTransposeModule",
     "ConvertedConvTranspose",
+    "LocalMeans",
     "read_weight",
     "spec_of",
     "spread_weight",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deconvfix.errors import ModelError
+from deconvfix.evidence import Kernel
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Refusal
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibration import fitted_decisions
@@ -27,6 +28,7 @@ from deconvfix.frontends.torch_calls import Observed, observe
 from deconvfix.frontends.torch_code import callers_by_code
 from deconvfix.frontends.torch_compare import psnr_db
 from deconvfix.frontends.torch_diagnose import gradient_advice, probe_module
+from deconvfix.frontends.torch_evidence import kernels_of
 from deconvfix.frontends.torch_find import (
     PLAIN,
     call_path,
@@ -206,6 +208,10 @@ class TorchModuleFrontend:
     ) -> int:
         """See `torch_samples.count_samples`."""
         return count_samples(inputs, example_inputs)
+
+    def kernels(self, before: nn.Module, after: nn.Module, plan: Plan) -> tuple[Kernel, ...]:
+        """See `torch_evidence.kernels_of`."""
+        return kernels_of(before, after, plan)
 
     def converted_weights(
         self, model: nn.Module, names: Sequence[str]
