@@ -111,6 +111,7 @@ class LocalMeans(nn.Module):
         return torch_steps.local_means(input, self.reach, self.groups)
 
     def extra_repr(self) -> str:
+        """As torch.nn modules show themselves."""
         return f"reach={self.reach}, groups={self.groups}"
 
 
