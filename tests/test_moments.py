@@ -65,8 +65,8 @@ def by_definition(design, x, y, groups):
                 copies = phase.copies or (0,) * len(phase.taps)
                 u = [
                     seen[(group, copy, channel, slice(None), *np.add(start, t))]
-                    for channel in range(seen.shape[2])
                     for copy, start in zip(copies, phase.starts, strict=True)
+                    for channel in range(seen.shape[2])
                 ]
                 pixel = [f + s * i for f, s, i in zip(phase.first, phase.step, t, strict=True)]
                 v = [each[(slice(None), *pixel)] for each in outputs[group]]

@@ -1,6 +1,6 @@
 """Second moments of a layer's features and outputs in NumPy, for models that run without torch.
 
-For each phase of a form's `Design` the rows z = (u, 1, y) hold the features (input channel, tap), a one
+For each phase of a form's `Design` the rows z = (u, 1, y) hold the features (tap, input channel), a one
 for the bias, and the outputs wanted. `fit.regression` needs only H = sum of z z^T, for each group of
 channels.
 """

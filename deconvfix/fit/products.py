@@ -96,8 +96,9 @@ def add_products(sums: Sequence[Any], phases: Sequence[Phase], seen: Any, wanted
     for distance, pairs in _pairs(phases, counts).items():
         boxes = _boxes(distance, pairs, seen)
         for pair in pairs:
-            h, taps = sums[pair.phase], len(phases[pair.phase].taps)
-            one, other = (slice(tap, channels * taps, taps) for tap in pair.taps)
+            h = sums[pair.phase]
+            # Features are ordered (tap, input channel): what is added lies together.
+            one, other = (slice(tap * channels, (tap + 1) * channels) for tap in pair.taps)
             h[:, one, other] += boxes[pair.window]
             if one != other:
                 h[:, other, one] += boxes[pair.window].mT
@@ -118,16 +119,17 @@ def _add_outputs(
         for tap, (copy, start) in enumerate(zip(copies, phase.starts, strict=True)):
             window = tuple((a, a + n) for a, n in zip(start, counts, strict=True))
             seeing[copy, window].append((number, tap))
+    channels = seen.shape[-1]
     for (copy, window), uses in seeing.items():
         back = tuple(-begin for begin, _ in window)
         factors = [seen[copy], *(outputs[number] for number, _ in uses)]
         for rows, *values in _pieces(factors, [(0,) * len(back)] + [back] * len(uses), window):
             for (number, tap), each in zip(uses, values, strict=True):
-                product, h, taps = rows.mT @ each, sums[number], len(phases[number].taps)
-                # Features are ordered (input channel, tap).
-                features = seen.shape[-1] * taps
-                h[:, tap:features:taps, features:] += product
-                h[:, features:, tap:features:taps] += product.mT
+                product, h = rows.mT @ each, sums[number]
+                features = channels * len(phases[number].taps)
+                one = slice(tap * channels, (tap + 1) * channels)
+                h[:, one, features:] += product
+                h[:, features:, one] += product.mT
 
 
 def _pairs(

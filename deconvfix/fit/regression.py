@@ -72,7 +72,7 @@ def equations(
     """The normal equations of a form.
 
     Args:
-        moments: H_f for each phase, features ordered (input channel, tap of the phase).
+        moments: H_f for each phase, features ordered (tap of the phase, input channel).
         basis: Z_f for each phase, (taps of the phase, free numbers).
         shape: Of w, (C_in, C_out, free numbers).
     """
@@ -84,12 +84,12 @@ def equations(
     for h, z in zip(moments, basis, strict=True):
         taps = len(z)
         features = c_in * taps
-        gram = h[:features, :features].reshape(c_in, taps, c_in, taps)
-        # (C_in, taps, C_in, taps) -> (C_in, free, C_in, free)
-        gram = np.einsum("ap,iajb,bq->ipjq", z, gram, z, optimize=True)
+        gram = h[:features, :features].reshape(taps, c_in, taps, c_in)
+        # (taps, C_in, taps, C_in) -> (C_in, free, C_in, free)
+        gram = np.einsum("ap,aibj,bq->ipjq", z, gram, z, optimize=True)
         normal[:size, :size] += gram.reshape(size, size)
-        others = h[:features, features:].reshape(c_in, taps, 1 + c_out)
-        others = np.einsum("ap,iay->ipy", z, others).reshape(size, 1 + c_out)
+        others = h[:features, features:].reshape(taps, c_in, 1 + c_out)
+        others = np.einsum("ap,aiy->ipy", z, others).reshape(size, 1 + c_out)
         normal[:size, size] += others[:, 0]
         right[:size] += others[:, 1:]
         normal[size, size] += h[features, features]
@@ -149,9 +149,9 @@ def beside(moments: Sequence[Array], fixed: Sequence[Array]) -> list[Array]:
     for h, k in zip(moments, fixed, strict=True):
         c_in, c_out, taps = k.shape
         # (C_in, C_out, taps) -> (C_out, features)
-        rows = k.transpose(1, 0, 2).reshape(c_out, c_in * taps)
+        rows = k.transpose(1, 2, 0).reshape(c_out, taps * c_in)
         transform = np.eye(len(h))
-        transform[-c_out:, : c_in * taps] = -rows
+        transform[-c_out:, : taps * c_in] = -rows
         left.append(transform @ h @ transform.T)
     return left
 
