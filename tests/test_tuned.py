@@ -42,7 +42,7 @@ def test_tuning_is_closer_than_calibration_and_stays_in_the_form(to):
     model = decoder()
     fresh = smooth_batches((4, 3, 5, 6), seed=1)
     calibrated = convert(model, to=to, init="calibrated")
-    tuned = convert(model, Tuning(steps=60), to=to)
+    tuned = convert(model, Tuning(steps=150), to=to)
     assert error_of(tuned.model, model, fresh) < error_of(calibrated.model, model, fresh)
     assert tuned.report.parity.ok
     assert tuned.plan.replaced[0].reason.endswith(", then tuned")

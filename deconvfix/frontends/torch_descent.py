@@ -1,4 +1,9 @@
-"""Adam with a budget, whose best state on held-out samples counts."""
+"""A descent with a budget, whose best state on held-out samples counts.
+
+Kernels, as matrices (features, outputs), take steps of Muon, which have the same size in all directions
+(Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): channels of a trained network are far from
+independent. All else is Adam's.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +36,60 @@ _RATES = (3e-3, 1e-3, 3e-4, 1e-4)
 _TRIAL = 0.05
 
 
+class _Optimizer:
+    """Muon for the first parameters, Adam for the others, with one state.
+
+    Args:
+        parameters: All of them.
+        matrices: How many are matrices.
+        rate: Learning rate. Muon's is scaled so that its steps are as large as Adam's.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], matrices: int, rate: float) -> None:
+        self.matrices = matrices
+        self.parts: dict[int, torch.optim.Optimizer] = {}
+        if matrices:
+            self.parts[0] = torch.optim.Muon(
+                parameters[:matrices],
+                lr=rate,
+                weight_decay=0.0,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        if matrices < len(parameters):
+            self.parts[matrices] = torch.optim.Adam(parameters[matrices:], lr=rate)
+
+    def states(self) -> dict[int, dict[str, Any]]:
+        """The states by the number of the parameter, as those of one optimizer."""
+        return {
+            first + i: state
+            for first, part in self.parts.items()
+            for i, state in part.state_dict()["state"].items()
+        }
+
+    def load_state(self, states: dict[int, dict[str, Tensor]]) -> None:
+        """Takes over what `states` gave."""
+        for first, part in self.parts.items():
+            end = self.matrices if first < self.matrices else math.inf
+            own = {i - first: state for i, state in states.items() if first <= i < end}
+            groups = part.state_dict()["param_groups"]
+            part.load_state_dict({"state": own, "param_groups": groups})
+
+    def set_rate(self, rate: float) -> None:
+        """Sets the learning rate of both."""
+        for part in self.parts.values():
+            part.param_groups[0]["lr"] = rate
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        for part in self.parts.values():
+            part.zero_grad()
+
+    def step(self) -> None:
+        """A step of both."""
+        for part in self.parts.values():
+            part.step()
+
+
 @dataclass(frozen=True)
 class Best:
     """A state, its loss on the held-out samples, and the steps to it; `rate` is the learning rate."""
@@ -46,6 +106,7 @@ class Descent:
 
     Attributes:
         parameters: Changed in place.
+        matrices: How many of them, the first ones, are kernels as matrices.
         batches: An endless supply of what `loss` takes.
         loss: The loss of a batch, a scalar.
         heldout_loss: The loss that counts; the same on all processes.
@@ -54,6 +115,7 @@ class Descent:
     """
 
     parameters: Sequence[nn.Parameter]
+    matrices: int
     batches: Iterator[Sequence[Inputs]]
     loss: Callable[[Sequence[Inputs]], Tensor]
     heldout_loss: Callable[[], float]
@@ -118,10 +180,9 @@ class Descent:
         """
         seconds = self.tuning.seconds * share
         steps = None if self.tuning.steps is None else max(1, round(self.tuning.steps * share))
-        optimizer = torch.optim.Adam(self.parameters, lr=rate)
+        optimizer = _Optimizer(self.parameters, self.matrices, rate)
         if adam:
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": adam, "param_groups": groups})
+            optimizer.load_state(adam)
         evaluated = adam is not None
         started = time.monotonic() - at.spent
         while True:
@@ -142,14 +203,14 @@ class Descent:
                 if fraction >= 1 or (fraction > 0.5 and at.worse >= _PATIENCE):
                     return best, loss
                 if self.resume is not None:
-                    self.resume.save(fingerprint, at, self.parameters, best, optimizer)
+                    self.resume.save(fingerprint, at, self.parameters, best, optimizer.states())
             evaluated = False
             factor = min(1.0, fraction / _WARM_UP + 0.02) * (1 + math.cos(math.pi * fraction)) / 2
-            optimizer.param_groups[0]["lr"] = rate * factor
+            optimizer.set_rate(rate * factor)
             optimizer.zero_grad()
             self.loss(next(self.batches)).backward()
             # All processes start alike and take the same steps: the sum of their gradients is enough,
-            # for Adam does not see its scale.
+            # for neither Muon nor Adam sees its scale.
             total(each.grad for each in self.parameters if each.grad is not None)
             optimizer.step()
             at.step, at.batches = at.step + 1, at.batches + 1

@@ -85,14 +85,14 @@ class Resume:
         position: Position,
         parameters: Sequence[nn.Parameter],
         best: Sequence[Tensor],
-        optimizer: torch.optim.Optimizer,
+        states: dict[int, dict[str, Any]],
     ) -> None:
         """Writes the file, whole or not at all; of several processes the first one does."""
         if rank() != 0:
             return
         tensors = {f"now.{i}": each.detach() for i, each in enumerate(parameters)}
         tensors |= {f"best.{i}": each for i, each in enumerate(best)}
-        for i, state in optimizer.state_dict()["state"].items():
+        for i, state in states.items():
             tensors |= {f"adam.{i}.{name}": torch.as_tensor(each) for name, each in state.items()}
         told = {"format": _FORMAT, "fingerprint": fingerprint, **_told(position)}
         with output_folder(self.path, overwrite=True) as folder:

@@ -1,6 +1,6 @@
 """Tuned fits: distillation from the original network on inputs without labels.
 
-The converted layers start from their calibrated weights and follow the original's outputs with Adam.
+The converted layers start from their calibrated weights and follow the original's outputs (`torch_descent`).
 They cannot leave their form: a resize-convolution has no other kernels, and the other forms are trained
 as Z w in the basis Z of the kernels that they can have (`forms.base.Design.basis`), beside what a strength
 below 1 leaves of an equalized layer's imbalance. Both are folded away at the end. Training runs on a copy,
@@ -60,7 +60,7 @@ _GIVEN, _DRAWN, _MOST_VALUES = 8, 64, 2**20
 
 
 class _Subspace(nn.Module):
-    """Parametrization of a kernel as Z w + offset, from (C_in, C_out / groups, free numbers).
+    """Parametrization of a kernel as Z w + offset, from a matrix, (C_in * free numbers, C_out / groups).
 
     Args:
         design: With the basis Z.
@@ -84,7 +84,8 @@ class _Subspace(nn.Module):
 
     def forward(self, w: Tensor) -> Tensor:
         """The kernel; `Design.kernel` says what happens to the axes."""
-        kernel = w @ self.basis.mT
+        # (C_in * free, C_out/g) -> (C_in, C_out/g, free)
+        kernel = w.unflatten(0, (-1, self.basis.shape[1])).mT @ self.basis.mT
         if self.offset is not None:
             kernel = kernel + self.offset
         kernel = kernel.unflatten(-1, (self.design.copies, -1))
@@ -93,7 +94,8 @@ class _Subspace(nn.Module):
 
     def right_inverse(self, kernel: Tensor) -> Tensor:
         """The numbers w of a kernel of the form: Z is orthogonal to the offset."""
-        return torch.from_numpy(self.design.numbers(read_weight(kernel), self.groups)).to(kernel)
+        numbers = self.design.numbers(read_weight(kernel), self.groups)
+        return torch.from_numpy(numbers.swapaxes(1, 2).reshape(-1, numbers.shape[1])).to(kernel)
 
 
 class _Flat(nn.Module):
@@ -171,7 +173,13 @@ def tune(
     for name in names:
         along = directions_of(after, name, plan[name], flat) if flat else None
         student = _freed(student, name, plan, before, along)
-    parameters = [each for each in student.parameters() if each.requires_grad]
+    matrices: list[Any] = [
+        kernels.original
+        for kernels in student.modules()
+        if isinstance(kernels, parametrize.ParametrizationList) and type(kernels[0]) is _Subspace
+    ]
+    moving = [each for each in student.parameters() if each.requires_grad]
+    parameters = matrices + [each for each in moving if all(each is not own for own in matrices)]
     samples, independent = cut(teacher, batches)
     kept = min(_MOST_BYTES, memory * 2**30)
     taught = _taught(teacher, samples, kept) if supply is None else None
@@ -207,7 +215,7 @@ def tune(
     resume = None
     if tuning.resume is not None:
         resume = Resume(Path(tuning.resume), _identity(tuning, plan))
-    descent = Descent(parameters, supplied, loss_on, heldout_loss, tuning, resume)
+    descent = Descent(parameters, len(matrices), supplied, loss_on, heldout_loss, tuning, resume)
     first, best = descent.run()
     _transfer(student, after, names)
     note = (
@@ -375,7 +383,9 @@ def _trained_kernel(module: nn.Module) -> Array:
         kernels = copy_model(kernels).double()
         with torch.no_grad():
             return read_weight(kernels(parametrizations.weight.original.double()))
-    kernel = kernels.design.kernel(read_weight(parametrizations.weight.original), kernels.groups)
+    matrix = read_weight(parametrizations.weight.original)
+    numbers = matrix.reshape(-1, kernels.design.basis.shape[1], matrix.shape[1]).swapaxes(1, 2)
+    kernel = kernels.design.kernel(numbers, kernels.groups)
     if kernels.fixed is not None:
         kernel = kernel + kernels.fixed
     return np.asarray(kernel.reshape(kernels.shape), np.float64)
