@@ -174,7 +174,7 @@ class Descent:
         adam: dict[int, dict[str, Tensor]] | None,
         fingerprint: str,
     ) -> tuple[list[Tensor], float]:
-        """Adam with half a cosine over a share of the budget: the best state, and the last loss.
+        """Steps with half a cosine over a share of the budget: the best state, and the last loss.
 
         `at` moves along. With the state of an optimizer, `adam`, a run goes on right after an evaluation.
         """

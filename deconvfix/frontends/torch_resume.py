@@ -102,7 +102,7 @@ class Resume:
     def load(
         self, fingerprint: str, parameters: Sequence[nn.Parameter]
     ) -> tuple[Position, list[Tensor], dict[int, dict[str, Tensor]]] | None:
-        """Puts the parameters where they were; position, best state and Adam's. None without a file.
+        """Puts the parameters where they were; position, best state and the optimizers'. None without a file.
 
         Raises:
             OptionError: If the file is of another distillation, or none.
