@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import Step
 
 __all__ = ["Design", "Phase"]
@@ -54,6 +55,11 @@ class Design:
     basis: NDArray[np.float64]
     copies: int = 1
     has_offset: bool = False
+
+    def moment_sizes(self, spec: ConvTransposeSpec) -> list[int]:
+        """The size of H_f of each phase (`fit.regression`), for a group of the layer's channels."""
+        c_in, c_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        return [c_in * len(phase.taps) + 1 + c_out for phase in self.phases]
 
     def kernel(self, w: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
         """Z w: (C_in, C_out / groups, free numbers) -> (copies * C_in, C_out / groups, taps)."""

@@ -7,7 +7,6 @@ channels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.fit.design import Design
-from deconvfix.fit.products import MOST_ELEMENTS, Waiting, add_products
+from deconvfix.fit.products import Waiting, add_products, samples_at_once
 from deconvfix.fit.solve import HELDOUT_EVERY
 from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import run
@@ -41,9 +40,7 @@ class Moments:
         self.spec = spec
         self.design = design
         self.samples = 0
-        per_group = spec.in_channels // spec.groups
-        others = 1 + spec.out_channels // spec.groups
-        sizes = [per_group * len(phase.taps) + others for phase in design.phases]
+        sizes = design.moment_sizes(spec)
         # Of the samples to fit to, and of those held out.
         self._sums = [[np.zeros((spec.groups, size, size)) for size in sizes] for _ in range(2)]
         self._waiting = [Waiting(np.concatenate) for _ in range(2)]
@@ -102,9 +99,7 @@ class Moments:
         """Some samples at a time; at least one."""
         if x.size == 0 or y.size == 0:
             return
-        # The extended input may be upsampled to the output's size.
-        pixels = max(math.prod(x.shape[2:]), math.prod(y.shape[2:]))
-        size = max(1, MOST_ELEMENTS // (pixels * (self.design.copies * x.shape[1] + y.shape[1])))
+        size = samples_at_once(self.design, x.shape, y.shape)
         for begin in range(0, len(x), size):
             yield x[begin : begin + size], y[begin : begin + size]
 

@@ -20,12 +20,12 @@ from functools import reduce
 from operator import add
 from typing import Any, NamedTuple
 
-from deconvfix.fit.design import Phase
+from deconvfix.fit.design import Design, Phase
 
-__all__ = ["MOST_ELEMENTS", "Waiting", "add_products"]
+__all__ = ["Waiting", "add_products", "samples_at_once"]
 
 # Elements of the extended input, and of pieces of it, that are in memory at once (32 MiB in float64).
-MOST_ELEMENTS = 2**22
+_MOST_ELEMENTS = 2**22
 
 
 class Waiting:
@@ -48,7 +48,7 @@ class Waiting:
         ):
             ready = self.take()
         self._pairs.append((x, y))
-        if sum(math.prod(each.shape) for pair in self._pairs for each in pair) >= MOST_ELEMENTS:
+        if sum(math.prod(each.shape) for pair in self._pairs for each in pair) >= _MOST_ELEMENTS:
             ready += self.take()
         return ready
 
@@ -56,6 +56,13 @@ class Waiting:
         """All that waits, joined; an empty list if there is nothing."""
         pairs, self._pairs = self._pairs, []
         return [tuple(map(self._join, map(list, zip(*pairs, strict=True))))] if pairs else []
+
+
+def samples_at_once(design: Design, x: Sequence[int], y: Sequence[int]) -> int:
+    """Samples, of inputs x and outputs y of these shapes (N, C, *L), that are in memory at once."""
+    # The extended input may be upsampled to the output's size.
+    pixels = max(math.prod(x[2:]), math.prod(y[2:]))
+    return max(1, _MOST_ELEMENTS // (pixels * (design.copies * x[1] + y[1])))
 
 
 # (begin, end) on each axis.
@@ -198,7 +205,7 @@ def _pieces(
     (begin, end), *others = window
     widest = max(math.prod(factor.shape[:2]) * factor.shape[-1] for factor in factors)
     per_line = widest * math.prod(b - a for a, b in others)
-    lines = max(1, MOST_ELEMENTS // max(1, per_line))
+    lines = max(1, _MOST_ELEMENTS // max(1, per_line))
     for first in range(begin, max(end, begin + 1), lines):
         part = [(first, min(first + lines, end)), *others]
         yield [

@@ -76,9 +76,9 @@ def bytes_needed(design: Design, spec: ConvTransposeSpec, *, any_kernel: bool = 
         spec: The layer.
         any_kernel: Whether inputs are flat in some directions only (`flat` of `solve`).
     """
-    c_in, c_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    c_in = spec.in_channels // spec.groups
     unknown: int = c_in * design.basis.shape[0 if any_kernel else 1] + 1
-    sizes = [c_in * len(phase.taps) + 1 + c_out for phase in design.phases]
+    sizes = design.moment_sizes(spec)
     # Those to fit to and those held out, as moments and as equations; the solver's matrix, twice.
     return 8 * (2 * spec.groups * sum(size * size for size in sizes) + 4 * unknown * unknown)
 

@@ -132,24 +132,24 @@ class Descent:
         start = self._state()
         fingerprint = "" if self.resume is None else self.resume.fingerprint(start)
         saved = None if self.resume is None else self.resume.load(fingerprint, self.parameters)
-        adam: dict[int, dict[str, Tensor]] | None = None
+        states: dict[int, dict[str, Tensor]] | None = None
         if saved is None:
             first = self.heldout_loss()
             at = Position(first=first, best_loss=first, best_rate=_RATES[-1], pause=_PAUSE)
             best = start
         else:
-            at, best, adam = saved
+            at, best, states = saved
             for _ in range(at.batches):
                 next(self.batches)
         trials = () if self.tuning.learning_rate else _RATES
         while at.trial <= len(trials):
             trying = at.trial < len(trials)
             rate = trials[at.trial] if trying else self._rate(at.gains)
-            if adam is None:
+            if states is None:
                 self._restore(start if trying else best)
             share = _TRIAL if trying else 1 - at.used
-            best, last = self._adam(rate, at, best, share, adam, fingerprint)
-            adam = None
+            best, last = self._descend(rate, at, best, share, states, fingerprint)
+            states = None
             at.gains.append(math.log(at.first / last) if 0 < last < math.inf else -math.inf)
             at.trial, at.used = at.trial + 1, at.used + share
             at.step, at.spent, at.worse, at.last, at.pause = 0, 0.0, 0, 0.0, _PAUSE
@@ -165,25 +165,25 @@ class Descent:
         tried = zip(_RATES, gains, strict=True)
         return next((rate for rate, gain in tried if gain >= enough > 0), _RATES[-1])
 
-    def _adam(
+    def _descend(
         self,
         rate: float,
         at: Position,
         best: list[Tensor],
         share: float,
-        adam: dict[int, dict[str, Tensor]] | None,
+        states: dict[int, dict[str, Tensor]] | None,
         fingerprint: str,
     ) -> tuple[list[Tensor], float]:
         """Steps with half a cosine over a share of the budget: the best state, and the last loss.
 
-        `at` moves along. With the state of an optimizer, `adam`, a run goes on right after an evaluation.
+        `at` moves along. With the state of an optimizer, `states`, a run goes on right after an evaluation.
         """
         seconds = self.tuning.seconds * share
         steps = None if self.tuning.steps is None else max(1, round(self.tuning.steps * share))
         optimizer = _Optimizer(self.parameters, self.matrices, rate)
-        if adam:
-            optimizer.load_state(adam)
-        evaluated = adam is not None
+        if states:
+            optimizer.load_state(states)
+        evaluated = states is not None
         started = time.monotonic() - at.spent
         while True:
             [at.spent] = average(time.monotonic() - started)

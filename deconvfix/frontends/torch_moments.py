@@ -8,7 +8,6 @@ H = sum of z z^T.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -18,10 +17,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deconvfix.fit.products import MOST_ELEMENTS, Waiting, add_products
+from deconvfix.fit.products import Waiting, add_products, samples_at_once
 from deconvfix.fit.solve import HELDOUT_EVERY
 from deconvfix.forms import form
-from deconvfix.forms.base import Design, Phase, Settings
+from deconvfix.forms.base import Design, Settings
 from deconvfix.frontends import torch_steps
 from deconvfix.frontends.torch_processes import rank, total, world
 from deconvfix.spec import ConvTransposeSpec
@@ -49,7 +48,8 @@ class Moments:
         self.settings = settings
         self.samples = self.held = 0
         self.design = self._design(spec)
-        shapes = [self._shape(phase) for phase in self.design.phases]
+        groups = spec.groups
+        shapes = [(groups, size, size) for size in self.design.moment_sizes(spec)]
         # Of the samples to fit to, and of those held out.
         self._sums = [
             [torch.zeros(shape, dtype=torch.float64) for shape in shapes] for _ in range(2)
@@ -95,6 +95,7 @@ class Moments:
             add_products(sums, design.phases, seen, F.pad(outputs, (1, 0), value=1.0))
 
     def _add_all(self) -> None:
+        """Adds what still waits."""
         for part, waiting in enumerate(self._waiting):
             for x, y in waiting.take():
                 self._add(part, x, y)
@@ -127,19 +128,10 @@ class Moments:
         assert design is not None, "only forms that are fitted have moments"
         return design
 
-    def _shape(self, phase: Phase) -> tuple[int, int, int]:
-        groups = self.spec.groups
-        features = self.spec.in_channels // groups * len(phase.taps)
-        size = features + 1 + self.spec.out_channels // groups
-        return groups, size, size
-
 
 def _pieces(design: Design, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Some samples at a time; at least one."""
-    # The extended input may be upsampled to the output's size.
-    pixels = max(math.prod(x.shape[2:]), math.prod(y.shape[2:]))
-    per_sample = pixels * (design.copies * x.shape[1] + y.shape[1])
-    size = max(1, MOST_ELEMENTS // max(1, per_sample))
+    size = samples_at_once(design, x.shape, y.shape)
     yield from zip(x.split(size), y.split(size), strict=True)
 
 
