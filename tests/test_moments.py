@@ -1,6 +1,5 @@
 """Second moments in NumPy: as they are defined, and the same as torch's, for every geometry."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +13,7 @@ from deconvfix.fit import moments, products
 from deconvfix.fit.solve import HELDOUT_EVERY, solve
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
+from deconvfix.frontends import torch_moments
 from deconvfix.frontends.torch_moments import Moments as TorchMoments
 from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import run
@@ -93,9 +93,9 @@ def test_moments_are_what_they_are_defined_as(case, name, settings):
                 np.testing.assert_array_equal(mine, other)
 
 
-@pytest.mark.parametrize("broken", ["window", "mirror"])
+@pytest.mark.parametrize("broken", ["window", "mirror", "rows"])
 def test_the_definition_sees_a_wrong_product(broken, monkeypatch):
-    """A window that is too short, or the product of two taps left out on one side."""
+    """A window that is too short, the product of two taps left out on one side, a pixel too far away."""
     spec = ConvTransposeSpec.create(2, 3, 4, ndim=1, stride=2, padding=1)
     rng = np.random.default_rng(0)
     x, y = rng.integers(-3, 4, (3, 2, 5)), rng.integers(-3, 4, (3, 3, 10))
@@ -116,7 +116,11 @@ def test_the_definition_sees_a_wrong_product(broken, monkeypatch):
     sums.add(x, y)
     [wanted] = by_definition(design, x.astype(float), y, 1)
     assert all(map(np.array_equal, sums.of_group(0)[0], wanted))
-    monkeypatch.setattr(products, "_pairs", wrong)
+    if broken == "rows":
+        shift = products._shift
+        monkeypatch.setattr(products, "_shift", lambda *args: shift(*args) + 1)
+    else:
+        monkeypatch.setattr(products, "_pairs", wrong)
     sums = moments.Moments(spec, design)
     sums.add(x, y)
     assert not all(map(np.array_equal, sums.of_group(0)[0], wanted))
@@ -167,24 +171,22 @@ def test_the_comparison_can_fail(change):
 
 
 @pytest.mark.parametrize("name", ["equalized", "resize", "notch"])
-def test_pieces_of_a_large_map_are_the_whole_map(monkeypatch, name):
-    """Memory is bounded by working through samples and lines in pieces."""
+def test_samples_one_by_one_are_all_samples(monkeypatch, name):
+    """Memory is bounded by working through the samples in pieces."""
     spec = ConvTransposeSpec(4, 6, (4, 3), (2, 2), ((1, 1), (1, 1)), (0, 1), (1, 1), 2, True)
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, (6, 4, 7, 5)).astype(np.float32)
     y = rng.integers(-3, 4, (6, 6, *spec.output_size((7, 5)))).astype(np.float32)
-    found, sizes = [], []
-    pieces = products._pieces
+    found, samples = [], []
 
     def watched(*args):
-        for each in pieces(*args):
-            sizes.append(max(math.prod(rows.shape) for rows in each))
-            yield each
+        samples.append(args[3].shape[1])
+        products.add_products(*args)
 
-    monkeypatch.setattr(products, "_pieces", watched)
+    monkeypatch.setattr(moments, "add_products", watched)
+    monkeypatch.setattr(torch_moments, "add_products", watched)
     for most in (2**22, 64):
         monkeypatch.setattr(products, "_MOST_ELEMENTS", most)
-        sizes.append(0)
         sums = moments.Moments(spec, form(name).design(spec, Settings(reach=1)))
         sums.add(x, y)
         theirs = TorchMoments(spec, name, Settings(reach=1))
@@ -193,9 +195,8 @@ def test_pieces_of_a_large_map_are_the_whole_map(monkeypatch, name):
             each.of_group(0)
         found += [sums, theirs]
     assert all(are_equal(found[0], other, 2) for other in found[1:])
-    whole, parts = sizes[: sizes.index(0, 1)], sizes[sizes.index(0, 1) :]
-    # A line of one sample is the least: 80 elements of the upsampled input.
-    assert max(parts) <= 80 < max(whole) / 6
+    # Five to fit to, one held out; NumPy's and torch's.
+    assert samples == [5, 1] * 2 + [1] * 12
 
 
 def test_the_size_of_the_outputs_is_checked():

@@ -87,11 +87,13 @@ class Moments:
         for some_x, some_y in self._pieces(x, y):
             # The weight is that of the step Conv, which a design does not have.
             extended = run(self.design.steps, some_x.astype(np.float64), np.zeros(()))
-            seen = self._channels_last(extended, self.design.copies)
-            (outputs,) = self._channels_last(some_y, 1)
-            ones = np.ones((*outputs.shape[:-1], 1))
-            rows = np.concatenate([ones, outputs], -1)
-            add_products(self._sums[part], self.design.phases, seen, rows)
+            add_products(
+                self._sums[part],
+                self.design.phases,
+                self._channels_last(extended, self.design.copies),
+                self._channels_last(some_y, 1)[0],
+                np.zeros,
+            )
 
     def _pieces(
         self, x: NDArray[Any], y: NDArray[Any]
@@ -103,7 +105,7 @@ class Moments:
         for begin in range(0, len(x), size):
             yield x[begin : begin + size], y[begin : begin + size]
 
-    def _channels_last(self, values: NDArray[Any], copies: int) -> Array:
-        """(N, groups * copies * C, *L) -> (copies, groups, N, *L, C), in float64."""
+    def _channels_last(self, values: NDArray[Any], copies: int) -> NDArray[Any]:
+        """(N, groups * copies * C, *L) -> (copies, groups, N, *L, C)."""
         split = values.reshape(len(values), self.groups, copies, -1, *values.shape[2:])
-        return np.ascontiguousarray(np.moveaxis(split.swapaxes(0, 2), 3, -1), np.float64)
+        return np.moveaxis(split.swapaxes(0, 2), 3, -1)

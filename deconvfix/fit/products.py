@@ -8,6 +8,10 @@ The taps come in only through their distance start_b - start_a and through the w
 few distances (13 for the 85 pairs of taps of a 5 x 5 kernel with stride 2), and the windows differ by some
 pixels at the border. So the products are summed once for each distance, over the cells into which the edges
 of all windows cut the map, and each pair of taps adds up the cells of its window.
+
+The map lies in memory with zeros after each line, as many as a distance can be long. Its pixels are rows of
+one matrix then, and a distance is a number of rows: the sum over the whole map is a product of two parts of
+that matrix, which nothing has to be copied for. The largest cell is that sum less the other cells.
 """
 
 from __future__ import annotations
@@ -15,9 +19,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
-from operator import add
+from operator import sub
 from typing import Any, NamedTuple
 
 from deconvfix.fit.design import Design, Phase
@@ -65,6 +69,8 @@ def samples_at_once(design: Design, x: Sequence[int], y: Sequence[int]) -> int:
     return max(1, _MOST_ELEMENTS // (pixels * (design.copies * x[1] + y[1])))
 
 
+# Makes an array of zeros of a shape.
+_Zeros = Callable[[tuple[int, ...]], Any]
 # (begin, end) on each axis.
 _Window = tuple[tuple[int, int], ...]
 
@@ -84,25 +90,40 @@ class _Distance(NamedTuple):
     pixels: tuple[int, ...]
 
 
-def add_products(sums: Sequence[Any], phases: Sequence[Phase], seen: Any, wanted: Any) -> None:
+def add_products(
+    sums: Sequence[Any], phases: Sequence[Phase], extended: Any, wanted: Any, zeros: _Zeros
+) -> None:
     """Adds z^T z, z = (u, 1, y), of some samples.
 
     Args:
         sums: H_f for each phase, (groups, size, size), in float64; changed in place.
         phases: The phases of a form's `Design`.
-        seen: The extended input, (copies, groups, N, *L, C_in / groups), in float64.
-        wanted: Ones and the outputs, (groups, N, *L_out, 1 + C_out / groups), in float64.
+        extended: The extended input, (copies, groups, N, *L, C_in / groups).
+        wanted: The outputs, (groups, N, *L_out, C_out / groups).
+        zeros: Makes an array of zeros in float64, like the sums.
     """
+    counts = [
+        tuple(
+            len(range(*each))
+            for each in zip(phase.first, wanted.shape[2:-1], phase.step, strict=True)
+        )
+        for phase in phases
+    ]
+    pairs = _pairs(phases, counts)
+    size = tuple(extended.shape[3:-1])
+    longest = [
+        max((abs(distance.pixels[axis]) for distance in pairs), default=0)
+        for axis in range(len(size))
+    ]
+    padded = [n + more for n, more in zip(size, longest, strict=True)]
+    seen = zeros((*extended.shape[:3], *padded, extended.shape[-1]))
+    inside = tuple(slice(n) for n in size)
+    seen[(..., *inside, slice(None))] = extended
+    _add_outputs(sums, phases, seen, wanted, counts, zeros)
     channels = seen.shape[-1]
-    outputs = []
-    for phase in phases:
-        grid = zip(phase.first, phase.step, strict=True)
-        outputs.append(wanted[(slice(None), slice(None), *(slice(f, None, s) for f, s in grid))])
-    counts = [tuple(v.shape[2:-1]) for v in outputs]
-    _add_outputs(sums, phases, seen, outputs)
-    for distance, pairs in _pairs(phases, counts).items():
-        boxes = _boxes(distance, pairs, seen)
-        for pair in pairs:
+    for distance, found in pairs.items():
+        boxes = _boxes(distance, found, seen, size)
+        for pair in found:
             h = sums[pair.phase]
             # Features are ordered (tap, input channel): what is added lies together.
             one, other = (slice(tap * channels, (tap + 1) * channels) for tap in pair.taps)
@@ -111,32 +132,55 @@ def add_products(sums: Sequence[Any], phases: Sequence[Phase], seen: Any, wanted
                 h[:, other, one] += boxes[pair.window].mT
 
 
+def _rows(values: Any) -> Any:
+    """(groups, N, *L, channels) -> (groups, rows, channels)."""
+    return values.reshape(values.shape[0], -1, values.shape[-1])
+
+
+def _shift(pixels: Sequence[int], seen: Any) -> int:
+    """How many rows further a pixel lies that is so many pixels away."""
+    return reduce(
+        lambda rows, axis: rows * axis[0] + axis[1], zip(seen.shape[3:-1], pixels, strict=True), 0
+    )
+
+
+def _product(one: Any, other: Any, shift: int) -> Any:
+    """The sum of the products of each row with the one that is `shift` rows further, (groups, C, C')."""
+    return one[:, : one.shape[1] - shift].mT @ other[:, shift:]
+
+
 def _add_outputs(
-    sums: Sequence[Any], phases: Sequence[Phase], seen: Any, outputs: Sequence[Any]
+    sums: Sequence[Any],
+    phases: Sequence[Phase],
+    seen: Any,
+    wanted: Any,
+    counts: Sequence[tuple[int, ...]],
+    zeros: _Zeros,
 ) -> None:
-    """The products with ones and outputs; taps of several phases may see the same pixels."""
-    seeing: dict[tuple[int, _Window], list[tuple[int, int]]] = defaultdict(list)
-    for number, (h, phase, v) in enumerate(zip(sums, phases, outputs, strict=True)):
-        features = seen.shape[-1] * len(phase.taps)
-        counts = tuple(v.shape[2:-1])
-        everything = [(0, count) for count in counts]
-        for rows, values in _pieces((v, v), ((0,) * len(counts),) * 2, everything):
-            h[:, features:, features:] += rows.mT @ values
-        copies = phase.copies or (0,) * len(phase.taps)
-        for tap, (copy, start) in enumerate(zip(copies, phase.starts, strict=True)):
-            window = tuple((a, a + n) for a, n in zip(start, counts, strict=True))
-            seeing[copy, window].append((number, tap))
+    """The products with ones and outputs, which lie as the map does, each at its pixel t."""
     channels = seen.shape[-1]
-    for (copy, window), uses in seeing.items():
-        back = tuple(-begin for begin, _ in window)
-        factors = [seen[copy], *(outputs[number] for number, _ in uses)]
-        for rows, *values in _pieces(factors, [(0,) * len(back)] + [back] * len(uses), window):
-            for (number, tap), each in zip(uses, values, strict=True):
-                product, h = rows.mT @ each, sums[number]
-                features = channels * len(phases[number].taps)
-                one = slice(tap * channels, (tap + 1) * channels)
-                h[:, one, features:] += product
-                h[:, features:, one] += product.mT
+    for h, phase, count in zip(sums, phases, counts, strict=True):
+        if 0 in count:
+            continue
+        grid = tuple(
+            slice(first, None, step) for first, step in zip(phase.first, phase.step, strict=True)
+        )
+        lies = zeros((*seen.shape[1:-1], 1 + wanted.shape[-1]))
+        at = (slice(None), slice(None), *(slice(n) for n in count))
+        lies[(*at, slice(1))] = 1.0
+        lies[(*at, slice(1, None))] = wanted[(slice(None), slice(None), *grid)]
+        rows = _rows(lies)
+        features = channels * len(phase.taps)
+        h[:, features:, features:] += rows.mT @ rows
+        for tap, (copy, start) in enumerate(zip(_copies(phase), phase.starts, strict=True)):
+            product = _product(rows, _rows(seen[copy]), _shift(start, seen))
+            one = slice(tap * channels, (tap + 1) * channels)
+            h[:, features:, one] += product
+            h[:, one, features:] += product.mT
+
+
+def _copies(phase: Phase) -> tuple[int, ...]:
+    return phase.copies or (0,) * len(phase.taps)
 
 
 def _pairs(
@@ -145,8 +189,9 @@ def _pairs(
     """All pairs of taps by their distance, which begins with no minus."""
     found: dict[_Distance, list[_Pair]] = defaultdict(list)
     for number, (phase, count) in enumerate(zip(phases, counts, strict=True)):
-        copies = phase.copies or (0,) * len(phase.taps)
-        places = sorted(zip(phase.starts, copies, range(len(phase.taps)), strict=True))
+        if 0 in count:
+            continue
+        places = sorted(zip(phase.starts, _copies(phase), range(len(phase.taps)), strict=True))
         for one, other in itertools.combinations_with_replacement(places, 2):
             pixels = tuple(b - a for a, b in zip(one[0], other[0], strict=True))
             window = tuple((a, a + n) for a, n in zip(one[0], count, strict=True))
@@ -155,31 +200,43 @@ def _pairs(
     return found
 
 
-def _boxes(distance: _Distance, pairs: Sequence[_Pair], seen: Any) -> dict[_Window, Any]:
+def _boxes(
+    distance: _Distance, pairs: Sequence[_Pair], seen: Any, size: Sequence[int]
+) -> dict[_Window, Any]:
     """The sum of the products over each window, (groups, C_in / groups, C_in / groups)."""
+    one, other = (seen[copy] for copy in distance.copies)
     windows = {pair.window for pair in pairs}
-    cuts = [sorted({edge for each in axis for edge in each}) for axis in zip(*windows, strict=True)]
-    factors = [seen[copy] for copy in distance.copies]
-    starts = ((0,) * len(cuts), distance.pixels)
-
-    def product(window: _Window) -> Any:
-        return reduce(add, (one.mT @ other for one, other in _pieces(factors, starts, window)))
-
-    # Summed up along each axis in turn: then a box is a sum over its corners.
-    sums: dict[tuple[int, ...], Any] = {
-        cell: product(tuple((edges[i], edges[i + 1]) for i, edges in zip(cell, cuts, strict=True)))
+    # Where both pixels are in the map.
+    whole = [(max(0, -d), n - max(0, d)) for n, d in zip(size, distance.pixels, strict=True)]
+    cuts = [
+        sorted({edge for each in axis for edge in each})
+        for axis in zip(whole, *windows, strict=True)
+    ]
+    cells = {
+        cell: tuple((edges[i], edges[i + 1]) for i, edges in zip(cell, cuts, strict=True))
         for cell in itertools.product(*(range(len(edges) - 1) for edges in cuts))
     }
+    largest = max(cells, key=lambda cell: math.prod(end - begin for begin, end in cells[cell]))
+
+    def product(cell: _Window) -> Any:
+        here, there = (
+            tuple(slice(begin + d, end + d) for (begin, end), d in zip(cell, pixels, strict=True))
+            for pixels in ((0,) * len(cell), distance.pixels)
+        )
+        ahead = (slice(None), slice(None))
+        return _rows(one[(*ahead, *here)]).mT @ _rows(other[(*ahead, *there)])
+
+    sums = {cell: product(window) for cell, window in cells.items() if cell != largest}
+    total = _product(_rows(one), _rows(other), _shift(distance.pixels, seen))
+    sums[largest] = reduce(sub, sums.values(), total)
+    # Summed up along each axis in turn: then a box is a sum over its corners.
     for axis in range(len(cuts)):
-        for cell in sums:
+        for cell in cells:
             if cell[axis]:
                 before = (*cell[:axis], cell[axis] - 1, *cell[axis + 1 :])
                 sums[cell] = sums[cell] + sums[before]
     boxes = {}
     for window in windows:
-        if any(begin == end for begin, end in window):
-            boxes[window] = product(window)
-            continue
         last = [edges.index(end) - 1 for edges, (_, end) in zip(cuts, window, strict=True)]
         first = [edges.index(begin) - 1 for edges, (begin, _) in zip(cuts, window, strict=True)]
         boxes[window] = sums[tuple(last)]
@@ -190,31 +247,3 @@ def _boxes(distance: _Distance, pairs: Sequence[_Pair], seen: Any) -> dict[_Wind
                 box = boxes[window]
                 boxes[window] = box - sums[corner] if odd else box + sums[corner]
     return boxes
-
-
-def _pieces(
-    factors: Sequence[Any], starts: Sequence[Sequence[int]], window: Sequence[tuple[int, int]]
-) -> Iterator[list[Any]]:
-    """The pixels of a window as rows of each factor, (groups, rows, channels), some lines at a time.
-
-    Args:
-        factors: (groups, N, *L, channels).
-        starts: Where the window begins in each factor.
-        window: Its pixels.
-    """
-    (begin, end), *others = window
-    widest = max(math.prod(factor.shape[:2]) * factor.shape[-1] for factor in factors)
-    per_line = widest * math.prod(b - a for a, b in others)
-    lines = max(1, _MOST_ELEMENTS // max(1, per_line))
-    for first in range(begin, max(end, begin + 1), lines):
-        part = [(first, min(first + lines, end)), *others]
-        yield [
-            factor[
-                (
-                    slice(None),
-                    slice(None),
-                    *(slice(s + a, s + b) for s, (a, b) in zip(start, part, strict=True)),
-                )
-            ].reshape(factor.shape[0], -1, factor.shape[-1])
-            for factor, start in zip(factors, starts, strict=True)
-        ]

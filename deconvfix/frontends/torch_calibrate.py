@@ -8,10 +8,11 @@ sums over calls, inputs, and the processes of torch.distributed. Both models run
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,8 +44,20 @@ __all__ = ["calibrate", "directions_of"]
 
 Array = NDArray[np.float64]
 
-# Outputs of the original that are kept.
+# What is kept of the original's run.
 _MOST_BYTES = 2**30
+
+
+class _Original(NamedTuple):
+    """What the layers of the original get and give, for each batch.
+
+    Attributes:
+        inputs: Of the first layer, for each call.
+        outputs: By the name of the layer, for each call.
+    """
+
+    inputs: list[list[Tensor]]
+    outputs: list[dict[str, list[Tensor]]]
 
 
 @torch.no_grad()
@@ -80,13 +93,26 @@ def calibrate(
     decisions = {name: each for name, each in decisions.items() if large[name] is None}
     before = copy_model(before).eval()
     counts = _calls_in_order(before, list(decisions), batches)
-    targets = _targets(before, counts, batches, min(_MOST_BYTES, memory * 2**30))
+    original = _original(before, counts, batches, min(_MOST_BYTES, memory * 2**30))
+    inexact = [each for each in plan.replaced if not each.exact]
     changed: dict[str, Decision] = {}
     for name, count in counts.items():
         # A layer that runs several times sees its own outputs: the second sweep sees the fitted ones.
+        targets = None if original is None else [each[name] for each in original.outputs]
+        # Nothing that runs before the first layer computes something else than in the original.
+        unchanged = len(inexact) == len(counts) and not changed and count == 1
+        inputs = original.inputs if unchanged and original is not None else None
         for _ in range(2 if count > 1 else 1):
             after, changed[name] = _fit_layer(
-                before, after, decisions[name], batches, targets, count, choose_padding, flat
+                before,
+                after,
+                decisions[name],
+                batches,
+                inputs,
+                targets,
+                count,
+                choose_padding,
+                flat,
             )
     notes = [each for each in large.values() if each is not None]
     notes += [
@@ -123,31 +149,48 @@ def _calls_in_order(
     return counts
 
 
-def _targets(
+def _original(
     model: nn.Module, counts: Mapping[str, int], batches: Sequence[Inputs], most_bytes: float
-) -> list[dict[str, list[Tensor]]] | None:
-    """What all layers give on each batch, from one run of it; None where that is too much to keep."""
-    found: list[dict[str, list[Tensor]]] = []
+) -> _Original | None:
+    """What its layers get and give, from one run of it; None where that is too much to keep."""
+    found = _Original([], [])
     size = 0
     for batch in batches:
+        inputs: list[Tensor] = []
         outputs: dict[str, list[Tensor]] = {name: [] for name in counts}
 
-        def hook(module: nn.Module, args: Any, output: Tensor, kept: list[Tensor]) -> None:
-            kept.append(output.clone())  # what follows may change it in place
+        def hook(
+            module: nn.Module,
+            args: Any,
+            kwargs: Any,
+            output: Tensor,
+            name: str,
+            inputs: Any,
+            outputs: Any,
+        ) -> None:
+            # What follows may change them in place.
+            outputs[name].append(output.clone())
+            if name == next(iter(outputs)):
+                inputs.append((args[0] if args else kwargs["input"]).clone())
 
         handles = [
-            model.get_submodule(name).register_forward_hook(partial(hook, kept=kept), prepend=True)
-            for name, kept in outputs.items()
+            model.get_submodule(name).register_forward_hook(
+                partial(hook, name=name, inputs=inputs, outputs=outputs),
+                prepend=True,
+                with_kwargs=True,
+            )
+            for name in counts
         ]
         try:
             run_model(model, batch)
         finally:
             for handle in handles:
                 handle.remove()
-        size += sum(each.nbytes for kept in outputs.values() for each in kept)
+        size += sum(each.nbytes for each in itertools.chain(inputs, *outputs.values()))
         if size > most_bytes:
             return None
-        found.append(outputs)
+        found.inputs.append(inputs)
+        found.outputs.append(outputs)
     return found
 
 
@@ -156,12 +199,25 @@ def _fit_layer(
     after: nn.Module,
     decision: Decision,
     batches: Sequence[Inputs],
-    targets: Sequence[Mapping[str, Sequence[Tensor]]] | None,
+    inputs: Sequence[Sequence[Tensor]] | None,
+    targets: Sequence[Sequence[Tensor]] | None,
     count: int,
     choose_padding: bool,
     flat: Sequence[Inputs],
 ) -> tuple[nn.Module, Decision]:
-    """Fits one layer and puts the fit into the model."""
+    """Fits one layer and puts the fit into the model.
+
+    Args:
+        before: The original.
+        after: The converted model, fitted up to this layer.
+        decision: The layer's.
+        batches: Calibration inputs.
+        inputs: What the layer gets in the converted model, for each batch and call; None: to be seen.
+        targets: What it should give, likewise; None: to be seen in the original.
+        count: Its calls.
+        choose_padding: As in `calibrate`.
+        flat: As in `calibrate`.
+    """
     spec, settings = decision.spec, decision.settings
     assert spec is not None
     assert settings is not None
@@ -172,11 +228,15 @@ def _fit_layer(
     ]
     running = copy_model(after).eval()
     for number, batch in enumerate(batches):
-        if targets is not None:
-            wanted = targets[number].get(decision.name, ())
+        if inputs is None:
+            given: Sequence[Tensor] = [x for x, _ in _calls(running, decision.name, batch, count)]
         else:
-            wanted = [y for _, y in _calls(before, decision.name, batch, count)]
-        for (x, _), y in zip(_calls(running, decision.name, batch, count), wanted, strict=False):
+            given = inputs[number]
+        if targets is None:
+            wanted: Sequence[Tensor] = [y for _, y in _calls(before, decision.name, batch, count)]
+        else:
+            wanted = targets[number]
+        for x, y in zip(given, wanted, strict=False):
             for sums in moments:
                 sums.add(x, y)
     old = before.get_submodule(decision.name)

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -90,9 +89,12 @@ class Moments:
             extended = torch_steps.apply_steps(
                 design.steps, some_x.double(), some_x, None, self.groups
             )
-            seen = _channels_last(extended, self.groups, design.copies)
-            (outputs,) = _channels_last(some_y.double(), self.groups, 1)
-            add_products(sums, design.phases, seen, F.pad(outputs, (1, 0), value=1.0))
+            # (N, groups * copies * C, *L) -> (copies, groups, N, *L, C)
+            channels = extended.unflatten(1, (self.groups, design.copies, -1))
+            channels = channels.transpose(0, 2).movedim(3, -1)
+            # (N, groups * C, *L) -> (groups, N, *L, C)
+            outputs = some_y.unflatten(1, (self.groups, -1)).transpose(0, 1).movedim(2, -1)
+            add_products(sums, design.phases, channels, outputs, sums[0].new_zeros)
 
     def _add_all(self) -> None:
         """Adds what still waits."""
@@ -133,9 +135,3 @@ def _pieces(design: Design, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tens
     """Some samples at a time; at least one."""
     size = samples_at_once(design, x.shape, y.shape)
     yield from zip(x.split(size), y.split(size), strict=True)
-
-
-def _channels_last(values: Tensor, groups: int, copies: int) -> Tensor:
-    """(N, groups * copies * C, *L) -> (copies, groups, N, *L, C)."""
-    split: Tensor = values.unflatten(1, (groups, copies, -1))
-    return split.transpose(0, 2).movedim(3, -1).contiguous()
