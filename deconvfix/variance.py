@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import fdtrc
 
 from deconvfix.spectra import FEWEST_CELLS, high_pass, manageable, spatial_index
 
-__all__ = ["PhaseVariance", "f_survival", "phase_variance"]
+__all__ = ["PhaseVariance", "phase_variance"]
 
 Array = NDArray[np.float64]
 
@@ -104,53 +105,9 @@ def phase_variance(
         share=between / total,
         rms=math.sqrt(float(mean @ mean) / (channels * cells.shape[2])),
         f_statistic=statistic,
-        p_value=f_survival(statistic, freedom, freedom * (count - 1)),
+        p_value=float(fdtrc(freedom, freedom * (count - 1), statistic)),
         cells=count,
     )
-
-
-def f_survival(statistic: float, numerator: float, denominator: float) -> float:
-    """Probability that an F-distributed number exceeds `statistic`.
-
-    The regularised incomplete beta function by Lentz's continued fraction (Press et al., Numerical
-    Recipes, section 6.4); NumPy has none, and this is all that SciPy would be needed for.
-
-    Args:
-        statistic: The number.
-        numerator: Degrees of freedom of the numerator.
-        denominator: Degrees of freedom of the denominator.
-    """
-    if statistic <= 0:
-        return 1.0
-    a, b = denominator / 2, numerator / 2
-    x = denominator / (denominator + numerator * statistic)
-    if x <= 0:
-        return 0.0
-    scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    front = math.exp(max(scale + a * math.log(x) + b * math.log1p(-x), -745.0)) if x < 1 else 0.0
-    if x < (a + 1) / (a + b + 2):
-        return min(front * _beta_fraction(a, b, x) / a, 1.0)
-    return max(1 - front * _beta_fraction(b, a, 1 - x) / b, 0.0)
-
-
-def _beta_fraction(a: float, b: float, x: float) -> float:
-    tiny = 1e-300
-    c, d = 1.0, 1 - (a + b) * x / (a + 1)
-    d = 1 / (d if abs(d) > tiny else tiny)
-    result = d
-    # It converges in about sqrt(max(a, b)) rounds.
-    for m in range(1, 200 + int(10 * math.sqrt(max(a, b)))):
-        for term in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d, c = 1 + term * d, 1 + term / c
-            d = 1 / (d if abs(d) > tiny else tiny)
-            c = c if abs(c) > tiny else tiny
-            result *= d * c
-        if abs(d * c - 1) < 1e-14:
-            break
-    return result
 
 
 def _cells(residual: Array, period: Sequence[int]) -> Array:

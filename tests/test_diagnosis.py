@@ -8,7 +8,6 @@ from fractions import Fraction
 import numpy as np
 import oracle
 import pytest
-import scipy.stats
 import strategies
 import torch
 from click.testing import CliRunner
@@ -247,14 +246,6 @@ def test_sample_rate_without_sound_is_noted():
 
 
 # --- arrays -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("a", [1.0, 3.0, 20.5, 4000.0])
-@pytest.mark.parametrize("b", [9.0, 500.5, 1e6])
-@pytest.mark.parametrize("statistic", [0.2, 0.999, 1.3, 40.0])
-def test_tail_of_the_f_distribution(statistic, a, b):
-    want = scipy.stats.f.sf(statistic, a, b)
-    assert variance.f_survival(statistic, a, b) == pytest.approx(want, rel=1e-8, abs=1e-300)
 
 
 @pytest.mark.parametrize("period", [(4,), (3, 2), (2, 3, 2)], ids=str)

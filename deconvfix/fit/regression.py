@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 __all__ = [
     "DEFAULT_RIDGE",
@@ -157,14 +158,22 @@ def beside(moments: Sequence[Array], fixed: Sequence[Array]) -> list[Array]:
 
 
 def _solve_beside(normal: Array, right: Array, banned: Array) -> Array:
-    """The minimum under banned^T w = 0, by the Schur complement of its Lagrange multipliers."""
+    """The minimum under banned^T w = 0, by the Schur complement of its Lagrange multipliers.
+
+    `normal` is overwritten. It has no factors where the data are not finite: then the minimum is NaN.
+    """
     size, count = banned.shape
+    try:
+        # It is symmetric, and its transpose lies in memory as LAPACK wants it.
+        factors = cho_factor(normal.T, lower=True, overwrite_a=True, check_finite=False)
+    except LinAlgError:
+        return np.full(right.shape, np.nan)
+    free: Array = cho_solve(factors, right, check_finite=False)
     if count == 0:
-        return np.asarray(np.linalg.solve(normal, right), np.float64)
+        return free
     columns = np.zeros((len(normal), count))
     columns[:size] = banned
-    both = np.linalg.solve(normal, np.concatenate([right, columns], 1))
-    free, response = both[:, : right.shape[1]], both[:, right.shape[1] :]
+    response = cho_solve(factors, columns, check_finite=False)
     solved = free - response @ np.linalg.solve(columns.T @ response, columns.T @ free)
     # What rounding has left.
     solved -= columns @ (columns.T @ solved)
