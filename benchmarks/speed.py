@@ -8,10 +8,8 @@ the converted layer is faster. One thread, float32, batch 1.
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import deconvfix
+from deconvfix.bench import Runner, bench
+from deconvfix.onnx_runtime import open_session
 
 REPEATS = 15
 LAYERS: tuple[tuple[str, nn.Module, tuple[int, ...]], ...] = (
@@ -58,25 +58,16 @@ def main() -> None:
 
 def ratio(before: Callable[[], Any], after: Callable[[], Any]) -> float:
     """Median time of `before` over that of `after`, run alternately."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(REPEATS + 2):
-        for run, measured in zip((before, after), times, strict=True):
-            started = time.perf_counter()
-            run()
-            measured.append(time.perf_counter() - started)
-    return statistics.median(times[0][2:]) / statistics.median(times[1][2:])
+    runners = (Runner("before", before), Runner("after", after))
+    return bench(*runners, repeats=REPEATS, threads=1).ratio
 
 
 def session(model: nn.Module, x: torch.Tensor) -> Callable[[], Any]:
     """The exported model in ONNX Runtime on one thread, ready to run."""
-    import onnxruntime
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.onnx"
         deconvfix.export_onnx(model, path, (x,), verify=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        made = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        made = open_session(str(path), threads=1)
     feed = {made.get_inputs()[0].name: x.numpy()}
     return lambda: made.run(None, feed)
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -24,21 +24,18 @@ from deconvfix import _cli_text as text
 from deconvfix._cli_fit import check_curve, check_processes, fit_options
 from deconvfix._cli_processes import share, together
 from deconvfix._cli_report import check_report, draws, evidence_options, write_report
+from deconvfix._cli_source import FILE, NAMES, named_source, source_options
+from deconvfix.bench import bench as bench_runners
 from deconvfix.calibration_files import calibration_files
 from deconvfix.errors import DeconvfixError
 from deconvfix.files import sha256
 from deconvfix.fit.tuning import Progress, Tuning
 from deconvfix.forms import FORMS
-from deconvfix.source import Source, parse_arch_kwargs
 from deconvfix.steps import Interpolation, PadMode
 
 __all__ = ["main"]
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-FILE = click.Path(path_type=Path)
 _TYPED = "deconvfix.typed"
-# The options that name a model and its inputs.
-_NAMES = ("arch", "arch_kwargs", "state_key", "inputs", "trust", "inputs_file", "dynamic")
 _ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
@@ -87,49 +84,6 @@ def main() -> None:
     """
 
 
-def _source_options(command: Command) -> Command:
-    """What every command needs to build a model and inputs for it."""
-    for option in reversed(
-        (
-            click.option(
-                "--arch",
-                metavar="MODULE:CALLABLE",
-                help="The code that builds the model; needed for checkpoints.",
-            ),
-            click.option(
-                "--arch-kwargs",
-                default="{}",
-                metavar="JSON",
-                help="Keyword arguments for it, as a JSON object.",
-            ),
-            click.option(
-                "--state-key",
-                metavar="KEY",
-                help="Where the weights are in a nested checkpoint, e.g. params_ema.",
-            ),
-            click.option(
-                "--input",
-                "inputs",
-                multiple=True,
-                metavar="NAME=SHAPE[:DTYPE]",
-                help="An input of the model, e.g. x=1x3x64x64 or ids=1x77:int64. Repeatable.",
-            ),
-            click.option(
-                "--trust", is_flag=True, help="Let a .pt2 file of your own run code as it loads."
-            ),
-            click.option(
-                "--inputs",
-                "inputs_file",
-                type=FILE,
-                metavar="FILE.npz",
-                help="Inputs of the model, one array for each.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
 _dynamic = click.option(
     "--dynamic",
     multiple=True,
@@ -146,7 +100,7 @@ _output = click.option("-o", "--output", type=FILE, help="The file to write.")
 
 @main.command(epilog="Example: deconvfix inspect net.onnx")
 @click.argument("model", type=FILE)
-@_source_options
+@source_options
 @click.option(
     "--sample-rate",
     type=float,
@@ -161,7 +115,9 @@ def inspect(model: Path, as_json: bool, sample_rate: float | None, **source: Any
     answer to constant inputs is measured.
     """
     with _working("Searching"):
-        found = jobs.of_file(model).inspect_file(_source(model, **source), sample_rate=sample_rate)
+        found = jobs.of_file(model).inspect_file(
+            named_source(model, **source), sample_rate=sample_rate
+        )
     _show(found.to_dict() if as_json else text.inspection(found))
 
 
@@ -171,7 +127,7 @@ def inspect(model: Path, as_json: bool, sample_rate: float | None, **source: Any
 )
 @click.argument("model", type=FILE)
 @_output
-@_source_options
+@source_options
 @click.option(
     "--to",
     default="subpixel",
@@ -241,7 +197,7 @@ def convert(
         raise click.UsageError("Give an output file with -o, or use --dry-run.", ctx)
     if dry_run and samples_curve:
         raise click.UsageError("A --dry-run fits nothing: leave out --samples-curve.", ctx)
-    named = _source(model, **{name: fit.pop(name) for name in _NAMES})
+    named = named_source(model, **{name: fit.pop(name) for name in NAMES})
     if report_file is not None:
         others = [each for each in (output, recipe) if each is not None]
         inputs = (model, *filter(None, (named.inputs_file,)))
@@ -298,15 +254,38 @@ def convert(
 )
 @click.argument("before", type=FILE)
 @click.argument("after", type=FILE)
-@_source_options
+@source_options
 @_as_json
 @click.pass_context
 def verify(ctx: click.Context, /, before: Path, after: Path, as_json: bool, **source: Any) -> None:
     """Hold AFTER (a converted file, or an ONNX file) against BEFORE, the file that it comes from."""
     with _working("Verifying"):
-        report = jobs.of_file(before).verify_files(_source(before, **source), after)
+        report = jobs.of_file(before).verify_files(named_source(before, **source), after)
     _show(report.to_dict() if as_json else text.parity(report))
     ctx.exit(0 if report.ok else 1)
+
+
+@main.command(epilog="Example: deconvfix bench net.onnx fixed.onnx --threads 4")
+@click.argument("before", type=FILE)
+@click.argument("after", type=FILE)
+@source_options
+@click.option("--repeats", default=20, show_default=True, help="Runs of each.")
+@click.option(
+    "--threads",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="That each may use.",
+)
+@_as_json
+def bench(
+    before: Path, after: Path, repeats: int, threads: int, as_json: bool, **source: Any
+) -> None:
+    """Time BEFORE and AFTER (a converted file, or an ONNX file) in turns, on the same inputs."""
+    with _working("Timing"):
+        pair = jobs.of_file(before).runners(named_source(before, **source), after, threads)
+        report = bench_runners(*pair, repeats=repeats, threads=threads)
+    _show(report.to_dict() if as_json else text.bench(report))
 
 
 @main.command(
@@ -315,7 +294,7 @@ def verify(ctx: click.Context, /, before: Path, after: Path, as_json: bool, **so
 )
 @click.argument("model", type=FILE)
 @_output
-@_source_options
+@source_options
 @_dynamic
 @_opset
 @_force
@@ -336,20 +315,9 @@ def export(
         raise click.UsageError("Give an output file with -o.", ctx)
     with _working("Exporting and verifying"):
         report = jobs.of_file(model).export_file(
-            _source(model, **source), output, opset=opset, overwrite=force
+            named_source(model, **source), output, opset=opset, overwrite=force
         )
     _show(report.to_dict() if as_json else text.export(report))
-
-
-def _source(path: Path, *, arch: str | None, arch_kwargs: str, **named: Any) -> Source:
-    """The model that a command names.
-
-    Raises:
-        click.UsageError: If it is a checkpoint, and no code is named that builds the model.
-    """
-    if arch is None and jobs.needs_architecture(path):
-        raise click.UsageError("Missing option '--arch': a checkpoint holds weights only.")
-    return Source(path, arch, parse_arch_kwargs(arch_kwargs), **named)
 
 
 @contextlib.contextmanager

@@ -11,12 +11,13 @@ from rich.table import Table
 from deconvfix.report import decibels_in_words, finite
 
 if TYPE_CHECKING:
+    from deconvfix.bench import BenchReport
     from deconvfix.inspection import Inspection, Layer, OutputDiagnosis
     from deconvfix.onnx_export import ExportReport
     from deconvfix.parity import ParityReport
     from deconvfix.report import ConversionReport, Fidelity, SamplesCurve
 
-__all__ = ["conversion", "export", "finite", "inspection", "parity"]
+__all__ = ["bench", "conversion", "export", "finite", "inspection", "parity"]
 
 _MOST_LINES = 8
 _STANDS_OUT_DB = 10.0
@@ -135,6 +136,23 @@ def parity(report: ParityReport, title: str = "Proof") -> Iterator[Any]:
     if report.first_departure is not None:
         yield f"The first layer that departs: {escape(report.first_departure)}."
     yield from map(escape, report.notes)
+
+
+def bench(report: BenchReport) -> Iterator[Any]:
+    """One row for each model, and the ratio."""
+    table = Table("", "Runtime", "Median", "Middle half of the runs")
+    for name, each in (("before", report.before), ("after", report.after)):
+        low, high = each.quartiles_ms
+        table.add_row(name, each.runtime, f"{each.median_ms:.3g} ms", f"{low:.3g} to {high:.3g} ms")
+    yield table
+    low, high = report.ratio_quartiles
+    threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
+    yield (
+        f"Before over after: {report.ratio:.2f} (above 1 the converted model is faster); middle half of "
+        f"{report.repeats} pairs {low:.2f} to {high:.2f}; {threads}."
+    )
+    if report.before.runtime != report.after.runtime:
+        yield "The two run in different runtimes: that is part of the ratio."
 
 
 def _reasons(found: Inspection) -> Iterator[str]:

@@ -10,27 +10,34 @@ import torch
 from torch import nn
 
 import deconvfix.checkpoint as checkpoints
-from deconvfix import __version__
+from deconvfix.bench import Runner
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.checkpoint_source import BoundFiles, CheckpointSource
 from deconvfix.conversion import convert, inspect
 from deconvfix.curve import StrengthCurve
-from deconvfix.errors import OptionError
 from deconvfix.files import check_output, output_folder
 from deconvfix.frontends.torch_compare import equal
 from deconvfix.frontends.torch_inputs import Inputs
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.growth import samples_curve as measure_curve
 from deconvfix.inspection import Inspection
-from deconvfix.jobs import read_recipe, reloaded_error, told_of, write_recipe
+from deconvfix.jobs import (
+    check_files,
+    read_recipe,
+    reloaded_error,
+    told_in_onnx,
+    told_of,
+    write_recipe,
+)
 from deconvfix.onnx_export import ExportReport, export_onnx
 from deconvfix.onnx_verify import verify_onnx
 from deconvfix.parity import ParityReport
 from deconvfix.report import ConversionReport
 from deconvfix.source import Source
 from deconvfix.strength import strength_curve
+from deconvfix.torch_bench import file_runner, module_runner
 
-__all__ = ["convert_file", "export_file", "inspect_file", "take_part", "verify_files"]
+__all__ = ["convert_file", "export_file", "inspect_file", "runners", "take_part", "verify_files"]
 
 _EXPORT_RUNS = "the export to ONNX runs the model"
 
@@ -71,9 +78,9 @@ def convert_file(
         options: As for `deconvfix.convert`.
     """
     source = CheckpointSource.of(source)
+    suffixes = (*checkpoints.SUFFIXES, ".onnx")
+    check_files(source, output, recipe, suffixes, dry_run=dry_run, overwrite=overwrite)
     if dry_run:
-        if recipe is not None:
-            check_output(recipe, overwrite=overwrite, inputs=source.files)
         model, notes = source.model()
         example = source.example_inputs(model)
         options = _bound(options, model)
@@ -81,15 +88,6 @@ def convert_file(
         write_recipe(conversion.plan.after(source.checkpoint.recipe), recipe, overwrite)
         return told_of(source, conversion, notes, None)
     assert output is not None
-    if output.suffix not in (*checkpoints.SUFFIXES, ".onnx"):
-        raise OptionError(
-            str(output),
-            f"the suffix is {output.suffix!r}",
-            f"one of {', '.join((*checkpoints.SUFFIXES, '.onnx'))} is needed",
-            "Choose the output's kind by its suffix",
-        )
-    inputs = (*source.files, *filter(None, (recipe,)))
-    check_output(output, overwrite=overwrite, inputs=inputs)
     plan = read_recipe(recipe)
     onnx = output.suffix == ".onnx"
     model, notes = source.model(wide=not onnx)
@@ -114,10 +112,7 @@ def convert_file(
             dynamic_shapes=source.dynamic_shapes(),
             opset=opset,
             overwrite=overwrite,
-            metadata={
-                "deconvfix.version": __version__,
-                "deconvfix.recipe": whole_plan.to_json(),
-            },
+            metadata=told_in_onnx(whole_plan),
         )
         return replace(report, export=exported.parity)
     with output_folder(output, overwrite=overwrite) as folder:
@@ -176,6 +171,18 @@ def verify_files(source: Source, after: Path) -> ParityReport:
     inputs = before.example_inputs(model)
     converted, _ = replace(before, path=after, state_key=None).model()
     return compare_modules(model, converted, [] if inputs is None else [inputs], None)
+
+
+def runners(source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
+    """A checkpoint's model, and a converted one or an ONNX file, ready to run on the same inputs."""
+    before = CheckpointSource.of(source)
+    model, _ = before.model()
+    inputs = before.required_inputs(model, "the files are timed by running them")
+    original = module_runner(model.eval(), inputs, threads)
+    if after.suffix == ".onnx":
+        return original, file_runner(after, inputs, threads)
+    converted, _ = replace(before, path=after, state_key=None).model()
+    return original, module_runner(converted.eval(), inputs, threads)
 
 
 def _curve(model: nn.Module, example: Inputs | None, options: dict[str, Any]) -> StrengthCurve:

@@ -1,7 +1,7 @@
 """What the command line does with model files: one module of jobs for each kind of file.
 
-Each has the functions inspect_file, convert_file, verify_files and export_file, and where several processes
-can share a conversion, take_part.
+Each has the functions inspect_file, convert_file, verify_files, runners and export_file, and where several
+processes can share a conversion, take_part.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deconvfix import __version__
 from deconvfix.conversion import Conversion
 from deconvfix.errors import CheckpointError, OptionError, ParityError
-from deconvfix.files import output_folder
+from deconvfix.files import check_output, output_folder
 from deconvfix.plan import Plan
 from deconvfix.report import ConversionReport
 from deconvfix.source import Source
 
 __all__ = [
     "can_share",
+    "check_files",
     "fits_no_samples",
     "needs_architecture",
     "of_file",
     "read_recipe",
     "reloaded_error",
+    "told_in_onnx",
     "told_of",
     "write_recipe",
 ]
@@ -47,6 +50,49 @@ def needs_architecture(path: Path) -> bool:
 def can_share(path: Path) -> bool:
     """Whether several processes can fit a file's layers together: those of ONNX are fitted without torch."""
     return path.suffix != ".onnx"
+
+
+def check_files(
+    source: Source,
+    output: Path | None,
+    recipe: Path | None,
+    suffixes: tuple[str, ...],
+    *,
+    dry_run: bool,
+    overwrite: bool,
+) -> None:
+    """Checks the files that a conversion writes, before any work is done for them.
+
+    Args:
+        source: What is read.
+        output: What is written, but by a dry run.
+        recipe: What is read too, and written by a dry run.
+        suffixes: Those of the files that `source` can be converted into.
+        dry_run: Plan only.
+        overwrite: Whether existing files may be replaced.
+
+    Raises:
+        OptionError: If one cannot be written, or its suffix is another.
+    """
+    if dry_run:
+        if recipe is not None:
+            check_output(recipe, overwrite=overwrite, inputs=source.files)
+        return
+    assert output is not None
+    if output.suffix not in suffixes:
+        raise OptionError(
+            str(output),
+            f"the suffix is {output.suffix!r}",
+            f"a file of this kind is converted into {' or '.join(suffixes)}",
+            "Choose the output's kind by its suffix",
+        )
+    inputs = (*source.files, *filter(None, (recipe,)))
+    check_output(output, overwrite=overwrite, inputs=inputs)
+
+
+def told_in_onnx(plan: Plan) -> dict[str, str]:
+    """Metadata of an exported ONNX file: what was done to the model."""
+    return {"deconvfix.version": __version__, "deconvfix.recipe": plan.to_json()}
 
 
 def told_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,25 +13,27 @@ import onnx
 import onnx_ir as ir
 
 from deconvfix import onnx_file
+from deconvfix.bench import Runner
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.conversion import convert, inspect
 from deconvfix.errors import ExportError, OptionError
 from deconvfix.fidelity import gather, with_runs
-from deconvfix.files import check_output, output_folder
-from deconvfix.frontends.onnx_inputs import shapes_of
+from deconvfix.files import output_folder
+from deconvfix.frontends.onnx_inputs import as_feed, shapes_of
 from deconvfix.frontends.onnx_model import FRONTEND
-from deconvfix.frontends.onnx_parity import compare_models
+from deconvfix.frontends.onnx_parity import compare_models, first_that_runs
 from deconvfix.frontends.onnx_samples import calibration_feeds, rebatched
 from deconvfix.inspection import Inspection
-from deconvfix.jobs import fits_no_samples, read_recipe, told_of, write_recipe
+from deconvfix.jobs import check_files, fits_no_samples, read_recipe, told_of, write_recipe
 from deconvfix.onnx_file import OnnxFile
+from deconvfix.onnx_runtime import open_session, run_named
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Plan
 from deconvfix.proofs import parity_error
 from deconvfix.report import ConversionReport
 from deconvfix.source import Source
 
-__all__ = ["convert_file", "export_file", "inspect_file", "verify_files"]
+__all__ = ["convert_file", "export_file", "inspect_file", "runners", "verify_files"]
 
 
 def inspect_file(source: Source, *, sample_rate: float | None = None) -> Inspection:
@@ -74,24 +77,14 @@ def convert_file(
         )
     if samples_curve:
         raise fits_no_samples(source.path)
+    check_files(source, output, recipe, (".onnx",), dry_run=dry_run, overwrite=overwrite)
     if dry_run:
-        if recipe is not None:
-            check_output(recipe, overwrite=overwrite, inputs=source.files)
         file = onnx_file.read(source.path)
         options = _bound(options, source, file)
         conversion = convert(file.model, verify=False, **options)
         write_recipe(conversion.plan, recipe, overwrite)
         return told_of(source, conversion, (), None)
     assert output is not None
-    if output.suffix != ".onnx":
-        raise OptionError(
-            str(output),
-            f"the suffix is {output.suffix!r}",
-            "an ONNX file is converted into an ONNX file",
-            "Choose an output that ends in .onnx",
-        )
-    inputs = (*source.files, *filter(None, (recipe,)))
-    check_output(output, overwrite=overwrite, inputs=inputs)
     file = onnx_file.read(source.path)
     examples = _examples(source, file)
     options = _bound(options, source, file)
@@ -184,17 +177,32 @@ def _measured(
 
 def verify_files(source: Source, after: Path) -> ParityReport:
     """Holds an ONNX file against the one that it comes from."""
-    if after.suffix != ".onnx":
-        raise OptionError(
-            str(after),
-            f"the suffix is {after.suffix!r}",
-            "an ONNX file is compared with an ONNX file",
-            "Name two files of one kind, or the checkpoint that an ONNX file comes from",
-        )
+    _check_kind(after)
     before = onnx_file.read(source.path)
     converted = onnx_file.read(after).model
     examples = _examples(source, before)
     return compare_models(before.model, converted, examples, None, (source.path, after))
+
+
+def runners(source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
+    """An ONNX file and another one, ready to run on the same inputs."""
+    _check_kind(after)
+    before, _ = onnx_file.read(source.path), onnx_file.read(after)
+    sessions = [open_session(str(path), threads=threads) for path in (source.path, after)]
+    notes: list[str] = []
+    feeds = [as_feed(before.model, each) for each in _examples(source, before)]
+    feed = feeds[0] if feeds else first_that_runs(before.model, sessions[0], notes)
+    if feed is None:
+        raise OptionError(
+            "inputs",
+            "; ".join(notes),
+            "the files are timed by running them",
+            "Give inputs (--inputs FILE.npz or --input NAME=SHAPE)",
+        )
+    for session in sessions:
+        run_named(session, feed)  # its errors say what is wrong
+    one, other = (Runner("ONNX Runtime", partial(session.run, None, feed)) for session in sessions)
+    return one, other
 
 
 def export_file(
@@ -211,6 +219,16 @@ def export_file(
         "a checkpoint or a .pt2 file is exported",
         "Use `deconvfix convert` to replace its transposed convolutions",
     )
+
+
+def _check_kind(after: Path) -> None:
+    if after.suffix != ".onnx":
+        raise OptionError(
+            str(after),
+            f"the suffix is {after.suffix!r}",
+            "an ONNX file is compared with an ONNX file",
+            "Name two files of one kind, or the checkpoint that an ONNX file comes from",
+        )
 
 
 def _examples(source: Source, file: OnnxFile) -> list[dict[str, Any]]:

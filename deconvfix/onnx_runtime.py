@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["open_session", "run_named"]
 
 
-def open_session(model: bytes | str, *, optimize: bool = True) -> onnxruntime.InferenceSession:
+def open_session(
+    model: bytes | str, *, optimize: bool = True, threads: int | None = None
+) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU, quiet.
 
     Args:
         model: The file's content, or its path.
         optimize: Whether the graph is optimised as by default, or run node by node as it stands.
+        threads: That it may use; None leaves that to ONNX Runtime.
 
     Raises:
         ExportError: If ONNX Runtime refuses the file.
@@ -32,6 +35,8 @@ def open_session(model: bytes | str, *, optimize: bool = True) -> onnxruntime.In
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from deconvfix import __version__, program_file
+from deconvfix import program_file
+from deconvfix.bench import Runner
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.checkpoint_source import BoundFiles, bound_inputs
 from deconvfix.conversion import convert, inspect
@@ -22,9 +23,11 @@ from deconvfix.frontends.torch_compare import equal
 from deconvfix.frontends.torch_inputs import Inputs, as_inputs, flat_tensors, run_model
 from deconvfix.inspection import Inspection
 from deconvfix.jobs import (
+    check_files,
     fits_no_samples,
     read_recipe,
     reloaded_error,
+    told_in_onnx,
     told_of,
     write_recipe,
 )
@@ -33,8 +36,9 @@ from deconvfix.onnx_verify import verify_onnx
 from deconvfix.parity import ParityReport
 from deconvfix.report import ConversionReport
 from deconvfix.source import Source
+from deconvfix.torch_bench import file_runner, module_runner
 
-__all__ = ["convert_file", "export_file", "inspect_file", "take_part", "verify_files"]
+__all__ = ["convert_file", "export_file", "inspect_file", "runners", "take_part", "verify_files"]
 
 
 def inspect_file(source: Source, *, sample_rate: float | None = None) -> Inspection:
@@ -70,9 +74,9 @@ def convert_file(
     """
     if samples_curve:
         raise fits_no_samples(source.path)
+    suffixes = (program_file.SUFFIX, ".onnx")
+    check_files(source, output, recipe, suffixes, dry_run=dry_run, overwrite=overwrite)
     if dry_run:
-        if recipe is not None:
-            check_output(recipe, overwrite=overwrite, inputs=source.files)
         program = program_file.read(source.path, trust=source.trust)
         options = _bound(options, program)
         example = _example(source, program)
@@ -80,15 +84,6 @@ def convert_file(
         write_recipe(conversion.plan, recipe, overwrite)
         return told_of(source, conversion, (), None)
     assert output is not None
-    if output.suffix not in (program_file.SUFFIX, ".onnx"):
-        raise OptionError(
-            str(output),
-            f"the suffix is {output.suffix!r}",
-            "a program is converted into a .pt2 or an .onnx file",
-            "Choose the output's kind by its suffix",
-        )
-    inputs = (*source.files, *filter(None, (recipe,)))
-    check_output(output, overwrite=overwrite, inputs=inputs)
     program = program_file.read(source.path, trust=source.trust)
     example = _example(source, program)
     options = _bound(options, program)
@@ -102,10 +97,7 @@ def convert_file(
             example,
             opset=opset,
             overwrite=overwrite,
-            metadata={
-                "deconvfix.version": __version__,
-                "deconvfix.recipe": conversion.plan.to_json(),
-            },
+            metadata=told_in_onnx(conversion.plan),
         )
         return replace(report, export=exported.parity)
     with output_folder(output, overwrite=overwrite) as folder:
@@ -154,6 +146,25 @@ def verify_files(source: Source, after: Path) -> ParityReport:
         return verify_onnx(program.module(), after, example or program.example_inputs)
     converted = program_file.read(after, trust=source.trust)
     return verify_models(program, converted, [] if example is None else [example])
+
+
+def runners(source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
+    """A program, and another one or an ONNX file, ready to run on the same inputs."""
+    program = program_file.read(source.path, trust=source.trust)
+    example = _example(source, program) or program.example_inputs
+    if example is None:
+        raise OptionError(
+            "input",
+            "no example inputs are given, and the program holds none",
+            "the files are timed by running them",
+            "Describe each input, for example --input x=1x3x64x64, or give --inputs FILE.npz",
+        )
+    inputs = as_inputs(example)
+    before = module_runner(program.module(), inputs, threads)
+    if after.suffix == ".onnx":
+        return before, file_runner(after, inputs, threads)
+    converted = program_file.read(after, trust=source.trust)
+    return before, module_runner(converted.module(), inputs, threads)
 
 
 def _check_reload(written: ExportedProgram, again: ExportedProgram, example: Any | None) -> None:

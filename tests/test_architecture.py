@@ -25,17 +25,28 @@ LAYERS = (
     ("spectra", "variance", "flat_field"),
     ("forms",),
     ("plan", "parity"),
-    ("advice", "inspection", "report", "compare", "onnx_runtime", "pictures", "evidence", "curve"),
+    (
+        "advice",
+        "inspection",
+        "report",
+        "compare",
+        "onnx_runtime",
+        "pictures",
+        "evidence",
+        "curve",
+        "bench",
+    ),
     ("frontends",),
     ("diagnosis", "fidelity", "proofs"),
     (
         *("fx", "onnx", "onnx_file", "onnx_verify", "onnx_export", "checkpoint"),
-        *("program_text", "program_file", "conversion", "growth", "strength"),
+        *("program_text", "program_file", "conversion", "growth", "strength", "torch_bench"),
     ),
     ("source",),
     ("calibration_files",),
     ("jobs", "checkpoint_source"),
     ("checkpoint_jobs", "onnx_jobs", "program_jobs"),
+    ("_cli_source",),
     ("_cli_text", "_cli_fit", "_cli_report", "_cli_processes", "_cli", "__main__"),
 )
 TORCH_FREE = (
@@ -44,7 +55,7 @@ TORCH_FREE = (
     *("parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs"),
     "curve",
     *("_cli", "_cli_text", "_cli_fit", "_cli_report", "_cli_processes", "calibration_files"),
-    *("evidence", "pictures"),
+    *("evidence", "pictures", "bench", "_cli_source"),
 )
 
 

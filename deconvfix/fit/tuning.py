@@ -42,8 +42,8 @@ class Tuning:
         seconds: Budget in seconds, where `steps` is None.
         steps: Budget in steps. With it, the result depends on the seed and the inputs alone.
         seed: Of the order of the inputs.
-        learning_rate: Of Muon and Adam, the highest one; it rises over the first twentieth of the
-            budget and then falls as half a cosine. None: a fifth of the budget goes into trying some.
+        learning_rate: Of Adam, the highest one, and Muon's is in proportion; it rises over the first
+            twentieth of the budget and falls to zero. None: a fifth of the budget goes into trying some.
         batch_size: Samples in a step, where the inputs can be cut along their first axis. None: 8, and of
             a distribution up to 64, as many as have a million values in their outputs together.
         train_all: Let all parameters follow, not only those of the converted layers.

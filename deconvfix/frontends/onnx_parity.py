@@ -37,7 +37,7 @@ from deconvfix.onnx_runtime import open_session, run_named
 from deconvfix.parity import Comparison, ParityReport, summarize
 from deconvfix.plan import Plan
 
-__all__ = ["compare_models", "psnr_db", "session_of", "weight_bytes"]
+__all__ = ["compare_models", "first_that_runs", "psnr_db", "session_of", "weight_bytes"]
 
 # Models with more weights than this are compared layer by layer, unless inputs are given: a whole
 # run would need several times as much memory.
@@ -169,7 +169,7 @@ def _compare_outputs(
         return []
     bases = [onnx_inputs.as_feed(before, each) for each in inputs]
     if not bases:
-        base = _first_that_runs(before, sessions.before[False], notes)
+        base = first_that_runs(before, sessions.before[False], notes)
         if base is None:
             if plan is None:
                 problems.append(notes.pop())
@@ -259,7 +259,8 @@ def _moved(sessions: _Sessions, feed: Feed) -> list[list[NDArray[Any]]]:
     return results
 
 
-def _first_that_runs(model: ir.Model, session: Any, notes: list[str]) -> Feed | None:
+def first_that_runs(model: ir.Model, session: Any, notes: list[str]) -> Feed | None:
+    """Made-up inputs that a model runs on; None, and a note that says why, if there are none."""
     reason = ""
     try:
         for feed in onnx_inputs.make_feeds(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from deconvfix.frontends.torch_processes import rank
 
 __all__ = ["Position", "Resume"]
 
-_FORMAT = "deconvfix tuning 1"
+_FORMAT = "deconvfix tuning 2"
 
 
 @dataclass
@@ -28,13 +29,13 @@ class Position:
     """What a descent knows beside its parameters, its optimizer and its best state.
 
     Attributes:
-        trial: Number of the learning rate that is tried; past the last one: the run itself.
-        gains: What the trials before have gained.
+        tried: The learning rates that had their trials, and what these gained.
         first: The loss at the start.
         used: Share of the budget that is behind the present trial or run.
         step: Of the present trial or run.
         spent: Its seconds.
-        worse: Evaluations without a new best.
+        lowest: Its smallest loss so far.
+        worse: Evaluations since that.
         last: Share of it at the last evaluation.
         pause: Share of it until the next one.
         batches: Taken from the supply so far.
@@ -44,12 +45,12 @@ class Position:
         steps_before: Steps of the best state that it began with.
     """
 
-    trial: int = 0
-    gains: list[float] = field(default_factory=list)
+    tried: list[tuple[float, float]] = field(default_factory=list)
     first: float = 0.0
     used: float = 0.0
     step: int = 0
     spent: float = 0.0
+    lowest: float = math.inf
     worse: int = 0
     last: float = 0.0
     pause: float = 0.0

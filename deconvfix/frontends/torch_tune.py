@@ -53,6 +53,9 @@ __all__ = ["tune"]
 Array = NDArray[np.float64]
 
 
+# Muon makes the steps in all directions of a matrix equal, and a few outputs have no more than a few. With
+# such kernels left to Adam two networks ended 0.4 and 0.7 dB closer to the original.
+_SHORTEST_SIDE = 8
 # Outputs of the original that are kept.
 _MOST_BYTES = 2**30
 # Samples in a step: of those given, and at most of those drawn, where their outputs have so many values.
@@ -176,7 +179,9 @@ def tune(
     matrices: list[Any] = [
         kernels.original
         for kernels in student.modules()
-        if isinstance(kernels, parametrize.ParametrizationList) and type(kernels[0]) is _Subspace
+        if isinstance(kernels, parametrize.ParametrizationList)
+        and type(kernels[0]) is _Subspace
+        and min(kernels.original.shape) >= _SHORTEST_SIDE
     ]
     moving = [each for each in student.parameters() if each.requires_grad]
     parameters = matrices + [each for each in moving if all(each is not own for own in matrices)]
