@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from deconvfix.errors import RefusedError as RefusedError
     from deconvfix.errors import SpecError as SpecError
     from deconvfix.fit.tuning import Tuning as Tuning
+    from deconvfix.growth import samples_curve as samples_curve
     from deconvfix.inspection import Inspection as Inspection
     from deconvfix.onnx_export import ExportReport as ExportReport
     from deconvfix.onnx_export import export_onnx as export_onnx
     from deconvfix.parity import ParityReport as ParityReport
     from deconvfix.plan import Plan as Plan
     from deconvfix.report import ConversionReport as ConversionReport
+    from deconvfix.report import SamplesCurve as SamplesCurve
+    from deconvfix.report import SamplesPoint as SamplesPoint
     from deconvfix.spec import ConvTransposeSpec as ConvTransposeSpec
     from deconvfix.strength import strength_curve as strength_curve
 
@@ -51,6 +54,8 @@ _HOMES = {
     "ParityReport": "parity",
     "Plan": "plan",
     "RefusedError": "errors",
+    "SamplesCurve": "report",
+    "SamplesPoint": "report",
     "SpecError": "errors",
     "StrengthCurve": "curve",
     "StrengthPoint": "curve",
@@ -59,6 +64,7 @@ _HOMES = {
     "export_onnx": "onnx_export",
     "inspect": "conversion",
     "load": "checkpoint",
+    "samples_curve": "growth",
     "strength_curve": "strength",
     "verify": "conversion",
 }
@@ -78,6 +84,8 @@ __all__ = [
     "ParityReport",
     "Plan",
     "RefusedError",
+    "SamplesCurve",
+    "SamplesPoint",
     "SpecError",
     "StrengthCurve",
     "StrengthPoint",
@@ -86,6 +94,7 @@ __all__ = [
     "export_onnx",
     "inspect",
     "load",
+    "samples_curve",
     "strength_curve",
     "verify",
 ]

@@ -17,7 +17,6 @@ from deconvfix.errors import OptionError
 from deconvfix.forms import FORMS, form
 from deconvfix.frontends.torch_layers import spread_weight
 from deconvfix.frontends.torch_module import FRONTEND
-from deconvfix.growth import samples_curve
 from deconvfix.plan import Plan
 
 # Each tap of a float32 weight rounds by 6e-8 of its size, -144 dB; a few dozen are summed up.
@@ -359,7 +358,7 @@ def test_more_samples_come_closer():
     model = decoder()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     batches = smooth_batches((4, 3, 8, 6), count=8)
-    curve = samples_curve(model, calibration=batches, init="calibrated", to="equalized")
+    curve = deconvfix.samples_curve(model, calibration=batches, init="calibrated", to="equalized")
     assert curve.heldout == 8
     assert [each.samples for each in curve.points] == [6, 12, 24]
     psnrs = [each.psnr_db for each in curve.points]
@@ -371,11 +370,11 @@ def test_a_fit_is_closer_on_samples_that_it_has_seen(monkeypatch):
     """The control: compared on the fitted samples, three of them would look better than they are."""
     batches = smooth_batches((4, 3, 4, 4), count=4)
     options = {"calibration": batches, "init": "calibrated", "to": "equalized"}
-    honest = samples_curve(decoder(), **options)
+    honest = deconvfix.samples_curve(decoder(), **options)
     monkeypatch.setattr(
         "deconvfix.frontends.torch_samples.split", lambda each: (list(each[::3]), list(each[::3]))
     )
-    flattering = samples_curve(decoder(), **options)
+    flattering = deconvfix.samples_curve(decoder(), **options)
     assert flattering.points[-1].psnr_db > honest.points[-1].psnr_db
 
 
@@ -388,10 +387,10 @@ def test_a_recipe_is_compared_by_its_calibrated_fits(monkeypatch):
         raise AssertionError("a distillation takes long")
 
     monkeypatch.setattr("deconvfix.frontends.torch_module.tune", no_tuning)
-    by_plan = samples_curve(
+    by_plan = deconvfix.samples_curve(
         decoder(), calibration=batches, plan=Plan.from_json(plan.to_json()), seed=0
     )
-    by_name = samples_curve(decoder(), calibration=batches, init="tuned", to="equalized")
+    by_name = deconvfix.samples_curve(decoder(), calibration=batches, init="tuned", to="equalized")
     assert by_plan == by_name
 
 
@@ -409,7 +408,7 @@ def test_a_recipe_is_compared_by_its_calibrated_fits(monkeypatch):
 )
 def test_a_curve_needs_fits_to_samples(options, text):
     with pytest.raises(OptionError, match=text) as caught:
-        samples_curve(decoder(), to="equalized", **options)
+        deconvfix.samples_curve(decoder(), to="equalized", **options)
     assert caught.value.todo
 
 

@@ -28,7 +28,7 @@ from deconvfix.fit.design import Design, Phase
 
 __all__ = ["Waiting", "add_products", "samples_at_once"]
 
-# Elements of the extended input, and of pieces of it, that are in memory at once (32 MiB in float64).
+# Values of the extended inputs and the outputs that are worked on at once (32 MiB in float64).
 _MOST_ELEMENTS = 2**22
 
 
