@@ -16,7 +16,7 @@ import deconvfix
 from deconvfix.artifacts import ripple_db
 from deconvfix.checkpoint import load, write
 from deconvfix.errors import OptionError
-from deconvfix.fit.regression import best_ridge, equations, ridge_fit, squared_error
+from deconvfix.fit.regression import RIDGES, best_ridge, equations, ridge_fit, squared_error
 from deconvfix.fit.solve import bytes_needed
 from deconvfix.forms import form
 from deconvfix.forms.base import Refusal, Settings
@@ -179,21 +179,38 @@ def test_moments_are_sums(case, name, settings):
             assert all(map(np.array_equal, one, other))
 
 
+def noisy_equations(rng, truth, count, noise):
+    u = rng.normal(size=(count, len(truth)))
+    y = u @ truth[:, 0] + noise * rng.normal(size=(count, 1))
+    z = np.concatenate([u, np.ones((count, 1)), y], 1)
+    return equations([z.T @ z], [np.ones((1, 1))], truth.shape)
+
+
 def test_the_ridge_is_chosen_on_samples_that_were_not_fitted():
     """Few noisy samples want a strong ridge, many exact ones a weak one."""
     rng = np.random.default_rng(0)
-    features, truth = 30, rng.normal(size=(30, 1, 1))
+    truth = rng.normal(size=(30, 1, 1))
+    start = np.zeros_like(truth)
+    chosen = []
+    for count, noise in ((32, 10.0), (300, 0.0)):
+        heldout = noisy_equations(rng, truth, 200, noise)
+        fitted = noisy_equations(rng, truth, count, noise)
+        chosen.append(best_ridge(fitted, heldout, start, None)[0])
+    assert chosen[0] > chosen[1]
 
-    def moments(count, noise):
-        u = rng.normal(size=(count, features))
-        y = u @ truth[:, 0] + noise * rng.normal(size=(count, 1))
-        z = np.concatenate([u, np.ones((count, 1)), y], 1)
-        return equations([z.T @ z], [np.ones((1, 1))], start.shape)
 
-    start = np.zeros((features, 1, 1))
-    noisy, _ = best_ridge(moments(32, 10.0), moments(200, 10.0), start, None)
-    exact, _ = best_ridge(moments(300, 0.0), moments(200, 0.0), start, None)
-    assert noisy > exact
+@pytest.mark.parametrize("count", [32, 40, 60, 300])
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.3, 10.0])
+def test_the_ridge_is_the_best_of_all_candidates(count, noise):
+    """The search leaves some of them out."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(30, 1, 1))
+    start = np.zeros_like(truth)
+    fitted = noisy_equations(rng, truth, count, noise)
+    heldout = noisy_equations(rng, truth, 200, noise)
+    errors = [squared_error(heldout, *ridge_fit(fitted, start, None, ridge)) for ridge in RIDGES]
+    ridge, error = best_ridge(fitted, heldout, start, None)
+    assert error == errors[RIDGES.index(ridge)] == min(errors)
 
 
 # --- models -------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ Array = NDArray[np.float64]
 
 # Candidates, relative to the mean power of a feature.
 RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+# Where the search begins.
+_FIRST_RIDGE = 1e-5
 # Where there is nothing to choose by.
 DEFAULT_RIDGE = 1e-4
 
@@ -51,8 +53,8 @@ class Equations:
     """A and B of the normal equations for one group of channels, and the power of the outputs.
 
     Attributes:
-        normal: A, (C_in * free numbers + 1, the same); the last row is that of the bias.
-        right: B, (C_in * free numbers + 1, C_out).
+        normal: A, (free numbers * C_in + 1, the same); the last row is that of the bias.
+        right: B, (free numbers * C_in + 1, C_out).
         power: Sum of the squares of the outputs wanted.
     """
 
@@ -85,14 +87,12 @@ def equations(
     for h, z in zip(moments, basis, strict=True):
         taps = len(z)
         features = c_in * taps
-        gram = h[:features, :features].reshape(taps, c_in, taps, c_in)
-        # (taps, C_in, taps, C_in) -> (C_in, free, C_in, free)
-        gram = np.einsum("ap,aibj,bq->ipjq", z, gram, z, optimize=True)
+        # Z^T from the left: (taps, C_in * all) -> (free * C_in, all); then Z from the right, tap by tap.
+        left = (z.T @ h[:features].reshape(taps, -1)).reshape(size, -1)
+        gram = z.T @ left[:, :features].reshape(size, taps, c_in)
         normal[:size, :size] += gram.reshape(size, size)
-        others = h[:features, features:].reshape(taps, c_in, 1 + c_out)
-        others = np.einsum("ap,aiy->ipy", z, others).reshape(size, 1 + c_out)
-        normal[:size, size] += others[:, 0]
-        right[:size] += others[:, 1:]
+        normal[:size, size] += left[:, features]
+        right[:size] += left[:, features + 1 :]
         normal[size, size] += h[features, features]
         right[size] += h[features, features + 1 :]
         power += float(np.trace(h[features + 1 :, features + 1 :]))
@@ -114,7 +114,7 @@ def ridge_fit(
         start: w_0, (C_in, C_out, free numbers).
         bias: Any bias, (C_out,), to say that there is one; None without.
         ridge: Relative to the mean of the diagonal of the normal equations.
-        banned: Orthonormal columns, (C_in * free numbers, n), that w of each output must have no part of.
+        banned: Orthonormal columns, (free numbers * C_in, n), that w of each output must have no part of.
 
     Returns:
         w, shaped as `start`, and b.
@@ -128,13 +128,13 @@ def ridge_fit(
     right[:size] += penalty * _rows(start)
     none = np.zeros((size, 0))
     solved = _solve_beside(normal, right, none if banned is None else banned)
-    w = solved[:size].reshape(c_in, free, c_out).transpose(0, 2, 1)
+    w = solved[:size].reshape(free, c_in, c_out).transpose(1, 2, 0)
     return w, None if bias is None else solved[size]
 
 
 def _rows(w: Array) -> Array:
-    """(C_in, C_out, free) -> (C_in * free, C_out)."""
-    return w.transpose(0, 2, 1).reshape(-1, w.shape[1])
+    """(C_in, C_out, free) -> (free * C_in, C_out)."""
+    return w.transpose(2, 0, 1).reshape(-1, w.shape[1])
 
 
 def beside(moments: Sequence[Array], fixed: Sequence[Array]) -> list[Array]:
@@ -195,10 +195,23 @@ def best_ridge(
     bias: Array | None,
     banned: Array | None = None,
 ) -> tuple[float, float]:
-    """The candidate of `RIDGES` whose fit to `fitted` has the smallest error on `heldout`, and that."""
-    errors = {
-        ridge: squared_error(heldout, *ridge_fit(fitted, start, bias, ridge, banned))
-        for ridge in RIDGES
-    }
-    ridge = min(errors, key=lambda ridge: errors[ridge])
-    return ridge, errors[ridge]
+    """The candidate of `RIDGES` whose fit to `fitted` has the smallest error on `heldout`, and that.
+
+    A solve takes long where a layer has many channels. The errors fall with the ridge, as less is fitted to
+    noise, and then rise, as less is fitted at all: the search goes downhill from one candidate.
+    """
+    errors: dict[int, float] = {}
+
+    def error(number: int) -> float:
+        if number not in range(len(RIDGES)):
+            return np.inf
+        if number not in errors:
+            w, b = ridge_fit(fitted, start, bias, RIDGES[number], banned)
+            errors[number] = squared_error(heldout, w, b)
+        return errors[number]
+
+    at = RIDGES.index(_FIRST_RIDGE)
+    for step in (-1, 1):
+        while error(at + step) < error(at):
+            at += step
+    return RIDGES[at], error(at)

@@ -143,6 +143,6 @@ def _complement(basis: Array) -> Array:
 
 
 def _products(directions: Array, uneven: Array) -> Array:
-    """What the directions must not meet: (C_in / g, n) and (taps, m) -> (C_in / g * taps, up to n * m)."""
+    """What the directions must not meet: (C_in / g, n) and (taps, m) -> (taps * C_in / g, up to n * m)."""
     strong = directions[:, np.abs(directions).sum(0) > 0]
-    return np.asarray(np.kron(strong, uneven), np.float64)
+    return np.asarray(np.kron(uneven, strong), np.float64)
