@@ -21,7 +21,14 @@ from deconvfix.forms import form
 from deconvfix.frontends.base import Frontend, Probe, ReadsConverted, ShowsKernels
 from deconvfix.grids import Period
 from deconvfix.plan import Match, Plan
-from deconvfix.report import Fidelity, LayerReport, OutputChange, Tone, layer_reports
+from deconvfix.report import (
+    Fidelity,
+    LayerReport,
+    OutputChange,
+    Tone,
+    decibels_in_words,
+    layer_reports,
+)
 from deconvfix.spectra import axis_spectrum, spectral_peaks
 
 __all__ = [
@@ -37,6 +44,9 @@ __all__ = [
 # the example: a conversion must not take the time and memory of pictures that its owner never makes.
 _MOST_OUTPUT = 2**20
 _MOST_GROWTH = 4
+# Outputs that agree less than this are other ones to the eye. A grid that is so faint is hard to see.
+_FAR_DB = 25.0
+_FAINT_DB = -30.0
 # Pixels of a tiled answer along each axis.
 _TILED = 32
 _TILED_SIGNAL = 256
@@ -209,7 +219,24 @@ def with_runs(
         psnr_samples=batch,
         outputs=outputs,
     )
-    return found, notes
+    return found, (*_far(found), *notes)
+
+
+def _far(fidelity: Fidelity) -> tuple[str, ...]:
+    """What to do where the outputs are other ones."""
+    psnr, ripple = fidelity.psnr_db, fidelity.network_ripple_db_before
+    if psnr is None or psnr >= _FAR_DB:
+        return ()
+    told = f"The outputs are far from the original's ({psnr:.1f} dB)"
+    if ripple is not None and ripple < _FAINT_DB and fidelity.ripple_db_before > ripple:
+        told += (
+            ": the layers behind the converted ones rely on their grids, and take them away, so that "
+            f"{decibels_in_words(ripple)} are left of them in the original"
+        )
+    return (
+        f"{told}. Fits to single layers do not see what follows: init 'tuned' does (it needs a module); "
+        "or leave these layers as they are.",
+    )
 
 
 def _largest(answers: Sequence[FlatField | None]) -> float | None:

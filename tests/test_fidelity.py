@@ -125,6 +125,34 @@ def flat_ripple_db(model, value):
     return 20 * np.log10(np.sqrt(((cell - mean) ** 2).mean()) / np.sqrt((mean**2).mean()))
 
 
+def cancelling(kernel):
+    """A layer, and the mean over each period of what it makes, which takes its grid away."""
+    layer = nn.ConvTranspose2d(1, 1, 2, stride=2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(kernel).reshape(1, 1, 2, 2))
+    return nn.Sequential(layer, nn.AvgPool2d(2, stride=1))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (cancelling([10.0, -10.0, 10.0, -9.0]), "rely on their grids, and take them away, so that"),
+        (cancelling([10.0, -10.0, 10.0, -9.0])[:1], "dB). Fits to single layers do not see"),
+        (cancelling([1.0, 0.9, 1.0, 1.1]), None),
+    ],
+    ids=["cancels", "grid", "close"],
+)
+def test_outputs_that_are_other_ones_are_noted(model, words):
+    torch.manual_seed(0)
+    x = torch.randn(2, 1, 12, 10)
+    report = deconvfix.convert(model.eval(), to="equalized", example_inputs=(x,)).report
+    notes = [each for each in report.notes if each.startswith("The outputs are far")]
+    assert (report.fidelity.psnr_db < 25) == (words is not None) == bool(notes)
+    if words is not None:
+        assert words in notes[0]
+        assert ("take them away" in notes[0]) == ("take them away" in words)
+
+
 @pytest.mark.parametrize("to", ["equalized", "resize", "notch"])
 def test_the_grid_of_the_whole_model_is_measured(to):
     model = decoder()
