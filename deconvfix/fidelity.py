@@ -234,8 +234,8 @@ def _far(fidelity: Fidelity) -> tuple[str, ...]:
             f"{decibels_in_words(ripple)} are left of them in the original"
         )
     return (
-        f"{told}. Fits to single layers do not see what follows: init 'tuned' does (it needs a module); "
-        "or leave these layers as they are.",
+        f"{told}. Fits to single layers do not see what follows. A distillation does (init 'tuned', for "
+        "modules), and gets closer with time and samples; or leave these layers as they are.",
     )
 
 

@@ -137,7 +137,10 @@ def cancelling(kernel):
     ("model", "words"),
     [
         (cancelling([10.0, -10.0, 10.0, -9.0]), "rely on their grids, and take them away, so that"),
-        (cancelling([10.0, -10.0, 10.0, -9.0])[:1], "dB). Fits to single layers do not see"),
+        (
+            cancelling([10.0, -10.0, 10.0, -9.0])[:1],
+            "dB). Fits to single layers do not see what follows.",
+        ),
         (cancelling([1.0, 0.9, 1.0, 1.1]), None),
     ],
     ids=["cancels", "grid", "close"],
