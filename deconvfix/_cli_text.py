@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from deconvfix.artifacts import INVISIBLE_DB
 from deconvfix.report import decibels_in_words, finite
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def inspection(found: Inspection) -> Iterator[Any]:
                 yield f"[red]refused[/red] {escape(layer.refusal)}"
         yield (
             "Overlap is uneven where the stride does not divide the kernel. Ripple: unevenness of "
-            "the answer to a constant input, by the weights; below -60 dB it is invisible. Period: "
+            f"the answer to a constant input, by the weights; below {INVISIBLE_DB:.0f} dB it is "
+            "invisible. Period: "
             "output pixels in which the grid repeats"
             + ("." if found.outputs else ", if the layers follow each other.")
         )

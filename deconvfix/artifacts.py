@@ -11,6 +11,7 @@ from deconvfix.fit.least_squares import phase_of_taps, phase_sums
 from deconvfix.spec import ConvTransposeSpec
 
 __all__ = [
+    "INVISIBLE_DB",
     "LOWEST_DB",
     "decibels",
     "frequency_ripples_db",
@@ -19,6 +20,8 @@ __all__ = [
     "uneven_overlap",
 ]
 
+# A grid below this part of the level is not seen: 0.1 %, less than half a step of 8 bits.
+INVISIBLE_DB = -60.0
 # JSON has no -inf: this is what exactly equal phases are reported as.
 LOWEST_DB = -300.0
 # Distance of 1 from the next number of each dtype.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.artifacts import INVISIBLE_DB
 from deconvfix.errors import OptionError
 from deconvfix.flat_field import network_answers, with_channels
 from deconvfix.frontends.base import Findings, Probe
@@ -79,7 +81,7 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
             )
         )
         notes += _limits(outputs[-1], usable)
-    return describe(
+    found = describe(
         matches,
         notes,
         periods=periods,
@@ -88,6 +90,22 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
         advice=probe.advice,
         sample_rate=sample_rate,
     )
+    return replace(found, notes=(*found.notes, *_nothing_to_lose(found)))
+
+
+def _nothing_to_lose(found: Inspection) -> Iterator[str]:
+    """Sentences about outputs whose layers make grids that do not arrive."""
+    strong = [each.ripple_db for each in found.layers if each.ripple_db is not None]
+    if not strong or max(strong) <= INVISIBLE_DB:
+        return
+    for output in found.outputs:
+        flat = output.flat_field
+        if flat is not None and flat.ripple_db <= INVISIBLE_DB:
+            yield (
+                f"Output {output.index}: a constant input gives no visible grid, although layers make one: "
+                "what follows them takes it away. A form without a grid gains nothing there, and fits to "
+                "single layers can move the output far."
+            )
 
 
 def outputs_with_grids(

@@ -12,6 +12,7 @@ import strategies
 import torch
 from click.testing import CliRunner
 from hypothesis import assume, given, settings
+from test_fidelity import cancelling
 from test_fixtures import heldout, load
 from torch import nn
 
@@ -243,6 +244,15 @@ def test_sample_rate_must_be_a_positive_number(rate):
 
 def test_sample_rate_without_sound_is_noted():
     assert "not used" in deconvfix.inspect(unequal(), sample_rate=8000).notes[-1]
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_grids_that_do_not_arrive_are_noted(cancels):
+    model = cancelling([10.0, -10.0, 10.0, -9.0])
+    model = model if cancels else model[:1]
+    found = deconvfix.inspect(model.eval(), (torch.randn(1, 1, 12, 10),))
+    assert found.layers[0].ripple_db > 0
+    assert any("what follows them takes it away" in each for each in found.notes) == cancels
 
 
 # --- arrays -------------------------------------------------------------------------------------
