@@ -422,7 +422,7 @@ def test_cut_anywhere_is_a_sentence_or_a_model(tmp_path):
 
 
 def test_output_of_another_kind_is_refused(file, tmp_path):
-    assert_fails_in_words(convert(file, tmp_path / "out.pt2"), "an output that ends in .onnx")
+    assert_fails_in_words(convert(file, tmp_path / "out.pt2"), "is converted into .onnx")
     assert_fails_in_words(run("verify", file, tmp_path / "x.pt2"), "compared with an ONNX file")
     assert_fails_in_words(
         run("export", file, "-o", tmp_path / "x.onnx"), "it is an ONNX file already"

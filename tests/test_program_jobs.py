@@ -102,7 +102,7 @@ def test_pickles_need_trust(file, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (("-o", "out.safetensors"), "converted into a .pt2 or an .onnx file"),
+        (("-o", "out.safetensors"), "converted into .pt2 or .onnx"),
         (("-o", "net.pt2", "--force"), "the output is also an input"),
         (("-o", "out.pt2", "--input", "z=1"), "forward has no argument 'z'"),
     ],
