@@ -431,7 +431,7 @@ class InPlace(nn.Module):
 @pytest.mark.parametrize("most", [2**30, 0])
 def test_what_follows_may_change_outputs_in_place(most, monkeypatch):
     """Features are seen as the layer saw them; whether its outputs are kept or computed again."""
-    monkeypatch.setattr("deconvfix.frontends.torch_calibrate._MOST_BYTES", most)
+    monkeypatch.setattr("deconvfix.frontends.calibration._MOST_KEPT", most)
     batches = smooth_batches((4, 3, 9))
     found = []
     for inplace in (False, True):
@@ -441,6 +441,27 @@ def test_what_follows_may_change_outputs_in_place(most, monkeypatch):
         )
         found.append(got.model.up.weight)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("memory", [8.0, 0.5 / 1024], ids=["both are fitted", "the second one is"])
+def test_inputs_that_are_kept_are_those_of_the_converted_model(memory, monkeypatch):
+    """Of the first layer the original's, in which nothing before it is another; not of one after it."""
+    batches = smooth_batches((4, 16, 5, 6))
+    found = []
+    for most in (2**30, 0):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Tanh(),
+            nn.ConvTranspose2d(16, 3, 4, 2, 1),
+            nn.LeakyReLU(-2.0, inplace=True),
+            nn.ConvTranspose2d(3, 2, 4, 2, 1),
+        )
+        monkeypatch.setattr("deconvfix.frontends.calibration._MOST_KEPT", most)
+        options = {"to": "equalized", "grow": 1, "init": "calibrated", "memory": memory}
+        got = deconvfix.convert(model, calibration=batches, **options)
+        assert ("GiB" in " ".join(got.report.notes)) == (memory < 1)
+        found.append([got.model[1].weight, got.model[3].weight])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize(("to", "grow"), [("equalized", 1), ("resize", 0), ("notch", 0)])

@@ -120,7 +120,7 @@ def test_outputs_of_the_original_are_computed_once_where_they_fit(monkeypatch):
     tuning = Tuning(steps=6, batch_size=1, learning_rate=1e-3)
     kept = state_of(convert(original, tuning).model)
     few = len(runs)
-    monkeypatch.setattr("deconvfix.frontends.torch_tune._MOST_BYTES", 0)
+    monkeypatch.setattr("deconvfix.frontends.calibration._MOST_KEPT", 0)
     again = state_of(convert(original, tuning).model)
     assert all(torch.equal(kept[name], again[name]) for name in kept)
     assert len(runs) - few > few

@@ -32,6 +32,7 @@ __all__ = [
     "check_without_data",
     "fitted_decisions",
     "in_batches_of",
+    "kept_bytes",
     "nothing_to_fit_to",
     "refuse_flat_inputs",
     "too_large",
@@ -40,6 +41,8 @@ __all__ = [
 DISTRIBUTIONS = ("normal", "uniform")
 # Samples that are drawn from a distribution for a closed form.
 DRAWN = 256
+# Of the original's outputs, in bytes, however much memory there is.
+_MOST_KEPT = 2**30
 _PAD_MODES: tuple[PadMode, ...] = ("reflect", "replicate", "zeros")
 
 
@@ -59,6 +62,15 @@ def calibrated_decisions(plan: Plan) -> list[Decision]:
         for each in fitted_decisions(plan)
         if not (each.settings and each.settings.init == "tuned" and each.form in TUNED_FROM_WEIGHTS)
     ]
+
+
+def kept_bytes(memory: float) -> float:
+    """How much of the original's outputs is kept; where it is not enough they are computed again.
+
+    Args:
+        memory: What a fit may take, in GiB.
+    """
+    return min(_MOST_KEPT, memory * 2**30)
 
 
 def candidates(decision: Decision, choose_padding: bool) -> list[Settings]:

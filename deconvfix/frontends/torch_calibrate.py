@@ -26,6 +26,7 @@ from deconvfix.frontends.calibration import (
     calibrated,
     calibrated_decisions,
     candidates,
+    kept_bytes,
     too_large,
 )
 from deconvfix.frontends.torch_find import current_weight
@@ -43,9 +44,6 @@ from deconvfix.plan import Decision, Plan
 __all__ = ["calibrate", "directions_of"]
 
 Array = NDArray[np.float64]
-
-# What is kept of the original's run.
-_MOST_BYTES = 2**30
 
 
 class _Original(NamedTuple):
@@ -93,7 +91,7 @@ def calibrate(
     decisions = {name: each for name, each in decisions.items() if large[name] is None}
     before = copy_model(before).eval()
     counts = _calls_in_order(before, list(decisions), batches)
-    original = _original(before, counts, batches, min(_MOST_BYTES, memory * 2**30))
+    original = _original(before, counts, batches, kept_bytes(memory))
     inexact = [each for each in plan.replaced if not each.exact]
     changed: dict[str, Decision] = {}
     for name, count in counts.items():

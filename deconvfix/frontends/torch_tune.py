@@ -27,7 +27,7 @@ from deconvfix.fit.solve import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import form
 from deconvfix.forms.base import Design
-from deconvfix.frontends.calibration import fitted_decisions
+from deconvfix.frontends.calibration import fitted_decisions, kept_bytes
 from deconvfix.frontends.torch_calibrate import directions_of
 from deconvfix.frontends.torch_descent import Descent
 from deconvfix.frontends.torch_find import PLAIN, current_weight
@@ -56,8 +56,6 @@ Array = NDArray[np.float64]
 # Muon makes the steps in all directions of a matrix equal, and a few outputs have no more than a few. With
 # such kernels left to Adam two networks ended 0.4 and 0.7 dB closer to the original.
 _SHORTEST_SIDE = 8
-# Outputs of the original that are kept.
-_MOST_BYTES = 2**30
 # Samples in a step: of those given, and at most of those drawn, where their outputs have so many values.
 _GIVEN, _DRAWN, _MOST_VALUES = 8, 64, 2**20
 
@@ -186,8 +184,7 @@ def tune(
     moving = [each for each in student.parameters() if each.requires_grad]
     parameters = matrices + [each for each in moving if all(each is not own for own in matrices)]
     samples, independent = cut(teacher, batches)
-    kept = min(_MOST_BYTES, memory * 2**30)
-    taught = _taught(teacher, samples, kept) if supply is None else None
+    taught = _taught(teacher, samples, kept_bytes(memory)) if supply is None else None
     fitted, heldout = split(samples if taught is None else taught)
     size = tuning.batch_size or (_GIVEN if supply is None else _drawn_at_once(teacher, samples[0]))
     if supply is None:
