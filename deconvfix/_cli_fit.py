@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import get_args
 
 import click
 
 from deconvfix import jobs
+from deconvfix._cli_source import FILE, Command
 from deconvfix.fit.solve import MEMORY
 from deconvfix.forms.base import Init
 from deconvfix.plan import WITH_STRENGTH
 
 __all__ = ["check_curve", "check_processes", "fit_options"]
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def fit_options(command: Command) -> Command:
@@ -94,7 +92,7 @@ def fit_options(command: Command) -> Command:
             ),
             click.option(
                 "--resume",
-                type=click.Path(path_type=Path),
+                type=FILE,
                 metavar="FILE",
                 help="For --init tuned: a .safetensors file to go on from, and to write progress to.",
             ),

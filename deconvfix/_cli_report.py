@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
+from deconvfix._cli_source import FILE, Command
 from deconvfix.files import check_output, output_folder
 
 if TYPE_CHECKING:
     from deconvfix.report import ConversionReport
 
 __all__ = ["check_report", "draws", "evidence_options", "write_report"]
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def evidence_options(command: Command) -> Command:
@@ -25,7 +23,7 @@ def evidence_options(command: Command) -> Command:
             click.option(
                 "--report",
                 "report_file",
-                type=click.Path(path_type=Path),
+                type=FILE,
                 metavar="FILE",
                 help="Write the report there, as .json or .html.",
             ),

@@ -11,7 +11,7 @@ import click
 from deconvfix import jobs
 from deconvfix.source import Source, parse_arch_kwargs
 
-__all__ = ["FILE", "NAMES", "named_source", "source_options"]
+__all__ = ["FILE", "NAMES", "Command", "named_source", "source_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)

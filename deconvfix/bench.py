@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from deconvfix.errors import OptionError
+from numpy.typing import NDArray
 
-__all__ = ["FORMAT", "BenchReport", "Runner", "Timing", "bench"]
+from deconvfix.errors import OptionError
+from deconvfix.onnx_runtime import run_named
+
+__all__ = ["FORMAT", "BenchReport", "Runner", "Timing", "bench", "session_runner"]
 
 FORMAT = "deconvfix.bench/1"
 # Runs of each that do not count: caches fill, and runtimes plan their memory.
@@ -28,6 +32,16 @@ class Runner:
 
     runtime: str
     run: Callable[[], object]
+
+
+def session_runner(session: Any, feed: Mapping[str, NDArray[Any]]) -> Runner:
+    """A session of ONNX Runtime (`onnx_runtime.open_session`) on inputs by name.
+
+    Raises:
+        ExportError: If ONNX Runtime fails on them.
+    """
+    run_named(session, feed)  # its errors say what is wrong
+    return Runner("ONNX Runtime", partial(session.run, None, dict(feed)))
 
 
 @dataclass(frozen=True)

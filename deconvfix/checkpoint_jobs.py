@@ -169,7 +169,7 @@ def verify_files(source: Source, after: Path) -> ParityReport:
         example = before.required_inputs(model, "an ONNX file is verified by running it")
         return verify_onnx(model, after, example)
     inputs = before.example_inputs(model)
-    converted, _ = replace(before, path=after, state_key=None).model()
+    converted = _converted(before, after)
     return compare_modules(model, converted, [] if inputs is None else [inputs], None)
 
 
@@ -181,8 +181,13 @@ def runners(source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
     original = module_runner(model.eval(), inputs, threads)
     if after.suffix == ".onnx":
         return original, file_runner(after, inputs, threads)
-    converted, _ = replace(before, path=after, state_key=None).model()
-    return original, module_runner(converted.eval(), inputs, threads)
+    return original, module_runner(_converted(before, after).eval(), inputs, threads)
+
+
+def _converted(before: CheckpointSource, path: Path) -> nn.Module:
+    """The model in a checkpoint that was made of another one."""
+    model, _ = replace(before, path=path, state_key=None).model()
+    return model
 
 
 def _curve(model: nn.Module, example: Inputs | None, options: dict[str, Any]) -> StrengthCurve:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from deconvfix import onnx_file
-from deconvfix.bench import Runner
+from deconvfix.bench import Runner, session_runner
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.conversion import convert, inspect
 from deconvfix.errors import ExportError, OptionError
@@ -26,7 +25,7 @@ from deconvfix.frontends.onnx_samples import calibration_feeds, rebatched
 from deconvfix.inspection import Inspection
 from deconvfix.jobs import check_files, fits_no_samples, read_recipe, told_of, write_recipe
 from deconvfix.onnx_file import OnnxFile
-from deconvfix.onnx_runtime import open_session, run_named
+from deconvfix.onnx_runtime import open_session
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Plan
 from deconvfix.proofs import parity_error
@@ -199,9 +198,7 @@ def runners(source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
             "the files are timed by running them",
             "Give inputs (--inputs FILE.npz or --input NAME=SHAPE)",
         )
-    for session in sessions:
-        run_named(session, feed)  # its errors say what is wrong
-    one, other = (Runner("ONNX Runtime", partial(session.run, None, feed)) for session in sessions)
+    one, other = (session_runner(session, feed) for session in sessions)
     return one, other
 
 

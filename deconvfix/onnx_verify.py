@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deconvfix.errors import DeconvfixError, ExportError
@@ -28,7 +29,7 @@ from deconvfix.parity import RUNTIME_FACTOR, Comparison, ParityReport, summarize
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["compare_with_torch", "run_session", "verify_onnx"]
+__all__ = ["compare_with_torch", "feed_of", "run_session", "verify_onnx"]
 
 
 def verify_onnx(model: nn.Module, path: Path, example_inputs: Any) -> ParityReport:
@@ -50,6 +51,15 @@ def run_session(session: onnxruntime.InferenceSession, inputs: Inputs) -> list[T
     Raises:
         ExportError: If the numbers of inputs differ, or ONNX Runtime fails.
     """
+    return [torch.as_tensor(each) for each in run_named(session, feed_of(session, inputs))]
+
+
+def feed_of(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, NDArray[Any]]:
+    """The tensors of torch inputs under the names of a file's inputs, in order.
+
+    Raises:
+        ExportError: If the numbers of inputs differ, or ONNX Runtime takes no tensors of that dtype.
+    """
     names = [each.name for each in session.get_inputs()]
     tensors = flat_tensors(inputs)
     if len(names) != len(tensors):
@@ -67,8 +77,7 @@ def run_session(session: onnxruntime.InferenceSession, inputs: Inputs) -> list[T
             "the file must run to be verified",
             "Export without verification (verify=False)",
         )
-    feed = {name: tensor.detach().numpy() for name, tensor in zip(names, tensors, strict=True)}
-    return [torch.as_tensor(each) for each in run_named(session, feed)]
+    return {name: tensor.detach().numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
 def compare_with_torch(

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from deconvfix.bench import Runner
+from deconvfix.bench import Runner, session_runner
 from deconvfix.frontends.torch_inputs import Inputs, run_model
 from deconvfix.onnx_runtime import open_session
-from deconvfix.onnx_verify import run_session
+from deconvfix.onnx_verify import feed_of
 
 __all__ = ["file_runner", "module_runner"]
 
@@ -39,5 +39,4 @@ def file_runner(path: Path, inputs: Inputs, threads: int) -> Runner:
         ExportError: If ONNX Runtime does not load or run it.
     """
     session = open_session(str(path), threads=threads)
-    run_session(session, inputs)
-    return Runner("ONNX Runtime", lambda: run_session(session, inputs))
+    return session_runner(session, feed_of(session, inputs))

@@ -124,12 +124,20 @@ def add_products(
     for distance, found in pairs.items():
         boxes = _boxes(distance, found, seen, size)
         for pair in found:
-            h = sums[pair.phase]
-            # Features are ordered (tap, input channel): what is added lies together.
-            one, other = (slice(tap * channels, (tap + 1) * channels) for tap in pair.taps)
-            h[:, one, other] += boxes[pair.window]
-            if one != other:
-                h[:, other, one] += boxes[pair.window].mT
+            one, other = (_features(tap, channels) for tap in pair.taps)
+            _add_both(sums[pair.phase], one, other, boxes[pair.window])
+
+
+def _features(tap: int, channels: int) -> slice:
+    """Those of a tap. They are ordered (tap, input channel): what is added lies together."""
+    return slice(tap * channels, (tap + 1) * channels)
+
+
+def _add_both(h: Any, one: slice, other: slice, product: Any) -> None:
+    """Adds a product, and its mirror image."""
+    h[:, one, other] += product
+    if one != other:
+        h[:, other, one] += product.mT
 
 
 def _rows(values: Any) -> Any:
@@ -170,13 +178,11 @@ def _add_outputs(
         lies[(*at, slice(1))] = 1.0
         lies[(*at, slice(1, None))] = wanted[(slice(None), slice(None), *grid)]
         rows = _rows(lies)
-        features = channels * len(phase.taps)
-        h[:, features:, features:] += rows.mT @ rows
+        others = slice(channels * len(phase.taps), None)
+        _add_both(h, others, others, rows.mT @ rows)
         for tap, (copy, start) in enumerate(zip(_copies(phase), phase.starts, strict=True)):
             product = _product(rows, _rows(seen[copy]), _shift(start, seen))
-            one = slice(tap * channels, (tap + 1) * channels)
-            h[:, features:, one] += product
-            h[:, one, features:] += product.mT
+            _add_both(h, others, _features(tap, channels), product)
 
 
 def _copies(phase: Phase) -> tuple[int, ...]:

@@ -169,7 +169,7 @@ def _original(
             # What follows may change them in place.
             outputs[name].append(output.clone())
             if name == next(iter(outputs)):
-                inputs.append((args[0] if args else kwargs["input"]).clone())
+                inputs.append(_input_of(args, kwargs).clone())
 
         handles = [
             model.get_submodule(name).register_forward_hook(
@@ -224,12 +224,13 @@ def _fit_layer(
         Moments(spec, decision.form, candidate)
         for candidate in candidates(decision, choose_padding)
     ]
-    running = copy_model(after).eval()
+    running = copy_model(after).eval() if inputs is None else None
     for number, batch in enumerate(batches):
-        if inputs is None:
-            given: Sequence[Tensor] = [x for x, _ in _calls(running, decision.name, batch, count)]
-        else:
+        if inputs is not None:
             given = inputs[number]
+        else:
+            assert running is not None
+            given = [x for x, _ in _calls(running, decision.name, batch, count)]
         if targets is None:
             wanted: Sequence[Tensor] = [y for _, y in _calls(before, decision.name, batch, count)]
         else:
@@ -272,12 +273,17 @@ def directions_of(model: nn.Module, name: str, decision: Decision, flat: Sequenc
     return directions(seen, decision.spec)
 
 
+def _input_of(args: Any, kwargs: Any) -> Tensor:
+    tensor: Tensor = args[0] if args else kwargs["input"]
+    return tensor
+
+
 def _calls(model: nn.Module, name: str, batch: Inputs, count: int) -> list[tuple[Tensor, Tensor]]:
     """Inputs and outputs of the first `count` calls of a layer; the run ends with the last one."""
     calls: list[tuple[Tensor, Tensor]] = []
 
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        calls.append((args[0] if args else kwargs["input"], output))
+        calls.append((_input_of(args, kwargs), output))
         if len(calls) == count:
             raise Reached
         # What follows may change them in place.
