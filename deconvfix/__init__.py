@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from deconvfix.conversion import convert as convert
     from deconvfix.conversion import inspect as inspect
     from deconvfix.conversion import verify as verify
+    from deconvfix.curve import SamplesCurve as SamplesCurve
+    from deconvfix.curve import SamplesPoint as SamplesPoint
     from deconvfix.curve import StrengthCurve as StrengthCurve
     from deconvfix.curve import StrengthPoint as StrengthPoint
     from deconvfix.errors import CheckpointError as CheckpointError
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from deconvfix.parity import ParityReport as ParityReport
     from deconvfix.plan import Plan as Plan
     from deconvfix.report import ConversionReport as ConversionReport
-    from deconvfix.report import SamplesCurve as SamplesCurve
-    from deconvfix.report import SamplesPoint as SamplesPoint
     from deconvfix.spec import ConvTransposeSpec as ConvTransposeSpec
     from deconvfix.strength import strength_curve as strength_curve
 
@@ -54,8 +54,8 @@ _HOMES = {
     "ParityReport": "parity",
     "Plan": "plan",
     "RefusedError": "errors",
-    "SamplesCurve": "report",
-    "SamplesPoint": "report",
+    "SamplesCurve": "curve",
+    "SamplesPoint": "curve",
     "SpecError": "errors",
     "StrengthCurve": "curve",
     "StrengthPoint": "curve",

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from deconvfix.artifacts import INVISIBLE_DB
-from deconvfix.report import decibels_in_words, finite
+from deconvfix.decibels import INVISIBLE_DB, decibels_in_words
+from deconvfix.report import finite
 
 if TYPE_CHECKING:
     from deconvfix.bench import BenchReport
+    from deconvfix.change import Fidelity
+    from deconvfix.curve import SamplesCurve
     from deconvfix.inspection import Inspection, Layer, OutputDiagnosis
     from deconvfix.onnx_export import ExportReport
     from deconvfix.parity import ParityReport
-    from deconvfix.report import ConversionReport, Fidelity, SamplesCurve
+    from deconvfix.report import ConversionReport
 
 __all__ = ["bench", "conversion", "export", "finite", "inspection", "parity"]
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.artifacts import sum_rule_holds
-from deconvfix.forms.base import Form, Refusal, Settings, Settled
+from deconvfix.errors import Refusal
+from deconvfix.forms.base import Form, Settings, Settled
 from deconvfix.forms.equalized import EQUALIZED
 from deconvfix.forms.resize import RESIZE
 from deconvfix.forms.subpixel import SUBPIXEL

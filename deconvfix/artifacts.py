@@ -7,32 +7,19 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.fit.least_squares import phase_of_taps, phase_sums
+from deconvfix.decibels import LOWEST_DB, decibels
+from deconvfix.phases import phase_of_taps, phase_sums
 from deconvfix.spec import ConvTransposeSpec
 
 __all__ = [
-    "INVISIBLE_DB",
-    "LOWEST_DB",
-    "decibels",
     "frequency_ripples_db",
     "ripple_db",
     "sum_rule_holds",
     "uneven_overlap",
 ]
 
-# A grid below this part of the level is not seen: 0.1 %, less than half a step of 8 bits.
-INVISIBLE_DB = -60.0
-# JSON has no -inf: this is what exactly equal phases are reported as.
-LOWEST_DB = -300.0
 # Distance of 1 from the next number of each dtype.
 _EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-
-
-def decibels(ratio: float) -> float:
-    """20 log10 of an amplitude ratio, held inside +-300 dB."""
-    if ratio <= 0 or math.isnan(ratio):
-        return LOWEST_DB
-    return float(min(max(20 * math.log10(ratio), LOWEST_DB), -LOWEST_DB))
 
 
 def uneven_overlap(spec: ConvTransposeSpec) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.artifacts import LOWEST_DB, decibels
+from deconvfix.decibels import LOWEST_DB, decibels
 from deconvfix.parity import LIMIT, Comparison
 
 __all__ = ["compare_arrays", "equal_arrays", "is_inexact", "psnr", "rounding_of", "varies_array"]

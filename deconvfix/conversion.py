@@ -2,64 +2,40 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from deconvfix import __version__
 from deconvfix.diagnosis import check_sample_rate, diagnose
-from deconvfix.errors import ModelError, OptionError
-from deconvfix.fidelity import (
-    fidelity_of,
-    gather,
-    layers_with_ripples,
-    planned_ripples,
-    ripples_now,
-    with_runs,
-)
+from deconvfix.errors import ParityError, RefusedError
+from deconvfix.fidelity import fidelity_of, planned_ripples, ripples_now, with_runs
 from deconvfix.fit.solve import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
-from deconvfix.frontends.base import CalibrationData, FitsToData, Frontend, HasInputs
-from deconvfix.frontends.calibration import check_flat, nothing_to_fit_to
+from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs
+from deconvfix.frontends.calibration import check_flat
+from deconvfix.frontends.registry import fitter_of, frontend_of, opened
 from deconvfix.inspection import Inspection
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Options, Plan, make_plan
-from deconvfix.proofs import allow_no_refusal, check_proofs, proof
-from deconvfix.report import ConversionReport
+from deconvfix.report import ConversionReport, layers_with_ripples
+from deconvfix.shown import gather
 from deconvfix.steps import Interpolation, PadMode
 
 __all__ = [
     "Conversion",
+    "allow_no_refusal",
+    "check_proofs",
     "convert",
-    "fitter_of",
-    "frontend_of",
     "inspect",
-    "opened",
+    "parity_error",
+    "proof",
     "verify",
     "versions",
 ]
-
-# Class that a model must have among its ancestors -> module with a FRONTEND. Nothing is imported
-# before a model asks for it. The first match counts.
-FRONTENDS: tuple[tuple[str, str], ...] = (
-    ("torch.fx.graph_module.GraphModule", "deconvfix.frontends.fx_graph"),
-    ("torch.nn.modules.module.Module", "deconvfix.frontends.torch_module"),
-    ("torch.export.exported_program.ExportedProgram", "deconvfix.frontends.exported_program"),
-    ("onnx_ir.Model", "deconvfix.frontends.onnx_model"),
-    ("onnx.onnx_ml_pb2.ModelProto", "deconvfix.frontends.onnx_proto"),
-)
-
-
-# Suffix of a file that holds a whole model -> module with a function that reads it.
-FILES = {
-    ".onnx": ("deconvfix.onnx_file", "read_proto"),
-    ".pt2": ("deconvfix.program_file", "read"),
-}
 
 
 @dataclass(frozen=True)
@@ -290,45 +266,6 @@ def verify(before: Any, after: Any, inputs: Any) -> ParityReport:
     return frontend_of(before).verify(before, after, examples, None)
 
 
-def opened(model: Any) -> Any:
-    """The model in a file, if `model` is a path; else the model itself.
-
-    Raises:
-        ModelError: If the file cannot be read, or holds no whole model.
-    """
-    if not isinstance(model, (str, os.PathLike)):
-        return model
-    path = Path(model)
-    if path.suffix not in FILES:
-        raise ModelError(
-            str(path),
-            f"the suffix is {path.suffix!r}",
-            f"a file that holds a whole model is needed: {', '.join(FILES)}",
-            "For a checkpoint, build the model and load the weights (deconvfix.load)",
-        )
-    module, function = FILES[path.suffix]
-    return getattr(importlib.import_module(module), function)(path)
-
-
-def frontend_of(model: Any) -> Frontend:
-    """The front end for a model's kind.
-
-    Raises:
-        ModelError: If there is none.
-    """
-    ancestors = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
-    for name, module in FRONTENDS:
-        if name in ancestors:
-            frontend: Frontend = importlib.import_module(module).FRONTEND
-            return frontend
-    raise ModelError(
-        "model",
-        f"it is a {type(model).__module__}.{type(model).__qualname__}",
-        "a torch module, graph module or exported program, an ONNX model, or a path is needed",
-        "Load the model first, for example with deconvfix.load for a checkpoint",
-    )
-
-
 def versions() -> dict[str, str]:
     """Versions of the packages that take part, as far as they are installed."""
     found = {"deconvfix": __version__}
@@ -340,32 +277,61 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fitter_of(
-    frontend: Frontend, calibration: object, wanted: Collection[Init | None]
-) -> FitsToData:
-    """The front end, if it can fit layers to inputs as is wanted, and if there are some.
-
-    Raises:
-        OptionError: If it cannot, or there are none.
-    """
-    if not isinstance(frontend, FitsToData):
-        raise OptionError(
-            "init",
-            "the layers of this kind of model cannot be fitted to inputs",
-            "a torch.nn.Module, a program or an ONNX model is needed",
-            "Convert the module before it is traced",
-        )
-    if not set(wanted) <= set(frontend.fits):
-        raise OptionError(
-            "init",
-            "it is 'tuned', and the model is a program or an ONNX model",
-            "a distillation trains a torch.nn.Module",
-            "Use init 'calibrated', or convert the module before it is exported",
-        )
-    if calibration is None:
-        raise nothing_to_fit_to("there are no calibration inputs")
-    return frontend
-
-
 def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def allow_no_refusal(plan: Plan) -> None:
+    """For `strict`.
+
+    Raises:
+        RefusedError: If a layer was refused.
+    """
+    if not plan.refused:
+        return
+    first, *others = plan.refused
+    raise RefusedError(
+        first.name or "(model)",
+        first.reason.removeprefix(f"{first.name}: ").rstrip("."),
+        f"`strict` allows no refusal ({len(others)} more)" if others else "`strict` allows none",
+        "Exclude the layer, or leave out `strict`",
+    )
+
+
+def proof(
+    frontend: Frontend, before: Any, after: Any, plan: Plan, example_inputs: Any | None
+) -> tuple[ParityReport | None, tuple[str, ...]]:
+    """The comparison with the original, and a note; None if nothing could be compared."""
+    inputs = [] if example_inputs is None else [example_inputs]
+    parity = frontend.verify(before, after, inputs, plan)
+    if not parity.comparisons and plan.replaced and example_inputs is None:
+        return None, ("Nothing could be compared without a run: give example inputs.",)
+    return parity, ()
+
+
+def check_proofs(report: ConversionReport) -> None:
+    """Looks at what was compared.
+
+    Raises:
+        ParityError: If the converted model departs, or a layer was missed.
+    """
+    if report.parity is not None and not report.parity.ok:
+        raise parity_error(report.parity, report.input)
+    if report.still_running:
+        raise ParityError(
+            report.still_running[0] or report.input,
+            "a transposed convolution still runs there after the conversion "
+            f"({len(report.still_running)} in all)",
+            "every layer that is replaced must be gone",
+            "Exclude it to keep it, and report this as a bug with the code that calls it",
+        )
+
+
+def parity_error(parity: ParityReport, where: str) -> ParityError:
+    """The error for a proof that failed; `where` names the model if no layer departs."""
+    return ParityError(
+        parity.first_departure or where,
+        " ".join(parity.problems).rstrip("."),
+        "the converted model must agree with the original up to rounding",
+        "Exclude the layer that is named, and report this as a bug with the layer's geometry",
+    )

@@ -1,4 +1,4 @@
-"""Fidelity against ripple over the strength of a correction: the numbers, and their picture."""
+"""Fidelity against ripple over the strength, and by the number of samples: the numbers, and their picture."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import math
 from dataclasses import dataclass
 
 from deconvfix import pictures
-from deconvfix.artifacts import LOWEST_DB
+from deconvfix.decibels import LOWEST_DB
 
-__all__ = ["StrengthCurve", "StrengthPoint", "draw_curve"]
+__all__ = [
+    "SamplesCurve",
+    "SamplesPoint",
+    "StrengthCurve",
+    "StrengthPoint",
+    "draw_curve",
+]
 
 # Invisible from here on: what lies further down is drawn at the edge.
 _LOWEST_DRAWN_DB = -80.0
@@ -84,3 +90,42 @@ def draw_curve(curve: StrengthCurve) -> str | None:
         x_label=f"ripple of {what}, dB",
         y_label="PSNR against the original, dB",
     )
+
+
+# A gain of the last step below which further calibration samples are not recommended.
+_WORTH_MORE_DB = 0.5
+
+
+@dataclass(frozen=True)
+class SamplesPoint:
+    """A calibrated fit to some of the samples.
+
+    Attributes:
+        samples: How many.
+        psnr_db: Converted against original on the held-out samples; None without real outputs.
+    """
+
+    samples: int
+    psnr_db: float | None
+
+
+@dataclass(frozen=True)
+class SamplesCurve:
+    """How the outputs come closer with the number of calibration samples.
+
+    Attributes:
+        heldout: On so many samples, which no fit has seen, the outputs were compared.
+        points: The fewest samples first; each set is a part of the next.
+    """
+
+    heldout: int
+    points: tuple[SamplesPoint, ...]
+
+    def sentence(self) -> str:
+        """What the last step gained."""
+        *_, one, last = self.points
+        if one.psnr_db is None or last.psnr_db is None:
+            return "There is no output to compare."
+        gained = last.psnr_db - one.psnr_db
+        advice = "more would help" if gained >= _WORTH_MORE_DB else "more would change little"
+        return f"From {one.samples} to {last.samples} samples: {gained:+.1f} dB; {advice}."

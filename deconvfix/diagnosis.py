@@ -11,17 +11,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.artifacts import INVISIBLE_DB
+from deconvfix.advice import recommend
+from deconvfix.artifacts import frequency_ripples_db, ripple_db, sum_rule_holds, uneven_overlap
+from deconvfix.decibels import INVISIBLE_DB, LOWEST_DB
 from deconvfix.errors import OptionError
-from deconvfix.flat_field import network_answers, with_channels
+from deconvfix.flat_field import flat_field_of, network_answers, with_channels
 from deconvfix.frontends.base import Findings, Probe
-from deconvfix.grids import Period, layers_with, measured_period, stacked_periods
-from deconvfix.inspection import Inspection, OutputDiagnosis, describe
+from deconvfix.grids import (
+    GridFrequency,
+    Period,
+    frequencies_of,
+    layers_with,
+    measured_period,
+    stacked_periods,
+)
+from deconvfix.inspection import Inspection, Layer, OutputDiagnosis
 from deconvfix.plan import Match
 from deconvfix.spectra import radial_spectrum, spectral_peaks
 from deconvfix.variance import PhaseVariance, phase_variance
 
-__all__ = ["check_sample_rate", "diagnose", "longest_period", "outputs_with_grids"]
+__all__ = [
+    "check_sample_rate",
+    "describe",
+    "diagnose",
+    "longest_period",
+    "outputs_with_grids",
+]
 
 Answers = dict[str, NDArray[np.float64]]
 
@@ -204,3 +219,86 @@ def _limits(output: OutputDiagnosis, usable: bool) -> list[str]:
             "axis: give larger example inputs for spectral peaks."
         )
     return found
+
+
+def describe(
+    matches: Sequence[Match],
+    notes: Sequence[str] = (),
+    *,
+    periods: Mapping[str, Period] | None = None,
+    answers: Mapping[str, NDArray[np.float64]] | None = None,
+    outputs: Sequence[OutputDiagnosis] = (),
+    advice: Sequence[str] = (),
+    sample_rate: float | None = None,
+) -> Inspection:
+    """Describes what was found.
+
+    Args:
+        matches: The layers.
+        notes: About what could not be seen.
+        periods: Of their grids, in output pixels.
+        answers: The phases of their answers to a constant, (N, C_out, *stride), where they were run.
+        outputs: What was found in the outputs.
+        advice: About other layers.
+        sample_rate: Of one-dimensional outputs, in Hz.
+    """
+    known = dict(periods or {})
+    tables = answers or {}
+    layers = (_layer(each, known, tables.get(each.name), sample_rate) for each in matches)
+    return Inspection(tuple(layers), tuple(notes), tuple(outputs), tuple(advice), sample_rate)
+
+
+def _layer(
+    match: Match,
+    periods: Mapping[str, Period],
+    answer: NDArray[np.float64] | None,
+    sample_rate: float | None,
+) -> Layer:
+    spec = match.spec
+    ripple = rule = worst = where = None
+    ripples: dict[tuple[int, int], float] = {}
+    if spec is not None and match.obstacle is None and match.read_weight is not None:
+        weight = match.read_weight()
+        ripple = ripple_db(spec, weight)
+        rule = sum_rule_holds(spec, weight, match.dtype)
+        table = frequency_ripples_db(spec, weight)
+        for axis, s in enumerate(spec.stride):
+            for multiple in range(1, s):
+                at = tuple(multiple if a == axis else 0 for a in range(spec.ndim))
+                ripples[axis, multiple] = float(table[at])
+        if table.size > 1:
+            index = np.unravel_index(int(table.argmax()), table.shape)
+            worst = float(table.max())
+        if worst is not None and worst > LOWEST_DB:
+            where = tuple(float(u / s) for u, s in zip(index, spec.stride, strict=True))
+    tones: tuple[GridFrequency, ...] = ()
+    if spec is not None and match.name in periods:
+        tones = frequencies_of(match.name, spec.stride, ripples, periods, sample_rate)
+    return Layer(
+        name=match.name,
+        op=match.op,
+        ndim=None if spec is None else spec.ndim,
+        in_channels=None if spec is None else spec.in_channels,
+        out_channels=None if spec is None else spec.out_channels,
+        kernel_size=None if spec is None else spec.kernel_size,
+        stride=None if spec is None else spec.stride,
+        padding=None if spec is None else spec.padding,
+        output_padding=None if spec is None else spec.output_padding,
+        dilation=None if spec is None else spec.dilation,
+        groups=None if spec is None else spec.groups,
+        bias=None if spec is None else spec.bias,
+        dtype=match.dtype,
+        calls=match.calls,
+        input_sizes=match.input_sizes,
+        macs_per_position=None if spec is None else spec.macs_per_position(),
+        uneven_overlap=None if spec is None else uneven_overlap(spec),
+        ripple_db=ripple,
+        refusal=None if match.obstacle is None else match.obstacle.sentence(match.name),
+        sum_rule=rule,
+        worst_ripple_db=worst,
+        worst_frequency=where,
+        frequencies=tones,
+        period=periods.get(match.name),
+        recommendation=recommend(match),
+        flat_field=None if answer is None else flat_field_of(answer),
+    )

@@ -14,6 +14,8 @@ Every message has the same four parts: where it happened, what was found, what i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 __all__ = [
     "CheckpointError",
     "DeconvfixError",
@@ -21,6 +23,7 @@ __all__ = [
     "ModelError",
     "OptionError",
     "ParityError",
+    "Refusal",
     "RefusedError",
     "SpecError",
     "sentence",
@@ -79,3 +82,16 @@ class ExportError(DeconvfixError):
 def sentence(where: str, found: str, needed: str, todo: str) -> str:
     """The one wording of errors and refusals: 'where: found; needed. todo.'"""
     return f"{where}: {found}; {needed}. {todo}."
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a layer is not converted; `sentence(name)` is the text that the report shows."""
+
+    found: str
+    needed: str
+    todo: str
+
+    def sentence(self, name: str) -> str:
+        """The refusal of the layer `name`, in the wording of all errors."""
+        return sentence(name or "(model)", self.found, self.needed, self.todo)

@@ -9,9 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix import pictures
-from deconvfix.report import Tone
+from deconvfix.shown import Evidence, Pair, Spectrum
 
-__all__ = ["AMPLIFIED", "KERNELS", "Evidence", "Kernel", "Pair", "Picture", "Spectrum", "draw"]
+__all__ = [
+    "AMPLIFIED",
+    "KERNELS",
+    "Picture",
+    "draw",
+]
 
 Array = NDArray[Any]
 # The heading of the last pictures.
@@ -20,78 +25,6 @@ KERNELS = "Answers of the layers to one pixel, largest weight"
 AMPLIFIED = 8.0
 _SAMPLE_SIZE = 96
 _AXES = {2: ("vertical", "horizontal"), 3: ("first", "second", "third")}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An output of the original and the same output of the converted model.
-
-    Attributes:
-        what: Of which input, in words.
-        before: (C, H, W) of a picture, (C, T) of a signal, (C, D, H, W) of a volume.
-        after: The same of the converted model.
-    """
-
-    what: str
-    before: Array
-    after: Array
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """The answer of a layer to one pixel, for the pair of channels with the largest weight.
-
-    Attributes:
-        layer: Name of the layer.
-        before: Its kernel with a stride of pixels around it, one to three axes.
-        after: The same of the converted layer.
-    """
-
-    layer: str
-    before: Array
-    after: Array
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """The spectrum of an output along one axis, without what is no grid (`spectra.axis_spectrum`).
-
-    Attributes:
-        output: The number of the output.
-        axis: The spatial axis.
-        axes: How many there are.
-        frequency: Cycles per pixel, (n,), from 0 to 1/2.
-        before: The power at each, (n,).
-        after: The same of the converted model.
-        tones: The frequencies of grids on this axis.
-        sample_rate: In Hz, for a signal.
-    """
-
-    output: int
-    axis: int
-    axes: int
-    frequency: Array
-    before: Array
-    after: Array
-    tones: tuple[Tone, ...]
-    sample_rate: float | None = None
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is drawn for a fitted conversion.
-
-    Attributes:
-        flat: The answers to a constant input.
-        sample: The outputs on an example.
-        kernels: One for each converted layer whose weights are stored.
-        spectra: Of the outputs on the example, along each axis.
-    """
-
-    flat: Pair | None
-    sample: Pair | None
-    kernels: tuple[Kernel, ...] = ()
-    spectra: tuple[Spectrum, ...] = ()
 
 
 @dataclass(frozen=True)

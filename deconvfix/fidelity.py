@@ -13,30 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.artifacts import LOWEST_DB, ripple_db
+from deconvfix.artifacts import ripple_db
+from deconvfix.change import Fidelity, OutputChange, Tone
+from deconvfix.decibels import LOWEST_DB, decibels_in_words
 from deconvfix.diagnosis import longest_period, outputs_with_grids
-from deconvfix.evidence import Evidence, Pair, Spectrum
 from deconvfix.flat_field import FlatField, flat_field_of, network_tables, with_channels
 from deconvfix.forms import form
-from deconvfix.frontends.base import Frontend, Probe, ReadsConverted, ShowsKernels
+from deconvfix.frontends.base import Frontend, Probe, ReadsConverted
 from deconvfix.grids import Period
 from deconvfix.plan import Match, Plan
-from deconvfix.report import (
-    Fidelity,
-    LayerReport,
-    OutputChange,
-    Tone,
-    decibels_in_words,
-    layer_reports,
-)
-from deconvfix.spectra import axis_spectrum, spectral_peaks
+from deconvfix.spectra import spectral_peaks
 
 __all__ = [
+    "Runs",
     "fidelity_of",
-    "gather",
-    "layers_with_ripples",
+    "flat_tables",
     "planned_ripples",
     "ripples_now",
+    "run_both",
     "with_runs",
 ]
 
@@ -47,9 +41,6 @@ _MOST_GROWTH = 4
 # Outputs that agree less than this are other ones to the eye. A grid that is so faint is hard to see.
 _FAR_DB = 25.0
 _FAINT_DB = -30.0
-# Pixels of a tiled answer along each axis.
-_TILED = 32
-_TILED_SIGNAL = 256
 
 Ripples = dict[str, tuple[float, float]]
 
@@ -112,20 +103,11 @@ def ripples_now(frontend: Frontend, model: Any, plan: Plan, planned: Ripples) ->
     return {name: (pair[0], after[name]) for name, pair in planned.items()}
 
 
-def layers_with_ripples(plan: Plan, ripples: Ripples) -> tuple[LayerReport, ...]:
-    """The decisions as the report shows them, with the ripples of the layers that change."""
-    layers = []
-    for each in layer_reports(plan):
-        before, after = ripples.get(each.name, (None, None))
-        layers.append(replace(each, ripple_db_before=before, ripple_db_after=after))
-    return tuple(layers)
-
-
 # --- networks -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Runs:
+class Runs:
     """The original and the converted model on the same inputs.
 
     Attributes:
@@ -147,9 +129,9 @@ class _Runs:
         return found if found is not None and found.shape == values.shape else None
 
 
-def _run_both(
+def run_both(
     frontend: Frontend, before: Any, after: Any, matches: Sequence[Match], inputs: Any
-) -> _Runs | None:
+) -> Runs | None:
     """Runs both models; None if one of them does not run.
 
     Args:
@@ -162,7 +144,7 @@ def _run_both(
     old, new = (frontend.probe(model, inputs, matches) for model in (before, after))
     if old.run is None or new.run is None:
         return None
-    return _Runs(old, new, outputs_with_grids(matches, old))
+    return Runs(old, new, outputs_with_grids(matches, old))
 
 
 def fidelity_of(ripples: Ripples, plan: Plan) -> Fidelity | None:
@@ -199,7 +181,7 @@ def with_runs(
         It, and notes on what could not be measured.
     """
     fidelity = replace(fidelity, psnr_db=frontend.psnr_db(before, after, inputs))
-    runs = _run_both(frontend, before, after, matches, inputs)
+    runs = run_both(frontend, before, after, matches, inputs)
     if runs is None:
         return fidelity, ("The grid of the whole model was not measured: it does not run.",)
     batch = next((len(each) for each in runs.before.inputs if each.ndim), None)
@@ -243,7 +225,7 @@ def _largest(answers: Sequence[FlatField | None]) -> float | None:
     return max((each.ripple_db for each in answers if each is not None), default=None)
 
 
-def _tables(runs: _Runs) -> list[dict[int, NDArray[np.float64]]]:
+def flat_tables(runs: Runs) -> list[dict[int, NDArray[np.float64]]]:
     """The phases of both models' answers to a constant input, by the number of the output."""
     periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
     usual = max((each.size for each in runs.before.outputs), default=0)
@@ -255,11 +237,12 @@ def _tables(runs: _Runs) -> list[dict[int, NDArray[np.float64]]]:
     return found
 
 
-def _changes(runs: _Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
+def _changes(runs: Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
     """The grid in each output that may have one."""
     periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
     answers = [
-        {each: flat_field_of(table) for each, table in tables.items()} for tables in _tables(runs)
+        {each: flat_field_of(table) for each, table in tables.items()}
+        for tables in flat_tables(runs)
     ]
     return tuple(
         OutputChange(
@@ -301,93 +284,3 @@ def _tones(
 
 
 # --- pictures -----------------------------------------------------------------------------------
-
-
-def gather(
-    frontend: Frontend,
-    before: Any,
-    after: Any,
-    plan: Plan,
-    inputs: Any,
-    outputs: Sequence[OutputChange],
-    *,
-    sample_rate: float | None = None,
-) -> Evidence | None:
-    """What the report draws of two models' outputs; None if one of the models does not run.
-
-    Args:
-        frontend: Of the models' kind.
-        before: The original.
-        after: The converted model.
-        plan: What was converted.
-        inputs: As `example_inputs` of `deconvfix.convert`. Real ones, where there are some: made-up ones
-            say nothing to the eye.
-        outputs: What was measured of them, on the same inputs.
-        sample_rate: Of one-dimensional outputs, in Hz.
-    """
-    matches = frontend.find(before, inputs).matches
-    runs = _run_both(frontend, before, after, matches, inputs)
-    if runs is None:
-        return None
-    spectra: list[Spectrum] = []
-    for change in outputs:
-        old, new = runs.shown[change.index][0], runs.compared(change.index)
-        if new is not None and change.tones:
-            spectra += _spectra(old, new, change, sample_rate)
-    return Evidence(
-        flat=_flat_pair(runs),
-        sample=_pair("the example input", runs.before.outputs, runs.after.outputs),
-        spectra=tuple(spectra),
-        kernels=frontend.kernels(before, after, plan) if isinstance(frontend, ShowsKernels) else (),
-    )
-
-
-def _spectra(
-    before: NDArray[Any], after: NDArray[Any], change: OutputChange, sample_rate: float | None
-) -> list[Spectrum]:
-    """One for each axis, with the tones on it."""
-    found = []
-    for axis in range(len(change.period)):
-        lines = [axis_spectrum(values, change.period, axis) for values in (before, after)]
-        tones = [
-            each
-            for each in change.tones
-            if all((f != 0) == (a == axis) for a, f in enumerate(each.frequency))
-        ]
-        if lines[0] is None or lines[1] is None or not tones:
-            continue
-        found.append(
-            Spectrum(
-                output=change.index,
-                axis=axis,
-                axes=len(change.period),
-                frequency=lines[0][0],
-                before=lines[0][1],
-                after=lines[1][1],
-                tones=tuple(tones),
-                sample_rate=sample_rate if len(change.period) == 1 else None,
-            )
-        )
-    return found
-
-
-def _flat_pair(runs: _Runs) -> Pair | None:
-    """What was measured: one period away from the border, of the first sample, again and again."""
-    old, new = _tables(runs)
-    for index in old:
-        if index in new:
-            period = old[index].shape[2:]
-            least = _TILED if len(period) > 1 else _TILED_SIGNAL
-            times = (1, *(max(2, -(-least // s)) for s in period))
-            tiled = (np.tile(each[index][0], times) for each in (old, new))
-            return Pair("a constant input", *tiled)
-    return None
-
-
-def _pair(what: str, old: Sequence[NDArray[Any]], new: Sequence[NDArray[Any]]) -> Pair | None:
-    """The first output that is a signal, a picture or a volume, of the first sample."""
-    for one, other in zip(old, new, strict=False):
-        shown = one.dtype.kind == "f" and one.ndim in (3, 4, 5) and one.size
-        if shown and one.shape == other.shape and np.isfinite([one, other]).all():
-            return Pair(what, one[0].astype(np.float64), other[0].astype(np.float64))
-    return None

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.artifacts import LOWEST_DB, decibels
+from deconvfix.decibels import LOWEST_DB, decibels
 from deconvfix.errors import DeconvfixError
-from deconvfix.fit.least_squares import phase_of_taps, phase_sums
+from deconvfix.phases import phase_of_taps, phase_sums
 from deconvfix.spec import ConvTransposeSpec
 
 __all__ = [

@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from deconvfix.conversion import convert
+from deconvfix.curve import SamplesCurve, SamplesPoint
 from deconvfix.errors import OptionError
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.plan import Plan
-from deconvfix.report import SamplesCurve, SamplesPoint
 
 __all__ = ["samples_curve"]
 

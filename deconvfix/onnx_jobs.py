@@ -14,9 +14,9 @@ import onnx_ir as ir
 from deconvfix import onnx_file
 from deconvfix.bench import Runner, session_runner
 from deconvfix.calibration_files import CalibrationFiles
-from deconvfix.conversion import convert, inspect
+from deconvfix.conversion import convert, inspect, parity_error
 from deconvfix.errors import ExportError, OptionError
-from deconvfix.fidelity import gather, with_runs
+from deconvfix.fidelity import with_runs
 from deconvfix.files import output_folder
 from deconvfix.frontends.onnx_inputs import as_feed, shapes_of
 from deconvfix.frontends.onnx_model import FRONTEND
@@ -28,8 +28,8 @@ from deconvfix.onnx_file import OnnxFile
 from deconvfix.onnx_runtime import open_session
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Plan
-from deconvfix.proofs import parity_error
 from deconvfix.report import ConversionReport
+from deconvfix.shown import gather
 from deconvfix.source import Source
 
 __all__ = ["convert_file", "export_file", "inspect_file", "runners", "verify_files"]

@@ -22,7 +22,7 @@ from deconvfix.frontends.torch_inputs import (
     map_tensors,
     run_model,
 )
-from deconvfix.frontends.torch_montecarlo import perturbed_outputs
+from deconvfix.frontends.torch_modes import perturbed_outputs
 from deconvfix.onnx_runtime import open_session, run_named
 from deconvfix.parity import RUNTIME_FACTOR, Comparison, ParityReport, summarize
 

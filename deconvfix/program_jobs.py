@@ -18,7 +18,7 @@ from deconvfix.conversion import convert, inspect
 from deconvfix.conversion import verify as verify_models
 from deconvfix.errors import OptionError
 from deconvfix.files import check_output, output_folder
-from deconvfix.frontends.calibration import in_batches_of
+from deconvfix.frontends.samples import in_batches_of
 from deconvfix.frontends.torch_compare import equal
 from deconvfix.frontends.torch_inputs import Inputs, as_inputs, flat_tensors, run_model
 from deconvfix.inspection import Inspection

@@ -3,196 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from deconvfix.artifacts import LOWEST_DB
-from deconvfix.flat_field import FlatField
+from deconvfix.change import Fidelity, Tone
+from deconvfix.curve import SamplesCurve, StrengthCurve
+from deconvfix.decibels import decibels_in_words
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Plan
 
 if TYPE_CHECKING:
-    from deconvfix.curve import StrengthCurve
-    from deconvfix.evidence import Evidence
+    from deconvfix.shown import Evidence
 
 __all__ = [
     "ConversionReport",
-    "Fidelity",
     "LayerReport",
-    "OutputChange",
-    "SamplesCurve",
-    "SamplesPoint",
-    "Tone",
-    "decibels_in_words",
     "finite",
     "layer_reports",
+    "layers_with_ripples",
 ]
 
 REPORT_FORMAT = "deconvfix.report/1"
 
 # Rows of a table of tones.
 _MOST_TONES = 12
-# A gain of the last step below which further calibration samples are not recommended.
-_WORTH_MORE_DB = 0.5
-
-
-@dataclass(frozen=True)
-class Tone:
-    """The power of an output at one frequency of the layers' grids, before and after.
-
-    Attributes:
-        frequency: Cycles per output pixel, per axis.
-        hz: The same in Hz, for one dimension with a sample rate.
-        layers: Those whose grids have this frequency; see `spectra.Peak`.
-        ratio_db_before: Power there over the median power of the neighbouring frequencies; off the
-            axes None below 10 dB.
-        ratio_db_after: The same of the converted model.
-    """
-
-    frequency: tuple[float, ...]
-    hz: float | None
-    layers: tuple[str, ...]
-    ratio_db_before: float | None
-    ratio_db_after: float | None
-
-    @property
-    def strength(self) -> float:
-        """The larger of the ratios."""
-        known = [each for each in (self.ratio_db_before, self.ratio_db_after) if each is not None]
-        return max(known, default=LOWEST_DB)
-
-    def in_words(self) -> str:
-        """The frequency with its unit."""
-        if self.hz is not None:
-            return f"{self.hz:g} Hz"
-        at = ", ".join(f"{each:.4g}" for each in self.frequency)
-        return f"{at} per sample" if len(self.frequency) == 1 else f"({at}) per pixel"
-
-
-@dataclass(frozen=True)
-class OutputChange:
-    """The grid in one output of the model, before and after.
-
-    Attributes:
-        index: The number of the output.
-        period: The longest period of the layers' grids, in output pixels per axis.
-        flat_before: The original's answer to a constant input, away from the border; None if that
-            never becomes periodic.
-        flat_after: The converted model's.
-        tones: The outputs' power at the frequencies of the grids.
-    """
-
-    index: int
-    period: tuple[int, ...]
-    flat_before: FlatField | None
-    flat_after: FlatField | None
-    tones: tuple[Tone, ...]
-
-    def strongest(self, most: int) -> tuple[Tone, ...]:
-        """The tones that stand out most, before or after."""
-        return tuple(sorted(self.tones, key=lambda each: -each.strength)[:most])
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How far an intended change moves the output, and what becomes of the grid.
-
-    The last calibration batch is what is looked at, or else the example inputs; without either, what
-    needs a run is None. Where calibration inputs were fitted to, the distance is that on inputs which
-    the fit has seen: `SamplesCurve` has it on others.
-
-    Attributes:
-        psnr_db: Converted against original output, peak = range of the original's.
-        ripple_db_before: Largest flat-field ripple of a converted layer before, by its weights
-            (-300: none).
-        ripple_db_after: The same after, by the weights that the converted layers have.
-        network_ripple_db_before: Ripple of the whole model's answer to a constant input, away from the
-            border; the largest of its outputs. None if it never becomes periodic.
-        network_ripple_db_after: The same of the converted model.
-        psnr_samples: How many samples were looked at.
-        psnr_seen: Whether the layers were fitted to these very samples.
-        calibration_samples: How many samples the layers were fitted to; None for other fits.
-        outputs: The outputs one by one.
-    """
-
-    psnr_db: float | None
-    ripple_db_before: float
-    ripple_db_after: float
-    network_ripple_db_before: float | None = None
-    network_ripple_db_after: float | None = None
-    psnr_samples: int | None = None
-    psnr_seen: bool = False
-    calibration_samples: int | None = None
-    outputs: tuple[OutputChange, ...] = ()
-
-    def sentence(self) -> str:
-        """What the change did, for the owner of the model."""
-        before, after = self.network_ripple_db_before, self.network_ripple_db_after
-        what = "The grid on a constant input"
-        if before is None or after is None:
-            before, after = self.ripple_db_before, self.ripple_db_after
-            what = "The strongest grid of a layer on a constant input"
-        verb = "fell" if after < before else "went"
-        told = f"{what} {verb} from {decibels_in_words(before)} to {decibels_in_words(after)}"
-        loudest = max(
-            (each for each in self.outputs if each.flat_before and each.flat_after),
-            key=lambda each: each.flat_before.rms if each.flat_before else 0.0,
-            default=None,
-        )
-        if loudest is not None and before > 0:
-            # Sound has no level that a ripple could be told relative to.
-            assert loudest.flat_before
-            assert loudest.flat_after
-            old, new = loudest.flat_before.rms, loudest.flat_after.rms
-            verb = "fell" if new < old else "went"
-            told = f"The tone on a constant input {verb} from an rms of {old:.2g} to {new:.2g}"
-        if self.psnr_db is None:
-            return f"{told}; how close the outputs stay was not measured."
-        seen = " on samples that the fit has seen" if self.psnr_seen else ""
-        return f"{told}; the outputs agree with the original to {self.psnr_db:.1f} dB PSNR{seen}."
-
-    def measured_on(self) -> str:
-        """Which samples the outputs were compared on, in words."""
-        count, fitted = self.psnr_samples, self.calibration_samples
-        if self.psnr_seen:
-            return f"{count} of the {fitted} samples that the layers were fitted to"
-        drawn = "" if fitted is None else f" (the layers were fitted to {fitted} others)"
-        return f"{'some' if count is None else count} example input{'s'[count == 1 :]}{drawn}"
-
-
-@dataclass(frozen=True)
-class SamplesPoint:
-    """A calibrated fit to some of the samples.
-
-    Attributes:
-        samples: How many.
-        psnr_db: Converted against original on the held-out samples; None without real outputs.
-    """
-
-    samples: int
-    psnr_db: float | None
-
-
-@dataclass(frozen=True)
-class SamplesCurve:
-    """How the outputs come closer with the number of calibration samples.
-
-    Attributes:
-        heldout: On so many samples, which no fit has seen, the outputs were compared.
-        points: The fewest samples first; each set is a part of the next.
-    """
-
-    heldout: int
-    points: tuple[SamplesPoint, ...]
-
-    def sentence(self) -> str:
-        """What the last step gained."""
-        *_, one, last = self.points
-        if one.psnr_db is None or last.psnr_db is None:
-            return "There is no output to compare."
-        gained = last.psnr_db - one.psnr_db
-        advice = "more would help" if gained >= _WORTH_MORE_DB else "more would change little"
-        return f"From {one.samples} to {last.samples} samples: {gained:+.1f} dB; {advice}."
 
 
 @dataclass(frozen=True)
@@ -320,13 +155,6 @@ class ConversionReport:
         )
 
 
-def decibels_in_words(value: float) -> str:
-    """A ripple for people: the number, or what its ends stand for."""
-    if value <= LOWEST_DB:
-        return "none at all"
-    return f"{value:.1f} dB" if value < -LOWEST_DB else "nothing but grid"
-
-
 def layer_reports(plan: Plan) -> tuple[LayerReport, ...]:
     """The decisions of a plan as the report shows them."""
     return tuple(map(_layer_report, plan.decisions))
@@ -355,3 +183,14 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not abs(value) < float("inf"):
         return str(value)
     return value
+
+
+def layers_with_ripples(
+    plan: Plan, ripples: Mapping[str, tuple[float, float]]
+) -> tuple[LayerReport, ...]:
+    """The decisions as the report shows them, with the ripples of the layers that change."""
+    layers = []
+    for each in layer_reports(plan):
+        before, after = ripples.get(each.name, (None, None))
+        layers.append(replace(each, ripple_db_before=before, ripple_db_after=after))
+    return tuple(layers)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.artifacts import LOWEST_DB
+from deconvfix.decibels import LOWEST_DB
 from deconvfix.grids import layers_with
 
 __all__ = [

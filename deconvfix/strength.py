@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from deconvfix.artifacts import LOWEST_DB
-from deconvfix.conversion import convert, fitter_of, frontend_of, inspect, opened
+from deconvfix.conversion import convert, inspect
 from deconvfix.curve import StrengthCurve, StrengthPoint
+from deconvfix.decibels import LOWEST_DB
 from deconvfix.errors import OptionError
 from deconvfix.fit.solve import MEMORY
 from deconvfix.flat_field import network_answers
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Settings, known
+from deconvfix.frontends.registry import fitter_of, frontend_of, opened
 from deconvfix.frontends.torch_compare import psnr_on
 from deconvfix.frontends.torch_diagnose import probe_module
 from deconvfix.frontends.torch_inputs import Inputs

@@ -17,20 +17,20 @@ PACKAGE = ROOT / "deconvfix"
 
 # A module may import from its own layer and from the layers before it.
 LAYERS = (
-    ("errors", "files"),
-    ("spec", "rearrange"),
+    ("errors", "files", "decibels"),
+    ("phases", "spec", "rearrange"),
     ("steps",),
     ("fit",),
     ("artifacts", "grids"),
     ("spectra", "variance", "flat_field"),
     ("forms",),
     ("plan", "parity"),
-    (
-        *("advice", "inspection", "report", "compare", "onnx_runtime"),
-        *("pictures", "evidence", "curve", "bench"),
-    ),
+    ("advice", "inspection", "compare", "onnx_runtime", "pictures", "change", "bench"),
     ("frontends",),
-    ("diagnosis", "fidelity", "proofs"),
+    ("diagnosis", "fidelity"),
+    ("shown", "curve"),
+    ("evidence",),
+    ("report",),
     (
         *("fx", "onnx", "onnx_file", "onnx_verify", "onnx_export", "checkpoint"),
         *("program_text", "program_file", "conversion", "growth", "strength", "torch_bench"),
@@ -44,9 +44,9 @@ LAYERS = (
 )
 TORCH_FREE = (
     *("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan"),
-    *("grids", "spectra", "variance", "flat_field", "advice", "diagnosis", "fidelity", "proofs"),
+    *("grids", "spectra", "variance", "flat_field", "advice", "diagnosis", "fidelity", "phases"),
     *("parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs"),
-    "curve",
+    *("curve", "change", "shown", "decibels"),
     *("_cli", "_cli_text", "_cli_fit", "_cli_report", "_cli_processes", "calibration_files"),
     *("evidence", "pictures", "bench", "_cli_source"),
 )

@@ -15,11 +15,11 @@ from torch import nn
 import deconvfix
 from deconvfix.artifacts import ripple_db
 from deconvfix.checkpoint import load, write
-from deconvfix.errors import OptionError
+from deconvfix.errors import OptionError, Refusal
 from deconvfix.fit.regression import RIDGES, best_ridge, equations, ridge_fit, squared_error
 from deconvfix.fit.solve import bytes_needed
 from deconvfix.forms import form
-from deconvfix.forms.base import Refusal, Settings
+from deconvfix.forms.base import Settings
 from deconvfix.frontends.torch_layers import read_weight, spec_of
 from deconvfix.frontends.torch_moments import Moments
 from deconvfix.plan import Plan

@@ -12,19 +12,15 @@ import pytest
 from PIL import Image
 
 from deconvfix import pictures
-from deconvfix.evidence import AMPLIFIED, Evidence, Kernel, Pair, Spectrum, draw
+from deconvfix.change import Fidelity, OutputChange, Tone
+from deconvfix.curve import SamplesCurve, SamplesPoint
+from deconvfix.evidence import AMPLIFIED, draw
 from deconvfix.flat_field import FlatField
+from deconvfix.frontends.base import Kernel
 from deconvfix.parity import ParityReport
 from deconvfix.pictures import Mark
-from deconvfix.report import (
-    ConversionReport,
-    Fidelity,
-    LayerReport,
-    OutputChange,
-    SamplesCurve,
-    SamplesPoint,
-    Tone,
-)
+from deconvfix.report import ConversionReport, LayerReport
+from deconvfix.shown import Evidence, Pair, Spectrum
 
 # A step of 8 bits, and the rounding to it.
 STEP = 1 / 255

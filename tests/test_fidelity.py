@@ -11,7 +11,7 @@ from test_cli import INPUT, Net, arch, assert_fails_in_words, html_report, run, 
 from torch import nn
 
 import deconvfix
-from deconvfix import conversion, fidelity
+from deconvfix import conversion, fidelity, shown
 from deconvfix.calibration_files import CalibrationFiles
 from deconvfix.errors import OptionError
 from deconvfix.forms import FORMS, form
@@ -263,7 +263,7 @@ def test_the_flat_picture_is_what_was_measured(to):
     latent = (torch.randn(4, 3, 1, 1),)
     got = convert(model, to=to, calibration="normal", example_inputs=latent)
     [output] = got.report.fidelity.outputs
-    drawn = fidelity.gather(FRONTEND, model, got.model, got.plan, latent, (output,))
+    drawn = shown.gather(FRONTEND, model, got.model, got.plan, latent, (output,))
     for shown, measured in (
         (drawn.flat.before, output.flat_before),
         (drawn.flat.after, output.flat_after),
@@ -296,7 +296,7 @@ def test_python_gets_the_page_that_the_command_line_writes():
 def test_a_model_without_layers_is_not_drawn():
     model = nn.Conv2d(3, 2, 3)
     plan, inputs = Plan("equalized", ()), (torch.rand(1, 3, 8, 8),)
-    assert fidelity.gather(FRONTEND, model, model, plan, inputs, ()) is None
+    assert shown.gather(FRONTEND, model, model, plan, inputs, ()) is None
 
 
 # --- the command line -----------------------------------------------------------------------------

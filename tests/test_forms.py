@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cases
 
-from deconvfix.artifacts import LOWEST_DB, ripple_db
-from deconvfix.fit.least_squares import apply_operators, phase_of_taps, phase_sums
+from deconvfix.artifacts import ripple_db
+from deconvfix.decibels import LOWEST_DB
+from deconvfix.errors import Refusal
+from deconvfix.fit.least_squares import apply_operators
 from deconvfix.forms import FORMS, form
-from deconvfix.forms.base import Refusal, Settings
+from deconvfix.forms.base import Settings
+from deconvfix.phases import phase_of_taps, phase_sums
 from deconvfix.plan import Match, Options, make_plan
 from deconvfix.rearrange import rearrange
 from deconvfix.spec import ConvTransposeSpec

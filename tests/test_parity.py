@@ -10,8 +10,8 @@ from torch import nn
 import deconvfix
 from deconvfix.frontends.torch_compare import compare_tensors, input_variants
 from deconvfix.frontends.torch_inputs import as_inputs
+from deconvfix.frontends.torch_modes import executed_transposed_convolutions
 from deconvfix.frontends.torch_parity import compare_modules
-from deconvfix.frontends.torch_watch import executed_transposed_convolutions
 from deconvfix.parity import LIMIT, Comparison, rounding_unit, summarize
 
 

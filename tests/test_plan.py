@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategies import specs
 
 from deconvfix import CheckpointError, ConvTransposeSpec, OptionError, Plan
-from deconvfix.forms.base import Refusal
+from deconvfix.errors import Refusal
 from deconvfix.plan import Match, Options, make_plan
 
 OBSTACLE = Refusal("it is made of stone", "it must be soft", "Use another one")

@@ -15,7 +15,7 @@ from torch import nn
 
 from deconvfix import program_file
 from deconvfix._cli import main
-from deconvfix.frontends.torch_watch import executed_transposed_convolutions
+from deconvfix.frontends.torch_modes import executed_transposed_convolutions
 
 
 class Net(nn.Module):

@@ -25,11 +25,12 @@ from torch import nn
 import deconvfix
 from deconvfix import OptionError, Tuning
 from deconvfix.checkpoint import load, write
-from deconvfix.fit.least_squares import phase_of_taps, phase_sums
+from deconvfix.errors import Refusal
 from deconvfix.fit.regression import beside, equations, ridge_fit, squared_error
 from deconvfix.forms import form
-from deconvfix.forms.base import Refusal, Settings
+from deconvfix.forms.base import Settings
 from deconvfix.frontends.torch_layers import read_weight, spec_of
+from deconvfix.phases import phase_of_taps, phase_sums
 from deconvfix.plan import Options, Plan
 from deconvfix.steps import run
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.errors import OptionError, sentence
+from deconvfix.errors import OptionError, Refusal
 from deconvfix.fit.design import Design, Phase
 from deconvfix.rearrange import Flip, Merge, Permute, Verb
 from deconvfix.spec import ConvTransposeSpec
@@ -24,7 +24,6 @@ __all__ = [
     "Init",
     "Phase",
     "ReadWeight",
-    "Refusal",
     "Settings",
     "Settled",
     "known",
@@ -42,19 +41,6 @@ ReadWeight = Callable[[], NDArray[np.float64]]
 # many elements on (512 MiB in float32): only strange geometries get there, such as a dilation of 1e5.
 _MOST_GROWTH = 8
 _MOST_ELEMENTS = 2**27
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a layer is not converted; `sentence(name)` is the text that the report shows."""
-
-    found: str
-    needed: str
-    todo: str
-
-    def sentence(self, name: str) -> str:
-        """The refusal of the layer `name`, in the wording of all errors."""
-        return sentence(name or "(model)", self.found, self.needed, self.todo)
 
 
 @dataclass(frozen=True)

@@ -29,22 +29,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.fit.least_squares import (
-    equal_phase_sums,
-    phase_of_taps,
-    relative_distance,
-    sum_rule_basis,
-)
+from deconvfix.errors import Refusal
+from deconvfix.fit.least_squares import equal_phase_sums, relative_distance, sum_rule_basis
 from deconvfix.forms.base import (
     FITTED_TO_DATA,
     Compiled,
     Design,
     Phase,
     ReadWeight,
-    Refusal,
     Settings,
     Settled,
 )
+from deconvfix.phases import phase_of_taps
 from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import ConvTranspose, Pad
 

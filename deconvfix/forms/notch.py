@@ -33,16 +33,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.forms.base import (
-    Compiled,
-    Design,
-    Phase,
-    ReadWeight,
-    Refusal,
-    Settings,
-    Settled,
-    too_large,
-)
+from deconvfix.errors import Refusal
+from deconvfix.forms.base import Compiled, Design, Phase, ReadWeight, Settings, Settled, too_large
 from deconvfix.forms.equalized import EQUALIZED
 from deconvfix.forms.subpixel import SUBPIXEL
 from deconvfix.spec import ConvTransposeSpec

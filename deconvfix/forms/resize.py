@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.errors import Refusal
 from deconvfix.fit.least_squares import apply_operators, factor_out, relative_distance
 from deconvfix.forms.base import (
     FITTED_TO_DATA,
@@ -37,7 +38,6 @@ from deconvfix.forms.base import (
     Design,
     Phase,
     ReadWeight,
-    Refusal,
     Settings,
     Settled,
     plain_layout,

@@ -31,15 +31,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.forms.base import (
-    Compiled,
-    ReadWeight,
-    Refusal,
-    Settings,
-    Settled,
-    too_large,
-    zero_border,
-)
+from deconvfix.errors import Refusal
+from deconvfix.forms.base import Compiled, ReadWeight, Settings, Settled, too_large, zero_border
 from deconvfix.rearrange import Flip, Merge, Permute, Repeat, Split, Verb, ZeroExtend
 from deconvfix.spec import ConvTransposeSpec
 from deconvfix.steps import AddBias, Conv, Crop, PixelShuffle, Step, ZeroPhases

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.errors import OptionError
-from deconvfix.evidence import Kernel
 from deconvfix.fit.solve import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.flat_field import Run
@@ -25,6 +24,7 @@ __all__ = [
     "FitsToData",
     "Frontend",
     "HasInputs",
+    "Kernel",
     "LayerAnswer",
     "Probe",
     "ReadsConverted",
@@ -202,3 +202,18 @@ class Frontend(Protocol):
     def psnr_db(self, before: Any, after: Any, example_inputs: Any) -> float | None:
         """PSNR of the outputs of `after` against those of `before`; None without real outputs."""
         ...
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The answer of a layer to one pixel, for the pair of channels with the largest weight.
+
+    Attributes:
+        layer: Name of the layer.
+        before: Its kernel with a stride of pixels around it, one to three axes.
+        after: The same of the converted layer.
+    """
+
+    layer: str
+    before: NDArray[Any]
+    after: NDArray[Any]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.artifacts import decibels
+from deconvfix.decibels import decibels
 from deconvfix.errors import ModelError, OptionError, sentence
 from deconvfix.fit.solve import Solved, bytes_needed
 from deconvfix.fit.tuning import TUNED_FROM_WEIGHTS, Tuning
@@ -20,27 +19,19 @@ from deconvfix.plan import Decision, Options, Plan
 from deconvfix.steps import PadMode
 
 __all__ = [
-    "DISTRIBUTIONS",
-    "DRAWN",
     "best_fit",
     "calibrated",
     "calibrated_decisions",
     "candidates",
-    "check_distribution",
     "check_flat",
     "check_held",
     "check_without_data",
     "fitted_decisions",
-    "in_batches_of",
     "kept_bytes",
-    "nothing_to_fit_to",
     "refuse_flat_inputs",
     "too_large",
 ]
 
-DISTRIBUTIONS = ("normal", "uniform")
-# Samples that are drawn from a distribution for a closed form.
-DRAWN = 256
 # Of the original's outputs, in bytes, however much memory there is.
 _MOST_KEPT = 2**30
 _PAD_MODES: tuple[PadMode, ...] = ("reflect", "replicate", "zeros")
@@ -148,25 +139,6 @@ def calibrated(decision: Decision, settings: Settings, solved: Solved) -> Decisi
     return replace(decision, settings=settings, reason=reason)
 
 
-def in_batches_of(
-    size: int, batches: Iterable[Mapping[str, NDArray[Any]]]
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """The samples of named arrays in batches of another size; a rest, or another shape, starts anew."""
-    waiting: list[dict[str, NDArray[Any]]] = []
-    for batch in batches:
-        for i in range(min((len(each) for each in batch.values() if each.ndim), default=0)):
-            sample = {name: each[i : i + 1] if each.ndim else each for name, each in batch.items()}
-            if waiting and any(sample[n].shape != x.shape for n, x in waiting[0].items()):
-                waiting = []
-            waiting.append(sample)
-            if len(waiting) == size:
-                yield {
-                    name: np.concatenate([each[name] for each in waiting]) if x.ndim else x
-                    for name, x in sample.items()
-                }
-                waiting = []
-
-
 def check_flat(options: Options, tuning: Tuning | None) -> None:
     """Where the grid may stay on some inputs, there must be kernels that make it.
 
@@ -204,16 +176,6 @@ def refuse_flat_inputs(flat: object) -> None:
         )
 
 
-def nothing_to_fit_to(found: str) -> OptionError:
-    """The error for calibration inputs that are none."""
-    return OptionError(
-        "calibration",
-        found,
-        "init 'calibrated' and 'tuned' fit the layers to what the original computes on inputs",
-        "Give some inputs as the model takes them, 64 or more, or 'normal' for latents",
-    )
-
-
 def check_without_data(options: Options) -> None:
     """Checks what a pass over a graph is asked for: it has no inputs to fit to.
 
@@ -226,19 +188,4 @@ def check_without_data(options: Options) -> None:
             f"it is {options.init!r}, and a pass has no inputs to fit to",
             "one of 'exact', 'fit', 'random' is needed",
             "Use deconvfix.convert with calibration inputs, or leave `init` out",
-        )
-
-
-def check_distribution(name: str) -> None:
-    """Checks the name of a distribution: "normal" (mean 0, variance 1) or "uniform" (0 to 1).
-
-    Raises:
-        OptionError: If there is none of that name.
-    """
-    if name not in DISTRIBUTIONS:
-        raise OptionError(
-            "calibration",
-            f"the value is {name!r}",
-            f"one of {', '.join(map(repr, DISTRIBUTIONS))}, or an iterable of inputs, is needed",
-            "Correct `calibration`",
         )

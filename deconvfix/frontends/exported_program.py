@@ -19,9 +19,9 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.nn import functional
 
-from deconvfix.errors import ModelError
+from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms import form
-from deconvfix.forms.base import Init, Refusal
+from deconvfix.forms.base import Init
 from deconvfix.frontends import torch_steps
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibration import refuse_flat_inputs
@@ -40,9 +40,9 @@ from deconvfix.frontends.torch_compare import psnr_db
 from deconvfix.frontends.torch_diagnose import probe_module
 from deconvfix.frontends.torch_inputs import as_inputs, copy_quietly
 from deconvfix.frontends.torch_layers import read_weight
+from deconvfix.frontends.torch_modes import is_transposed
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.frontends.torch_samples import calibration_inputs, count_samples
-from deconvfix.frontends.torch_watch import is_transposed
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Match, Plan
 from deconvfix.spec import ConvTransposeSpec

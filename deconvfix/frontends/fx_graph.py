@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from deconvfix.forms.base import Refusal
+from deconvfix.errors import Refusal
 from deconvfix.frontends import torch_steps
 from deconvfix.frontends.base import Findings
 from deconvfix.frontends.calibration import check_without_data

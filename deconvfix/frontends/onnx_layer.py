@@ -23,8 +23,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from deconvfix.errors import SpecError
-from deconvfix.forms.base import Refusal
+from deconvfix.errors import Refusal, SpecError
 from deconvfix.frontends.onnx_values import (
     DEFAULT_DOMAINS,
     Known,

@@ -12,8 +12,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from deconvfix.errors import ModelError
-from deconvfix.forms.base import Init, Refusal
+from deconvfix.errors import ModelError, Refusal
+from deconvfix.forms.base import Init
 from deconvfix.frontends import onnx_parity
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibration import check_without_data, refuse_flat_inputs

@@ -11,13 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from deconvfix.errors import OptionError
-from deconvfix.frontends.calibration import (
-    DRAWN,
-    check_distribution,
-    in_batches_of,
-    nothing_to_fit_to,
-)
 from deconvfix.frontends.onnx_inputs import Feed, as_feed, make_feeds, shapes_of
+from deconvfix.frontends.samples import DRAWN, check_distribution, in_batches_of, nothing_to_fit_to
 
 __all__ = ["calibration_feeds", "count_samples", "rebatched"]
 

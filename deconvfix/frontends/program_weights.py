@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from deconvfix.forms.base import Refusal
+from deconvfix.errors import Refusal
 from deconvfix.frontends.fx_graph import GraphCall
 
 __all__ = ["HINT", "Stored", "stored", "why_fixed"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from deconvfix.forms.base import Refusal
+from deconvfix.errors import Refusal
 from deconvfix.frontends import torch_steps
 from deconvfix.frontends.torch_inputs import dtype_name, running_modules
 from deconvfix.spec import ConvTransposeSpec

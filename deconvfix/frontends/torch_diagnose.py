@@ -15,21 +15,27 @@ from torch.utils import _pytree as pytree
 from deconvfix.artifacts import uneven_overlap
 from deconvfix.errors import DeconvfixError
 from deconvfix.flat_field import layer_answer
-from deconvfix.frontends.base import LayerAnswer, Probe
+from deconvfix.frontends.base import Kernel, LayerAnswer, Probe
 from deconvfix.frontends.torch_calls import Call, Observed, dtype_obstacle, observe
 from deconvfix.frontends.torch_find import call_path
 from deconvfix.frontends.torch_inputs import (
+    Inputs,
     as_inputs,
+    copy_model,
     flat_tensors,
     innermost_name,
     names_of,
     run_model,
 )
-from deconvfix.frontends.torch_layers import read_weight
-from deconvfix.plan import Match
+from deconvfix.frontends.torch_layers import ConvTransposeModule, read_weight
+from deconvfix.plan import Decision, Match, Plan
 from deconvfix.spec import ConvTransposeSpec
 
-__all__ = ["gradient_advice", "probe_module"]
+__all__ = [
+    "gradient_advice",
+    "kernels_of",
+    "probe_module",
+]
 
 # More samples say nothing new about a grid.
 _MOST_SAMPLES = 8
@@ -191,3 +197,52 @@ def _arrays(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
             tensor = tensor.float()
         arrays.append(tensor.numpy())
     return arrays
+
+
+def kernels_of(before: nn.Module, after: nn.Module, plan: Plan) -> tuple[Kernel, ...]:
+    """The answers to one pixel of the layers whose function changed.
+
+    Args:
+        before: The original; neither model is changed.
+        after: The converted model.
+        plan: What was converted.
+    """
+    before, after = copy_model(before), copy_model(after)
+    kernels = [_kernel(before, after, each) for each in plan.replaced if not each.exact]
+    return tuple(each for each in kernels if each is not None)
+
+
+def _array(tensor: Tensor) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = tensor.detach().cpu().double().numpy()
+    return array
+
+
+def _kernel(before: nn.Module, after: nn.Module, decision: Decision) -> Kernel | None:
+    """The answers to one pixel, for the pair of channels with the largest weight."""
+    old, new = before.get_submodule(decision.name), after.get_submodule(decision.name)
+    spec = decision.spec
+    if not isinstance(old, ConvTransposeModule) or spec is None:
+        return None
+    weight = np.abs(read_weight(old.weight))
+    largest = weight.reshape(*weight.shape[:2], -1).max(-1)
+    c_in, per_group = np.unravel_index(largest.argmax(), largest.shape)
+    group = int(c_in) // (spec.in_channels // spec.groups)
+    c_out = group * (spec.out_channels // spec.groups) + int(per_group)
+    reach = [
+        big_k // s + 2 for big_k, s in zip(spec.effective_kernel_size, spec.stride, strict=True)
+    ]
+    dark = torch.zeros(1, spec.in_channels, *(2 * r + 1 for r in reach)).to(old.weight)
+    lit = dark.clone()
+    lit[(0, int(c_in), *reach)] = 1
+    # One stride around the trained kernel: fitted kernels may be larger.
+    window: tuple[Any, ...] = tuple(
+        slice(max(0, r * s - b - s), r * s - b + big_k + s)
+        for r, s, (b, _), big_k in zip(
+            reach, spec.stride, spec.padding, spec.effective_kernel_size, strict=True
+        )
+    )
+    answers = []
+    for layer in (old, new):
+        answer = run_model(layer, Inputs((lit,), {})) - run_model(layer, Inputs((dark,), {}))
+        answers.append(_array(answer)[(0, c_out, *window)])
+    return Kernel(decision.name, *answers)

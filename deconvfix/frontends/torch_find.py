@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from deconvfix.forms.base import Refusal
+from deconvfix.errors import Refusal
 from deconvfix.frontends.torch_calls import Observed, dtype_obstacle
 from deconvfix.frontends.torch_inputs import dtype_name
 from deconvfix.frontends.torch_layers import ConvTransposeModule, read_weight, spec_of
@@ -23,6 +25,7 @@ from deconvfix.spec import ConvTransposeSpec
 __all__ = [
     "PLAIN",
     "call_path",
+    "callers_by_code",
     "current_weight",
     "has_own_forward",
     "is_layer",
@@ -30,6 +33,7 @@ __all__ = [
     "makes_weight",
     "match_calls",
     "match_module",
+    "mentions_transposed",
     "owners_of_parameters",
 ]
 
@@ -252,3 +256,55 @@ def has_own_forward(module: nn.Module) -> bool:
     return plain is not None and (
         type(module).forward is not plain.forward or "forward" in vars(module)
     )
+
+
+_FUNCTION_NAMES = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+
+
+def callers_by_code(model: nn.Module) -> list[str]:
+    """Names of the modules whose code mentions conv_transpose*: a search without running anything.
+
+    Looks at the methods of each class outside torch, and at functions of the same package that they
+    name, three calls deep.
+    """
+    verdicts: dict[type, bool] = {}
+    found = []
+    for name, module in model.named_modules():
+        cls = type(module)
+        if cls not in verdicts:
+            verdicts[cls] = any(
+                mentions_transposed(function)
+                for each in cls.__mro__
+                if each.__module__.split(".")[0] != "torch"
+                for function in vars(each).values()
+            )
+        if verdicts[cls]:
+            found.append(name)
+    return found
+
+
+def mentions_transposed(function: Any, depth: int = 3) -> bool:
+    """Whether a function's code, or a helper's of the same package, names conv_transpose*."""
+    code, module_globals = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    if code is None:
+        return False
+    names = _all_names(code)
+    if names & _FUNCTION_NAMES:
+        return True
+    package = str(module_globals.get("__name__", "")).split(".")[0]
+    for name in names:
+        helper = module_globals.get(name)
+        same_package = str(getattr(helper, "__module__", "")).split(".")[0] == package
+        if (
+            depth
+            and inspect.isfunction(helper)
+            and same_package
+            and mentions_transposed(helper, depth - 1)
+        ):
+            return True
+    return False
+
+
+def _all_names(code: CodeType) -> set[str]:
+    nested = (_all_names(each) for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*nested)

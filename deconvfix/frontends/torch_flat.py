@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deconvfix.artifacts import decibels
+from deconvfix.decibels import decibels
 from deconvfix.errors import OptionError
 from deconvfix.frontends.torch_inputs import Inputs, flat_tensors, run_model
 from deconvfix.spec import ConvTransposeSpec

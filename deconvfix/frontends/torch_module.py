@@ -18,20 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deconvfix.errors import ModelError
-from deconvfix.evidence import Kernel
-from deconvfix.forms.base import FITTED_TO_DATA, Init, Refusal
-from deconvfix.frontends.base import CalibrationData, Findings, Probe
+from deconvfix.errors import ModelError, Refusal
+from deconvfix.forms.base import FITTED_TO_DATA, Init
+from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe
 from deconvfix.frontends.calibration import fitted_decisions
 from deconvfix.frontends.torch_calibrate import calibrate
 from deconvfix.frontends.torch_calls import Observed, observe
-from deconvfix.frontends.torch_code import callers_by_code
 from deconvfix.frontends.torch_compare import psnr_db
-from deconvfix.frontends.torch_diagnose import gradient_advice, probe_module
-from deconvfix.frontends.torch_evidence import kernels_of
+from deconvfix.frontends.torch_diagnose import gradient_advice, kernels_of, probe_module
 from deconvfix.frontends.torch_find import (
     PLAIN,
     call_path,
+    callers_by_code,
     is_layer,
     is_uninitialized,
     match_calls,
@@ -47,6 +45,7 @@ from deconvfix.frontends.torch_inputs import (
     run_model,
 )
 from deconvfix.frontends.torch_layers import ConvertedConvTranspose, spread_weight
+from deconvfix.frontends.torch_modes import executed_transposed_convolutions
 from deconvfix.frontends.torch_parity import compare_modules
 from deconvfix.frontends.torch_reroute import is_rerouted, keep, keeps_some, reroute
 from deconvfix.frontends.torch_samples import calibration_inputs, count_samples, flat_inputs
@@ -58,7 +57,6 @@ from deconvfix.frontends.torch_surgery import (
     why_not_exchanged,
 )
 from deconvfix.frontends.torch_tune import tune
-from deconvfix.frontends.torch_watch import executed_transposed_convolutions
 from deconvfix.parity import ParityReport
 from deconvfix.plan import Decision, Match, Plan
 from deconvfix.spec import ConvTransposeSpec
@@ -210,7 +208,7 @@ class TorchModuleFrontend:
         return count_samples(inputs, example_inputs)
 
     def kernels(self, before: nn.Module, after: nn.Module, plan: Plan) -> tuple[Kernel, ...]:
-        """See `torch_evidence.kernels_of`."""
+        """See `torch_diagnose.kernels_of`."""
         return kernels_of(before, after, plan)
 
     def converted_weights(

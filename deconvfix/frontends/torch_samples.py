@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deconvfix.errors import DeconvfixError, OptionError
-from deconvfix.frontends.calibration import DRAWN, check_distribution, nothing_to_fit_to
+from deconvfix.frontends.samples import DRAWN, check_distribution, nothing_to_fit_to
 from deconvfix.frontends.torch_inputs import (
     Inputs,
     as_inputs,

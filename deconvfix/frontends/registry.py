@@ -1,0 +1,106 @@
+"""The kinds of models and files: which front end takes a model, which function opens a file."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from deconvfix.errors import ModelError, OptionError
+from deconvfix.forms.base import Init
+from deconvfix.frontends.base import FitsToData, Frontend
+from deconvfix.frontends.samples import nothing_to_fit_to
+
+__all__ = [
+    "FILES",
+    "FRONTENDS",
+    "fitter_of",
+    "frontend_of",
+    "opened",
+]
+
+
+# Class that a model must have among its ancestors -> module with a FRONTEND. Nothing is imported
+# before a model asks for it. The first match counts.
+FRONTENDS: tuple[tuple[str, str], ...] = (
+    ("torch.fx.graph_module.GraphModule", "deconvfix.frontends.fx_graph"),
+    ("torch.nn.modules.module.Module", "deconvfix.frontends.torch_module"),
+    ("torch.export.exported_program.ExportedProgram", "deconvfix.frontends.exported_program"),
+    ("onnx_ir.Model", "deconvfix.frontends.onnx_model"),
+    ("onnx.onnx_ml_pb2.ModelProto", "deconvfix.frontends.onnx_proto"),
+)
+
+
+# Suffix of a file that holds a whole model -> module with a function that reads it.
+FILES = {
+    ".onnx": ("deconvfix.onnx_file", "read_proto"),
+    ".pt2": ("deconvfix.program_file", "read"),
+}
+
+
+def opened(model: Any) -> Any:
+    """The model in a file, if `model` is a path; else the model itself.
+
+    Raises:
+        ModelError: If the file cannot be read, or holds no whole model.
+    """
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    path = Path(model)
+    if path.suffix not in FILES:
+        raise ModelError(
+            str(path),
+            f"the suffix is {path.suffix!r}",
+            f"a file that holds a whole model is needed: {', '.join(FILES)}",
+            "For a checkpoint, build the model and load the weights (deconvfix.load)",
+        )
+    module, function = FILES[path.suffix]
+    return getattr(importlib.import_module(module), function)(path)
+
+
+def frontend_of(model: Any) -> Frontend:
+    """The front end for a model's kind.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    ancestors = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
+    for name, module in FRONTENDS:
+        if name in ancestors:
+            frontend: Frontend = importlib.import_module(module).FRONTEND
+            return frontend
+    raise ModelError(
+        "model",
+        f"it is a {type(model).__module__}.{type(model).__qualname__}",
+        "a torch module, graph module or exported program, an ONNX model, or a path is needed",
+        "Load the model first, for example with deconvfix.load for a checkpoint",
+    )
+
+
+def fitter_of(
+    frontend: Frontend, calibration: object, wanted: Collection[Init | None]
+) -> FitsToData:
+    """The front end, if it can fit layers to inputs as is wanted, and if there are some.
+
+    Raises:
+        OptionError: If it cannot, or there are none.
+    """
+    if not isinstance(frontend, FitsToData):
+        raise OptionError(
+            "init",
+            "the layers of this kind of model cannot be fitted to inputs",
+            "a torch.nn.Module, a program or an ONNX model is needed",
+            "Convert the module before it is traced",
+        )
+    if not set(wanted) <= set(frontend.fits):
+        raise OptionError(
+            "init",
+            "it is 'tuned', and the model is a program or an ONNX model",
+            "a distillation trains a torch.nn.Module",
+            "Use init 'calibrated', or convert the module before it is exported",
+        )
+    if calibration is None:
+        raise nothing_to_fit_to("there are no calibration inputs")
+    return frontend
