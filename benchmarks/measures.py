@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import deconvfix
 from benchmarks.cases import Case
-from deconvfix.flat_field import network_answers
-from deconvfix.frontends import torch_calibrate, torch_module
-from deconvfix.frontends.torch_diagnose import probe_module
+from deconvfix.frontends.torch import calibrate as torch_calibrate
+from deconvfix.frontends.torch import frontend as torch_module
+from deconvfix.frontends.torch.diagnose import probe_module
+from deconvfix.grid.flat_field import network_answers
 
 __all__ = ["CalibrationTime", "FlatRipple", "distance_db", "macs", "pass_seconds", "watched"]
 

@@ -20,8 +20,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import deconvfix
-from deconvfix.bench import Runner, bench
-from deconvfix.onnx_runtime import open_session
+from deconvfix.cli.bench import Runner, bench
+from deconvfix.parity.runtime import open_session
 
 REPEATS = 15
 LAYERS: tuple[tuple[str, nn.Module, tuple[int, ...]], ...] = (

@@ -9,15 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deconvfix.checkpoint import load as load
     from deconvfix.conversion import Conversion as Conversion
     from deconvfix.conversion import convert as convert
     from deconvfix.conversion import inspect as inspect
     from deconvfix.conversion import verify as verify
-    from deconvfix.curve import SamplesCurve as SamplesCurve
-    from deconvfix.curve import SamplesPoint as SamplesPoint
-    from deconvfix.curve import StrengthCurve as StrengthCurve
-    from deconvfix.curve import StrengthPoint as StrengthPoint
+    from deconvfix.core.spec import ConvTransposeSpec as ConvTransposeSpec
+    from deconvfix.curves.samples import samples_curve as samples_curve
+    from deconvfix.curves.strength import strength_curve as strength_curve
+    from deconvfix.diagnose.inspection import Inspection as Inspection
     from deconvfix.errors import CheckpointError as CheckpointError
     from deconvfix.errors import DeconvfixError as DeconvfixError
     from deconvfix.errors import ExportError as ExportError
@@ -27,45 +26,46 @@ if TYPE_CHECKING:
     from deconvfix.errors import RefusedError as RefusedError
     from deconvfix.errors import SpecError as SpecError
     from deconvfix.fit.tuning import Tuning as Tuning
-    from deconvfix.growth import samples_curve as samples_curve
-    from deconvfix.inspection import Inspection as Inspection
-    from deconvfix.onnx_export import ExportReport as ExportReport
-    from deconvfix.onnx_export import export_onnx as export_onnx
-    from deconvfix.parity import ParityReport as ParityReport
+    from deconvfix.frontends.torch.checkpoint import load as load
+    from deconvfix.frontends.torch.export import ExportReport as ExportReport
+    from deconvfix.frontends.torch.export import export_onnx as export_onnx
+    from deconvfix.parity.bounds import ParityReport as ParityReport
     from deconvfix.plan import Plan as Plan
-    from deconvfix.report import ConversionReport as ConversionReport
-    from deconvfix.spec import ConvTransposeSpec as ConvTransposeSpec
-    from deconvfix.strength import strength_curve as strength_curve
+    from deconvfix.report.curves import SamplesCurve as SamplesCurve
+    from deconvfix.report.curves import SamplesPoint as SamplesPoint
+    from deconvfix.report.curves import StrengthCurve as StrengthCurve
+    from deconvfix.report.curves import StrengthPoint as StrengthPoint
+    from deconvfix.report.report import ConversionReport as ConversionReport
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CheckpointError": "errors",
     "Conversion": "conversion",
-    "ConversionReport": "report",
-    "ConvTransposeSpec": "spec",
+    "ConversionReport": "report.report",
+    "ConvTransposeSpec": "core.spec",
     "DeconvfixError": "errors",
     "ExportError": "errors",
-    "ExportReport": "onnx_export",
-    "Inspection": "inspection",
+    "ExportReport": "frontends.torch.export",
+    "Inspection": "diagnose.inspection",
     "ModelError": "errors",
     "OptionError": "errors",
     "ParityError": "errors",
-    "ParityReport": "parity",
+    "ParityReport": "parity.bounds",
     "Plan": "plan",
     "RefusedError": "errors",
-    "SamplesCurve": "curve",
-    "SamplesPoint": "curve",
+    "SamplesCurve": "report.curves",
+    "SamplesPoint": "report.curves",
     "SpecError": "errors",
-    "StrengthCurve": "curve",
-    "StrengthPoint": "curve",
+    "StrengthCurve": "report.curves",
+    "StrengthPoint": "report.curves",
     "Tuning": "fit.tuning",
     "convert": "conversion",
-    "export_onnx": "onnx_export",
+    "export_onnx": "frontends.torch.export",
     "inspect": "conversion",
-    "load": "checkpoint",
-    "samples_curve": "growth",
-    "strength_curve": "strength",
+    "load": "frontends.torch.checkpoint",
+    "samples_curve": "curves.samples",
+    "strength_curve": "curves.strength",
     "verify": "conversion",
 }
 

@@ -1,6 +1,6 @@
 """`python -m deconvfix` is the command `deconvfix`."""
 
-from deconvfix._cli import main
+from deconvfix.cli.main import main
 
 if __name__ == "__main__":
     main(prog_name="deconvfix")

@@ -9,21 +9,21 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from deconvfix import __version__
-from deconvfix.diagnosis import check_sample_rate, diagnose
+from deconvfix.core.steps import Interpolation, PadMode
+from deconvfix.diagnose.diagnosis import check_sample_rate, diagnose
+from deconvfix.diagnose.evidence import gather
+from deconvfix.diagnose.inspection import Inspection
+from deconvfix.diagnose.measure import fidelity_of, planned_ripples, ripples_now, with_runs
 from deconvfix.errors import ParityError, RefusedError
-from deconvfix.fidelity import fidelity_of, planned_ripples, ripples_now, with_runs
 from deconvfix.fit.solve import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs
-from deconvfix.frontends.calibration import check_flat
+from deconvfix.frontends.calibrate import check_flat
 from deconvfix.frontends.registry import fitter_of, frontend_of, opened
-from deconvfix.inspection import Inspection
-from deconvfix.parity import ParityReport
+from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Options, Plan, make_plan
-from deconvfix.report import ConversionReport, layers_with_ripples
-from deconvfix.shown import gather
-from deconvfix.steps import Interpolation, PadMode
+from deconvfix.report.report import ConversionReport, layers_with_ripples
 
 __all__ = [
     "Conversion",

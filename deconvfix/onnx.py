@@ -1,5 +1,5 @@
 """The onnx_ir pass, for use in an onnx_ir.passes.PassManager."""
 
-from deconvfix.frontends.onnx_model import ReplaceTransposedConvs
+from deconvfix.frontends.onnx.frontend import ReplaceTransposedConvs
 
 __all__ = ["ReplaceTransposedConvs"]

@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import Interpolation, PadMode
 from deconvfix.errors import CheckpointError, OptionError, Refusal
 from deconvfix.forms import FORMS, form
 from deconvfix.forms.base import Init, ReadWeight, Settings, known
 from deconvfix.forms.equalized import AS_IT_IS
-from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import Interpolation, PadMode
 
 __all__ = [
     "WITH_STRENGTH",

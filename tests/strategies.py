@@ -11,7 +11,7 @@ import numpy as np
 import oracle
 from hypothesis import strategies as st
 
-from deconvfix.spec import ConvTransposeSpec
+from deconvfix.core.spec import ConvTransposeSpec
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rules that hold the code together: imports, public names, errors, documents."""
+"""Rules that hold the code together: rooms and floors, circles, public names, errors, documents."""
 
 import ast
 import importlib
@@ -15,95 +15,182 @@ from deconvfix import errors
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "deconvfix"
 
-# A module may import from its own layer and from the layers before it.
-LAYERS = (
-    ("errors", "files", "decibels"),
-    ("phases", "spec", "rearrange"),
-    ("steps",),
-    ("fit",),
-    ("artifacts", "grids"),
-    ("spectra", "variance", "flat_field"),
+# Lowest first. A room may import from itself and from the floors below its own.
+FLOORS = (
+    ("errors",),
+    ("files", "core"),
+    ("fit", "grid"),
     ("forms",),
     ("plan", "parity"),
-    ("advice", "inspection", "compare", "onnx_runtime", "pictures", "change", "bench"),
     ("frontends",),
-    ("diagnosis", "fidelity"),
-    ("shown", "curve"),
-    ("evidence",),
+    ("frontends.torch", "frontends.onnx"),
+    ("frontends.program", "diagnose"),
     ("report",),
-    (
-        *("fx", "onnx", "onnx_file", "onnx_verify", "onnx_export", "checkpoint"),
-        *("program_text", "program_file", "conversion", "growth", "strength", "torch_bench"),
-    ),
-    ("source",),
-    ("calibration_files",),
-    ("jobs", "checkpoint_source"),
-    ("checkpoint_jobs", "onnx_jobs", "program_jobs"),
-    ("_cli_source",),
-    ("_cli_text", "_cli_fit", "_cli_report", "_cli_processes", "_cli", "__main__"),
+    ("conversion",),
+    ("curves",),
+    ("cli",),
 )
-TORCH_FREE = (
-    *("errors", "files", "spec", "rearrange", "steps", "fit", "artifacts", "forms", "plan"),
-    *("grids", "spectra", "variance", "flat_field", "advice", "diagnosis", "fidelity", "phases"),
-    *("parity", "compare", "onnx_runtime", "inspection", "report", "conversion", "source", "jobs"),
-    *("curve", "change", "shown", "decibels"),
-    *("_cli", "_cli_text", "_cli_fit", "_cli_report", "_cli_processes", "calibration_files"),
-    *("evidence", "pictures", "bench", "_cli_source"),
-)
+WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")
+# The passes under their public names, and the launcher, stand on the wings and on the command line.
+DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
+# What each wing calls the same idea, where it has a file for it.
+WING_NAMES = {
+    "calibrate", "calls", "checkpoint", "compare", "diagnose", "export", "file", "find", "frontend",
+    "graph", "inputs", "layer_parity", "layers", "modes", "moments", "names", "parity", "proto",
+    "reroute", "runtime_parity", "samples", "steps", "surgery", "text", "tuning", "values", "weights",
+}  # fmt: skip
+MIRRORED = {
+    "frontend",
+    "find",
+    "steps",
+    "surgery",
+    "inputs",
+    "samples",
+    "calibrate",
+    "parity",
+    "diagnose",
+}
+FRAMEWORKS = {"torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript"}
 
 
-def layer_of(name):
-    return next(i for i, names in enumerate(LAYERS) if name in names)
+def module_name(path):
+    """The dotted name of a file below the package: "core.spec"."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(source, *, at_import_time=False):
-    """Names of the package's top-level modules, and of others, that a source file imports."""
+MODULES = {
+    module_name(path): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
+
+
+def room_of(module):
+    wing = next((wing for wing in WINGS if module == wing or module.startswith(f"{wing}.")), None)
+    return wing or module.split(".")[0]
+
+
+def floor_of(room):
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imported_names(source, *, at_import_time=False):
+    """Everything that a source file imports, as dotted names: modules, or modules and their attributes."""
     tree = ast.parse(source)
     nodes = ast.walk(tree)
     if at_import_time:
-        guarded = [n for n in tree.body if isinstance(n, ast.If)]
-        nodes = [n for n in tree.body if n not in guarded]
+        nodes = [node for node in tree.body if not isinstance(node, ast.If)]
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "deconvfix":
-                yield from (f"deconvfix.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
-def violations(name, source):
-    for each in imports(source):
-        parts = each.split(".")
-        own = parts[0] == "deconvfix" and len(parts) > 1 and not parts[1].startswith("__")
-        if own and layer_of(parts[1]) > layer_of(name):
-            yield f"{name} imports {each}"
+def own_imports(source):
+    """The modules of the package that a source file imports."""
+    for name in imported_names(source):
+        inside = name.removeprefix("deconvfix.")
+        if inside == name or inside.startswith("__"):
+            continue
+        yield inside if inside in MODULES else inside.rpartition(".")[0]
 
 
-SOURCES = [
-    pytest.param(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path, id=path.stem)
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path != PACKAGE / "__init__.py"
-]
+def violations(module, source):
+    """Imports that do not lead to the module's own room or to a floor below."""
+    room = room_of(module)
+    for target in own_imports(source):
+        if room in DOORS:
+            allowed = room_of(target) == DOORS[room]
+        else:
+            other = room_of(target)
+            allowed = other == room or floor_of(other) < floor_of(room)
+        if not allowed:
+            yield f"{module} imports {target}"
 
 
-@pytest.mark.parametrize(("name", "path"), SOURCES)
-def test_imports_point_one_way(name, path):
-    assert list(violations(name, path.read_text())) == []
+def find_circle(edges):
+    """A list of names in which each leads to the next and the last to the first; [] if there is none."""
+    done, path = set(), []
+
+    def visit(name):
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        path.append(name)
+        for target in sorted(edges.get(name, ())):
+            if circle := visit(target):
+                return circle
+        done.add(path.pop())
+        return []
+
+    return next((circle for name in sorted(edges) if (circle := visit(name))), [])
 
 
-def test_a_planted_violation_is_seen():
-    assert list(violations("spec", "from deconvfix.plan import Plan")) == [
-        "spec imports deconvfix.plan"
-    ]
+SOURCES = [pytest.param(name, path.read_text(), id=name) for name, path in MODULES.items()]
 
 
-@pytest.mark.parametrize(("name", "path"), SOURCES)
-def test_the_core_is_free_of_torch_and_onnx(name, path):
-    if name in TORCH_FREE:
-        found = {each.split(".")[0] for each in imports(path.read_text(), at_import_time=True)}
-        assert not found & {"torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript"}
+@pytest.mark.parametrize(("module", "source"), SOURCES)
+def test_imports_lead_down(module, source):
+    assert list(violations(module, source)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("core.spec", "from deconvfix.plan import Plan"),
+        ("frontends.onnx.find", "from deconvfix.frontends.torch import steps"),
+        ("frontends.onnx.find", "def f():\n    import deconvfix.frontends.torch.find"),
+        ("frontends.registry", "from deconvfix.frontends.torch.find import is_layer"),
+        ("diagnose.measure", "from deconvfix.frontends.program.frontend import FRONTEND"),
+        ("fx", "from deconvfix.frontends.onnx.frontend import FRONTEND"),
+    ],
+)
+def test_a_planted_violation_is_seen(module, source):
+    assert len(list(violations(module, source))) == 1
+
+
+def test_no_circle_of_files():
+    edges = {name: set(own_imports(path.read_text())) - {name} for name, path in MODULES.items()}
+    assert find_circle(edges) == []
+
+
+def test_a_planted_circle_is_seen():
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert find_circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_every_file_stands_in_a_room():
+    known = {room for floor in FLOORS for room in floor} | set(DOORS)
+    assert {room_of(module) for module in MODULES} == known
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_wings_call_the_same_idea_by_the_same_name(wing):
+    """Know one, know all: a new name in a wing is a decision, and stands in the list above."""
+    rooms = {
+        module.removeprefix(f"{wing}.").split(".")[0]
+        for module in MODULES
+        if room_of(module) == wing
+    } - {wing}
+    assert rooms <= WING_NAMES
+
+
+def test_torch_and_onnx_mirror_each_other():
+    for wing in ("frontends.torch", "frontends.onnx"):
+        missing = {name for name in MIRRORED if f"{wing}.{name}" not in MODULES}
+        assert not missing, f"{wing} lacks {missing}"
+
+
+@pytest.mark.parametrize(("module", "source"), SOURCES)
+def test_frameworks_are_imported_in_their_wings_alone(module, source):
+    """Below the wings nothing imports torch or onnx when it is imported itself."""
+    found = {name.split(".")[0] for name in imported_names(source, at_import_time=True)}
+    if room_of(module) == "frontends.onnx":
+        assert "torch" not in {name.split(".")[0] for name in imported_names(source)}
+    elif floor_of(DOORS.get(room_of(module), room_of(module))) <= floor_of("frontends"):
+        assert not found & FRAMEWORKS
 
 
 def run_python(code):
@@ -123,7 +210,7 @@ def loaded_after(code):
     [
         "import deconvfix",
         "import deconvfix; deconvfix.ConvTransposeSpec; deconvfix.Plan; deconvfix.convert",
-        "import deconvfix._cli",
+        "import deconvfix.cli.main",
     ],
     ids=["package", "names", "command"],
 )
@@ -137,9 +224,9 @@ def test_the_import_check_can_fail():
 
 def public_modules():
     return sorted(
-        f"deconvfix.{path.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}"
-        for path in PACKAGE.rglob("*.py")
-        if not path.stem.startswith("_")
+        f"deconvfix.{name}"
+        for name, path in MODULES.items()
+        if not path.stem.startswith("_") or "__all__" in path.read_text()
     )
 
 
@@ -165,12 +252,12 @@ def test_all_names_exist_and_are_documented(name):
 def test_what_others_use_is_in_all(name):
     """Names imported across modules are public in their home, so `__all__` is the surface."""
     module = importlib.import_module(name)
-    for path in PACKAGE.rglob("*.py"):
+    for path in MODULES.values():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module == name:
                 missing = {alias.name for alias in node.names} - set(module.__all__)
                 submodules = {
-                    each.name for each in pkgutil.iter_modules(getattr(module, "__path__", []))
+                    info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))
                 }
                 assert not missing - submodules, f"{path.name} imports {missing} from {name}"
 
@@ -187,8 +274,8 @@ def test_every_error_has_four_parts():
 def test_files_hold_one_idea():
     """Past about 300 lines a file usually holds two ideas; 420 is the limit with its docstrings."""
     long = {
-        path.name: count
-        for path in PACKAGE.rglob("*.py")
+        name: count
+        for name, path in MODULES.items()
         if (count := len(path.read_text().splitlines())) > 420
     }
     assert not long
@@ -197,8 +284,8 @@ def test_files_hold_one_idea():
 def test_the_architecture_document_names_every_module():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     missing = [
-        path.name
-        for path in PACKAGE.rglob("*.py")
-        if path.name not in ("__init__.py", "__main__.py") and path.name not in text
+        name
+        for name, path in MODULES.items()
+        if not path.stem.startswith("__") and path.stem not in text
     ]
     assert not missing

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from test_cli import Net
 
 import deconvfix
-from deconvfix import bench, program_file
-from deconvfix._cli import main
-from deconvfix.bench import Runner
+from deconvfix.cli import bench
+from deconvfix.cli.bench import Runner
+from deconvfix.cli.main import main
+from deconvfix.frontends.program import file as program_file
 
 ARCH = "test_cli:Net"
 INPUT = ("--input", "x=1x2x5x6")

@@ -13,17 +13,17 @@ from test_forms import interpolations, padding_modes, run_form
 from torch import nn
 
 import deconvfix
-from deconvfix.artifacts import ripple_db
-from deconvfix.checkpoint import load, write
+from deconvfix.core.steps import run
 from deconvfix.errors import OptionError, Refusal
 from deconvfix.fit.regression import RIDGES, best_ridge, equations, ridge_fit, squared_error
 from deconvfix.fit.solve import bytes_needed
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
-from deconvfix.frontends.torch_layers import read_weight, spec_of
-from deconvfix.frontends.torch_moments import Moments
+from deconvfix.frontends.torch.checkpoint import load, write
+from deconvfix.frontends.torch.layers import read_weight, spec_of
+from deconvfix.frontends.torch.moments import Moments
+from deconvfix.grid.kernel import ripple_db
 from deconvfix.plan import Plan
-from deconvfix.steps import run
 
 settings_drawn = st.builds(
     Settings,
@@ -400,7 +400,7 @@ def test_traced_models_are_calibrated_too():
 
 def test_a_dry_run_needs_no_data():
     """The plan of a calibrated conversion is pure, and rebuilds the architecture."""
-    from deconvfix.frontends.torch_module import FRONTEND
+    from deconvfix.frontends.torch.frontend import FRONTEND
     from deconvfix.plan import Options, make_plan
 
     model = Net()
@@ -431,7 +431,7 @@ class InPlace(nn.Module):
 @pytest.mark.parametrize("most", [2**30, 0])
 def test_what_follows_may_change_outputs_in_place(most, monkeypatch):
     """Features are seen as the layer saw them; whether its outputs are kept or computed again."""
-    monkeypatch.setattr("deconvfix.frontends.calibration._MOST_KEPT", most)
+    monkeypatch.setattr("deconvfix.frontends.calibrate._MOST_KEPT", most)
     batches = smooth_batches((4, 3, 9))
     found = []
     for inplace in (False, True):
@@ -456,7 +456,7 @@ def test_inputs_that_are_kept_are_those_of_the_converted_model(memory, monkeypat
             nn.LeakyReLU(-2.0, inplace=True),
             nn.ConvTranspose2d(3, 2, 4, 2, 1),
         )
-        monkeypatch.setattr("deconvfix.frontends.calibration._MOST_KEPT", most)
+        monkeypatch.setattr("deconvfix.frontends.calibrate._MOST_KEPT", most)
         options = {"to": "equalized", "grow": 1, "init": "calibrated", "memory": memory}
         got = deconvfix.convert(model, calibration=batches, **options)
         assert ("GiB" in " ".join(got.report.notes)) == (memory < 1)

@@ -12,10 +12,10 @@ from PIL import Image
 from test_cli import Net, arch, assert_fails_in_words, run, run_json, save
 from torch import nn
 
-from deconvfix import calibration_files as module
-from deconvfix.calibration_files import CalibrationFiles, calibration_files
+from deconvfix.cli import samples as module
+from deconvfix.cli.samples import CalibrationFiles, calibration_files
+from deconvfix.cli.source import Source
 from deconvfix.errors import OptionError
-from deconvfix.source import Source
 
 PICTURE = (1, 3, 8, 12)
 

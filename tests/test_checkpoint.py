@@ -14,11 +14,11 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 import deconvfix
-from deconvfix import checkpoint
-from deconvfix.checkpoint_jobs import convert_file
+from deconvfix.cli.jobs.checkpoint import convert_file
+from deconvfix.cli.source import Source
 from deconvfix.errors import CheckpointError, DeconvfixError, ModelError
+from deconvfix.frontends.torch import checkpoint
 from deconvfix.plan import Plan
-from deconvfix.source import Source
 
 PICKLED = [".pt", ".pth", ".ckpt"]
 ALL = [".safetensors", *PICKLED]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import deconvfix
-from deconvfix._cli import main
+from deconvfix.cli.main import main
 from deconvfix.files import sha256
 
 ROOT = Path(__file__).parent.parent
@@ -183,7 +183,7 @@ def test_launcher_is_the_command():
 def test_help_needs_no_torch():
     """Help comes at once: what is slow to import is imported when it is needed."""
     code = (
-        "import sys; from deconvfix._cli import main; main(['--help'], standalone_mode=False);"
+        "import sys; from deconvfix.cli.main import main; main(['--help'], standalone_mode=False);"
         "sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     )
     assert python("-c", code).returncode == 0

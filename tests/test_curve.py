@@ -15,8 +15,8 @@ from torch import nn
 
 import deconvfix
 from deconvfix import OptionError, StrengthCurve, StrengthPoint
-from deconvfix.curve import draw_curve
-from deconvfix.report import ConversionReport
+from deconvfix.report.curves import draw_curve
+from deconvfix.report.report import ConversionReport
 from fixtures.models import photo_autoencoder
 
 __all__ = ["net"]  # a fixture of the other file

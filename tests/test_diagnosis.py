@@ -17,11 +17,13 @@ from test_fixtures import heldout, load
 from torch import nn
 
 import deconvfix
-from deconvfix import artifacts, flat_field, grids, spectra, variance
-from deconvfix._cli import main
+from deconvfix.cli.main import main
+from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.forms import EQUALIZED
 from deconvfix.forms.base import Settings
-from deconvfix.spec import ConvTransposeSpec
+from deconvfix.grid import flat_field, spectra, variance
+from deconvfix.grid import kernel as artifacts
+from deconvfix.grid import periods as grids
 
 NOTHING_DB = -250.0
 

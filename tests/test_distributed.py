@@ -17,11 +17,11 @@ from torch import nn
 
 import deconvfix
 from deconvfix import Tuning
-from deconvfix._cli_processes import Share, share
+from deconvfix.cli.processes import Share, share
+from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.forms.base import Settings
-from deconvfix.frontends import torch_moments
-from deconvfix.frontends.torch_moments import Moments
-from deconvfix.spec import ConvTransposeSpec
+from deconvfix.frontends.torch import moments as torch_moments
+from deconvfix.frontends.torch.moments import Moments
 
 WORKER = """
 import sys

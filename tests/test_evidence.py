@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvfix import pictures
-from deconvfix.change import Fidelity, OutputChange, Tone
-from deconvfix.curve import SamplesCurve, SamplesPoint
-from deconvfix.evidence import AMPLIFIED, draw
-from deconvfix.flat_field import FlatField
+from deconvfix.diagnose.evidence import Evidence, Pair, Spectrum
+from deconvfix.diagnose.fidelity import Fidelity, OutputChange, Tone
 from deconvfix.frontends.base import Kernel
-from deconvfix.parity import ParityReport
-from deconvfix.pictures import Mark
-from deconvfix.report import ConversionReport, LayerReport
-from deconvfix.shown import Evidence, Pair, Spectrum
+from deconvfix.grid.flat_field import FlatField
+from deconvfix.parity.bounds import ParityReport
+from deconvfix.report import plots as pictures
+from deconvfix.report.curves import SamplesCurve, SamplesPoint
+from deconvfix.report.pictures import AMPLIFIED, draw
+from deconvfix.report.plots import Mark
+from deconvfix.report.report import ConversionReport, LayerReport
 
 # A step of 8 bits, and the rounding to it.
 STEP = 1 / 255

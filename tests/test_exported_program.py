@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from torch import nn
 
 import deconvfix
-from deconvfix import program_file
 from deconvfix.errors import DeconvfixError, ModelError, OptionError
-from deconvfix.frontends import torch_steps
-from deconvfix.frontends.exported_program import FRONTEND
+from deconvfix.frontends.program import file as program_file
+from deconvfix.frontends.program.frontend import FRONTEND
+from deconvfix.frontends.torch import steps as torch_steps
 
 # torch's own decomposition pass warns about its own tree code.
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")

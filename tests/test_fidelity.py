@@ -11,12 +11,14 @@ from test_cli import INPUT, Net, arch, assert_fails_in_words, html_report, run, 
 from torch import nn
 
 import deconvfix
-from deconvfix import conversion, fidelity, shown
-from deconvfix.calibration_files import CalibrationFiles
+from deconvfix import conversion
+from deconvfix.cli.samples import CalibrationFiles
+from deconvfix.diagnose import evidence as shown
+from deconvfix.diagnose import measure as fidelity
 from deconvfix.errors import OptionError
 from deconvfix.forms import FORMS, form
-from deconvfix.frontends.torch_layers import spread_weight
-from deconvfix.frontends.torch_module import FRONTEND
+from deconvfix.frontends.torch.frontend import FRONTEND
+from deconvfix.frontends.torch.layers import spread_weight
 from deconvfix.plan import Plan
 
 # Each tap of a float32 weight rounds by 6e-8 of its size, -144 dB; a few dozen are summed up.
@@ -264,12 +266,12 @@ def test_the_flat_picture_is_what_was_measured(to):
     got = convert(model, to=to, calibration="normal", example_inputs=latent)
     [output] = got.report.fidelity.outputs
     drawn = shown.gather(FRONTEND, model, got.model, got.plan, latent, (output,))
-    for shown, measured in (
+    for tiled, measured in (
         (drawn.flat.before, output.flat_before),
         (drawn.flat.after, output.flat_after),
     ):
-        assert shown.shape == (2, 32, 32)
-        apart = (shown.max((1, 2)) - shown.min((1, 2))).max()
+        assert tiled.shape == (2, 32, 32)
+        apart = (tiled.max((1, 2)) - tiled.min((1, 2))).max()
         assert apart <= measured.apart, "the first of four samples, and the worst of all"
     assert len(drawn.spectra) == 2 or not output.tones
     assert np.ptp(drawn.flat.after[0]) < 1e-4 < np.ptp(drawn.flat.before[0])
@@ -403,7 +405,7 @@ def test_a_fit_is_closer_on_samples_that_it_has_seen(monkeypatch):
     options = {"calibration": batches, "init": "calibrated", "to": "equalized"}
     honest = deconvfix.samples_curve(decoder(), **options)
     monkeypatch.setattr(
-        "deconvfix.frontends.torch_samples.split", lambda each: (list(each[::3]), list(each[::3]))
+        "deconvfix.frontends.torch.samples.split", lambda each: (list(each[::3]), list(each[::3]))
     )
     flattering = deconvfix.samples_curve(decoder(), **options)
     assert flattering.points[-1].psnr_db > honest.points[-1].psnr_db
@@ -417,7 +419,7 @@ def test_a_recipe_is_compared_by_its_calibrated_fits(monkeypatch):
     def no_tuning(*args):
         raise AssertionError("a distillation takes long")
 
-    monkeypatch.setattr("deconvfix.frontends.torch_module.tune", no_tuning)
+    monkeypatch.setattr("deconvfix.frontends.torch.frontend.tune", no_tuning)
     by_plan = deconvfix.samples_curve(
         decoder(), calibration=batches, plan=Plan.from_json(plan.to_json()), seed=0
     )

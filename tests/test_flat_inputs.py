@@ -11,11 +11,11 @@ from torch import nn
 
 import deconvfix
 from deconvfix import Tuning
+from deconvfix.core.phases import phase_of_taps, phase_sums
 from deconvfix.errors import OptionError
 from deconvfix.fit.solve import solve
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
-from deconvfix.phases import phase_of_taps, phase_sums
 
 
 def vocoder():

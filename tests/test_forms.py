@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cases
 
-from deconvfix.artifacts import ripple_db
-from deconvfix.decibels import LOWEST_DB
+from deconvfix.core.decibels import LOWEST_DB
+from deconvfix.core.phases import phase_of_taps, phase_sums
+from deconvfix.core.rearrange import rearrange
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import Conv, ConvTranspose, Crop, PixelShuffle, run
 from deconvfix.errors import Refusal
 from deconvfix.fit.least_squares import apply_operators
 from deconvfix.forms import FORMS, form
 from deconvfix.forms.base import Settings
-from deconvfix.phases import phase_of_taps, phase_sums
+from deconvfix.grid.kernel import ripple_db
 from deconvfix.plan import Match, Options, make_plan
-from deconvfix.rearrange import rearrange
-from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import Conv, ConvTranspose, Crop, PixelShuffle, run
 
 interpolations = st.sampled_from(["nearest", "linear"])
 padding_modes = st.sampled_from(["reflect", "replicate", "zeros"])

@@ -9,14 +9,14 @@ from hypothesis import given
 from strategies import cases
 from test_calibrated import accepts, fitted_forms, settings_drawn
 
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import run
 from deconvfix.fit import moments, products
 from deconvfix.fit.solve import HELDOUT_EVERY, solve
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
-from deconvfix.frontends import torch_moments
-from deconvfix.frontends.torch_moments import Moments as TorchMoments
-from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import run
+from deconvfix.frontends.torch import moments as torch_moments
+from deconvfix.frontends.torch.moments import Moments as TorchMoments
 
 
 def moments_of(name, case, settings, y, pieces=1):

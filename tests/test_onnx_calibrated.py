@@ -26,14 +26,15 @@ from onnx_models import (
 from torch import nn
 
 import deconvfix
+from deconvfix.core.rearrange import rearrange
 from deconvfix.errors import CheckpointError, DeconvfixError, ModelError, OptionError
 from deconvfix.fit.moments import Moments
 from deconvfix.forms import form
-from deconvfix.frontends import onnx_calibrate, onnx_model
-from deconvfix.frontends.onnx_proto import FRONTEND
-from deconvfix.frontends.onnx_samples import calibration_feeds, rebatched
+from deconvfix.frontends.onnx import calibrate as onnx_calibrate
+from deconvfix.frontends.onnx import frontend as onnx_model
+from deconvfix.frontends.onnx.proto import FRONTEND
+from deconvfix.frontends.onnx.samples import calibration_feeds, rebatched
 from deconvfix.plan import Options, Plan, make_plan
-from deconvfix.rearrange import rearrange
 
 FLOAT16 = TensorProto.FLOAT16
 # float32 rounds each tap by 6e-8 of its size: -144 dB, and sums of a few dozen of them.

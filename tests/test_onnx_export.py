@@ -19,8 +19,8 @@ import fixtures.models
 from deconvfix import export_onnx
 from deconvfix.errors import ExportError, OptionError
 from deconvfix.files import sha256
-from deconvfix.onnx_export import OLDEST_OPSET, newest_opset
-from deconvfix.onnx_verify import verify_onnx
+from deconvfix.frontends.torch.export import OLDEST_OPSET, newest_opset
+from deconvfix.frontends.torch.runtime_parity import verify_onnx
 
 # The versions of the operators that each file names; 18 is what torch writes without conversion.
 OPSETS = [18, 20]

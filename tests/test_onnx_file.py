@@ -17,9 +17,9 @@ from PIL import Image
 
 import deconvfix
 import fixtures.models
-from deconvfix import onnx_file
-from deconvfix._cli import main
+from deconvfix.cli.main import main
 from deconvfix.errors import ModelError
+from deconvfix.frontends.onnx import file as onnx_file
 
 FLOAT = TensorProto.FLOAT
 FIXTURES = Path(fixtures.models.__file__).parent
@@ -124,7 +124,7 @@ def test_inspection_as_json(file):
 
 def test_nothing_imports_torch(file, tmp_path):
     code = (
-        "import sys; from deconvfix._cli import main\n"
+        "import sys; from deconvfix.cli.main import main\n"
         f"for arguments in (['inspect', {str(file)!r}], "
         f"['convert', {str(file)!r}, '-o', {str(tmp_path / 'fixed.onnx')!r}], "
         f"['convert', {str(file)!r}, '-o', {str(tmp_path / 'calibrated.onnx')!r}, "

@@ -13,7 +13,7 @@ from strategies import cases
 
 import deconvfix
 from deconvfix.errors import ModelError
-from deconvfix.onnx_runtime import open_session, run_named
+from deconvfix.parity.runtime import open_session, run_named
 from deconvfix.plan import Options, make_plan
 
 FLOAT = onnx.TensorProto.FLOAT

@@ -32,7 +32,7 @@ from onnxruntime.quantization import (
 )
 
 import deconvfix
-from deconvfix.frontends.onnx_proto import FRONTEND
+from deconvfix.frontends.onnx.proto import FRONTEND
 
 FEED = {"x": integers(X_SHAPE, 9)}
 UINT8, INT8 = np.uint8, np.int8

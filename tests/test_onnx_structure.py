@@ -29,11 +29,11 @@ from onnx_models import (
 )
 
 import deconvfix
-from deconvfix import steps
+from deconvfix.core import steps
+from deconvfix.core.rearrange import rearrange
 from deconvfix.errors import DeconvfixError, ModelError, ParityError, RefusedError
 from deconvfix.forms import form
-from deconvfix.frontends.onnx_proto import FRONTEND
-from deconvfix.rearrange import rearrange
+from deconvfix.frontends.onnx.proto import FRONTEND
 
 FEED = {"x": integers(X_SHAPE, 9)}
 X = value("x", ["N", 4, "H", "W"])

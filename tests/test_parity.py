@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import deconvfix
-from deconvfix.frontends.torch_compare import compare_tensors, input_variants
-from deconvfix.frontends.torch_inputs import as_inputs
-from deconvfix.frontends.torch_modes import executed_transposed_convolutions
-from deconvfix.frontends.torch_parity import compare_modules
-from deconvfix.parity import LIMIT, Comparison, rounding_unit, summarize
+from deconvfix.frontends.torch.compare import compare_tensors, input_variants
+from deconvfix.frontends.torch.inputs import as_inputs
+from deconvfix.frontends.torch.modes import executed_transposed_convolutions
+from deconvfix.frontends.torch.parity import compare_modules
+from deconvfix.parity.bounds import LIMIT, Comparison, rounding_unit, summarize
 
 
 class Decoder(nn.Module):

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 import deconvfix
-from deconvfix import program_file
 from deconvfix.errors import DeconvfixError
-from deconvfix.program_text import check_program
+from deconvfix.frontends.program import file as program_file
+from deconvfix.frontends.program.text import check_program
 
 PROGRAM = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"

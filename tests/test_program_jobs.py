@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
-from deconvfix import program_file
-from deconvfix._cli import main
-from deconvfix.frontends.torch_modes import executed_transposed_convolutions
+from deconvfix.cli.main import main
+from deconvfix.frontends.program import file as program_file
+from deconvfix.frontends.torch.modes import executed_transposed_convolutions
 
 
 class Net(nn.Module):

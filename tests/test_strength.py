@@ -24,15 +24,15 @@ from torch import nn
 
 import deconvfix
 from deconvfix import OptionError, Tuning
-from deconvfix.checkpoint import load, write
+from deconvfix.core.phases import phase_of_taps, phase_sums
+from deconvfix.core.steps import run
 from deconvfix.errors import Refusal
 from deconvfix.fit.regression import beside, equations, ridge_fit, squared_error
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
-from deconvfix.frontends.torch_layers import read_weight, spec_of
-from deconvfix.phases import phase_of_taps, phase_sums
+from deconvfix.frontends.torch.checkpoint import load, write
+from deconvfix.frontends.torch.layers import read_weight, spec_of
 from deconvfix.plan import Options, Plan
-from deconvfix.steps import run
 
 EQUALIZED = form("equalized")
 strengths = st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.9, 1.0])

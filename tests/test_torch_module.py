@@ -1,7 +1,7 @@
 """Whole models through the torch front end: what is found, converted, refused, and left alone.
 
 Values are compared on small integer-valued tensors, where every sum is exact and equality holds;
-the rest is held against the bound of `deconvfix.parity` by the conversion itself.
+the rest is held against the bound of `deconvfix.parity.bounds` by the conversion itself.
 """
 
 import copy
@@ -554,7 +554,7 @@ def test_normed_layer_equals_the_original_up_to_rounding(norm):
     with torch.no_grad():
         got, want = converted(X), model(X)
         layer = model[0]
-        # 10 eps (|W| (*) |x| + |b|), see deconvfix.parity
+        # 10 eps (|W| (*) |x| + |b|), see deconvfix.parity.bounds
         magnitude = F.conv_transpose2d(
             X.abs(), layer.weight.abs(), layer.bias.abs(), (2, 3), (1, 0), (0, 1)
         )

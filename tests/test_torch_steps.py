@@ -11,12 +11,12 @@ from strategies import cases
 from torch import nn
 
 import deconvfix
+from deconvfix.core.rearrange import inverse, rearrange
+from deconvfix.core.steps import LocalMeans, Pad, Resize, run
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
-from deconvfix.frontends import torch_steps
-from deconvfix.frontends.torch_layers import ConvertedConvTranspose
-from deconvfix.rearrange import inverse, rearrange
-from deconvfix.steps import LocalMeans, Pad, Resize, run
+from deconvfix.frontends.torch import steps as torch_steps
+from deconvfix.frontends.torch.layers import ConvertedConvTranspose
 
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
 LAYERS = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

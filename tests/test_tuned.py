@@ -11,9 +11,9 @@ from torch import nn
 import deconvfix
 from deconvfix import Tuning
 from deconvfix.errors import OptionError
-from deconvfix.frontends import torch_descent
-from deconvfix.frontends.torch_inputs import as_inputs
-from deconvfix.frontends.torch_samples import cut, join, split
+from deconvfix.frontends.torch.inputs import as_inputs
+from deconvfix.frontends.torch.samples import cut, join, split
+from deconvfix.frontends.torch.tuning import descent as torch_descent
 
 
 def decoder():
@@ -120,7 +120,7 @@ def test_outputs_of_the_original_are_computed_once_where_they_fit(monkeypatch):
     tuning = Tuning(steps=6, batch_size=1, learning_rate=1e-3)
     kept = state_of(convert(original, tuning).model)
     few = len(runs)
-    monkeypatch.setattr("deconvfix.frontends.calibration._MOST_KEPT", 0)
+    monkeypatch.setattr("deconvfix.frontends.calibrate._MOST_KEPT", 0)
     again = state_of(convert(original, tuning).model)
     assert all(torch.equal(kept[name], again[name]) for name in kept)
     assert len(runs) - few > few
@@ -133,7 +133,7 @@ def test_of_a_distribution_a_step_sees_more_than_the_example(
     pixels, batch_size, wanted, monkeypatch
 ):
     """Four at once here, for the example has four; fewer of large outputs, unless a number is given."""
-    monkeypatch.setattr("deconvfix.frontends.torch_tune._MOST_VALUES", 2**16)
+    monkeypatch.setattr("deconvfix.frontends.torch.tuning.tune._MOST_VALUES", 2**16)
     seen = []
 
     def loss(new, old):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import Step
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import Step
 
 __all__ = ["Design", "Phase"]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.phases import phase_sums
+from deconvfix.core.phases import phase_sums
 
 __all__ = [
     "apply_operators",

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import run
 from deconvfix.fit.design import Design
 from deconvfix.fit.products import Waiting, add_products, samples_at_once
 from deconvfix.fit.solve import HELDOUT_EVERY
-from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import run
 
 __all__ = ["Moments"]
 

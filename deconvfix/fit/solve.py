@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.fit.design import Design
 from deconvfix.fit.regression import (
     DEFAULT_RIDGE,
@@ -18,7 +19,6 @@ from deconvfix.fit.regression import (
     ridge_fit,
     squared_error,
 )
-from deconvfix.spec import ConvTransposeSpec
 
 __all__ = ["HELDOUT_EVERY", "MEMORY", "SecondMoments", "Solved", "bytes_needed", "solve"]
 

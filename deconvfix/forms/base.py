@@ -10,11 +10,11 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.rearrange import Flip, Merge, Permute, Verb
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import Conv, Crop, Interpolation, Pad, PadMode, Pairs, Step
 from deconvfix.errors import OptionError, Refusal
 from deconvfix.fit.design import Design, Phase
-from deconvfix.rearrange import Flip, Merge, Permute, Verb
-from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import Conv, Crop, Interpolation, Pad, PadMode, Pairs, Step
 
 __all__ = [
     "FITTED_TO_DATA",

@@ -29,6 +29,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.phases import phase_of_taps
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import ConvTranspose, Pad
 from deconvfix.errors import Refusal
 from deconvfix.fit.least_squares import equal_phase_sums, relative_distance, sum_rule_basis
 from deconvfix.forms.base import (
@@ -40,9 +43,6 @@ from deconvfix.forms.base import (
     Settings,
     Settled,
 )
-from deconvfix.phases import phase_of_taps
-from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import ConvTranspose, Pad
 
 __all__ = ["AS_IT_IS", "EQUALIZED"]
 

@@ -33,12 +33,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import ConvTranspose, LocalMeans
 from deconvfix.errors import Refusal
 from deconvfix.forms.base import Compiled, Design, Phase, ReadWeight, Settings, Settled, too_large
 from deconvfix.forms.equalized import EQUALIZED
 from deconvfix.forms.subpixel import SUBPIXEL
-from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import ConvTranspose, LocalMeans
 
 __all__ = ["NOTCH"]
 

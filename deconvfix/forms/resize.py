@@ -30,6 +30,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import Conv, Interpolation, Pad, Resize, Step
 from deconvfix.errors import Refusal
 from deconvfix.fit.least_squares import apply_operators, factor_out, relative_distance
 from deconvfix.forms.base import (
@@ -44,8 +46,6 @@ from deconvfix.forms.base import (
     too_large,
     zero_border,
 )
-from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import Conv, Interpolation, Pad, Resize, Step
 
 __all__ = ["RESIZE"]
 

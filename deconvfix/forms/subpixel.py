@@ -31,11 +31,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.rearrange import Flip, Merge, Permute, Repeat, Split, Verb, ZeroExtend
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import AddBias, Conv, Crop, PixelShuffle, Step, ZeroPhases
 from deconvfix.errors import Refusal
 from deconvfix.forms.base import Compiled, ReadWeight, Settings, Settled, too_large, zero_border
-from deconvfix.rearrange import Flip, Merge, Permute, Repeat, Split, Verb, ZeroExtend
-from deconvfix.spec import ConvTransposeSpec
-from deconvfix.steps import AddBias, Conv, Crop, PixelShuffle, Step, ZeroPhases
 
 __all__ = ["SUBPIXEL"]
 

@@ -9,14 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import OptionError
 from deconvfix.fit.solve import MEMORY
 from deconvfix.fit.tuning import Tuning
-from deconvfix.flat_field import Run
 from deconvfix.forms.base import Init
-from deconvfix.parity import ParityReport
+from deconvfix.grid.flat_field import Run
+from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan
-from deconvfix.spec import ConvTransposeSpec
 
 __all__ = [
     "CalibrationData",

@@ -25,18 +25,18 @@ __all__ = [
 # Class that a model must have among its ancestors -> module with a FRONTEND. Nothing is imported
 # before a model asks for it. The first match counts.
 FRONTENDS: tuple[tuple[str, str], ...] = (
-    ("torch.fx.graph_module.GraphModule", "deconvfix.frontends.fx_graph"),
-    ("torch.nn.modules.module.Module", "deconvfix.frontends.torch_module"),
-    ("torch.export.exported_program.ExportedProgram", "deconvfix.frontends.exported_program"),
-    ("onnx_ir.Model", "deconvfix.frontends.onnx_model"),
-    ("onnx.onnx_ml_pb2.ModelProto", "deconvfix.frontends.onnx_proto"),
+    ("torch.fx.graph_module.GraphModule", "deconvfix.frontends.torch.graph"),
+    ("torch.nn.modules.module.Module", "deconvfix.frontends.torch.frontend"),
+    ("torch.export.exported_program.ExportedProgram", "deconvfix.frontends.program.frontend"),
+    ("onnx_ir.Model", "deconvfix.frontends.onnx.frontend"),
+    ("onnx.onnx_ml_pb2.ModelProto", "deconvfix.frontends.onnx.proto"),
 )
 
 
 # Suffix of a file that holds a whole model -> module with a function that reads it.
 FILES = {
-    ".onnx": ("deconvfix.onnx_file", "read_proto"),
-    ".pt2": ("deconvfix.program_file", "read"),
+    ".onnx": ("deconvfix.frontends.onnx.file", "read_proto"),
+    ".pt2": ("deconvfix.frontends.program.file", "read"),
 }
 
 

@@ -1,0 +1,212 @@
+"""A model on the command line: its checkpoint, its architecture, inputs for it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect as python_inspect
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import deconvfix.frontends.torch.checkpoint as checkpoints
+from deconvfix.cli.source import Described, Source
+from deconvfix.errors import ModelError, OptionError
+from deconvfix.frontends.torch.inputs import Inputs
+
+__all__ = ["BoundFiles", "CheckpointSource", "bound_inputs"]
+
+
+class CheckpointSource(Source):
+    """A checkpoint, its architecture, and inputs for it, as named on the command line."""
+
+    @classmethod
+    def of(cls, source: Source) -> CheckpointSource:
+        """The same named things.
+
+        Raises:
+            OptionError: If nothing builds the model.
+        """
+        if source.arch is None:
+            raise OptionError(
+                str(source.path),
+                "nothing says which code builds the model",
+                "a checkpoint holds weights only",
+                "Name the code with --arch module:callable",
+            )
+        return cls(**{each.name: getattr(source, each.name) for each in fields(source)})
+
+    @functools.cached_property
+    def checkpoint(self) -> checkpoints.Checkpoint:
+        """The file, read as data."""
+        return checkpoints.read(self.path, self.state_key)
+
+    def architecture(self) -> nn.Module:
+        """A new instance of the architecture, in eval mode."""
+        assert self.arch is not None
+        return _build(self.arch, self.arch_kwargs).eval()
+
+    def model(self, *, wide: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
+        """The model with its weights (converted, if the checkpoint is), and notes about the file.
+
+        Args:
+            wide: Make it float64 if the file is, so that no digit is lost.
+        """
+        checkpoint = self.checkpoint
+        model = self.architecture()
+        if wide and any(each.dtype == torch.float64 for each in checkpoint.state.values()):
+            model = model.double()
+        if checkpoint.recipe is not None:
+            note = f"The checkpoint was converted before ({checkpoint.recipe.to})."
+            return checkpoints.restore(checkpoint, model), (note,)
+        unused = checkpoints.load_state(model, checkpoint)
+        notes = []
+        if checkpoint.state_key:
+            notes.append(f"The weights are those under {checkpoint.state_key!r}.")
+        if checkpoint.left_out:
+            notes.append(f"Left out of the checkpoint: {', '.join(checkpoint.left_out)}.")
+        if unused:
+            notes.append(f"Not in the architecture, left out: {', '.join(unused[:8])}.")
+        return model, tuple(notes)
+
+    def example_inputs(self, model: nn.Module) -> Inputs | None:
+        """Inputs by the names of forward's arguments; None if none were described."""
+        return bound_inputs(self, model, list(model.parameters()))
+
+    def required_inputs(self, model: nn.Module, reason: str) -> Inputs:
+        """The same where the job needs them.
+
+        Raises:
+            OptionError: If none were described; `reason` says why they are needed.
+        """
+        example = self.example_inputs(model)
+        if example is None:
+            raise OptionError(
+                "input",
+                "no example inputs are given",
+                reason,
+                "Describe each input, for example --input x=1x3x64x64, or give --inputs FILE.npz",
+            )
+        return example
+
+
+@dataclass(frozen=True)
+class BoundFiles:
+    """Calibration files as arguments of a model, batch by batch.
+
+    Attributes:
+        files: Named arrays.
+        model: Its forward's arguments have their names; floating-point arrays get its dtype.
+    """
+
+    files: Iterable[Mapping[str, NDArray[Any]]]
+    model: nn.Module
+
+    def __iter__(self) -> Iterator[Inputs]:
+        """One batch after the other, always the same."""
+        state = (*self.model.parameters(), *self.model.buffers())
+        dtypes = {each.dtype for each in state if each.is_floating_point()}
+        for batch in self.files:
+            named = {name: torch.from_numpy(array) for name, array in batch.items()}
+            if len(dtypes) == 1:  # NumPy's own float64 says nothing of what the model takes
+                [own] = dtypes
+                named = {n: x.to(own) if x.is_floating_point() else x for n, x in named.items()}
+            yield _bind(self.model, named)
+
+
+def bound_inputs(source: Source, model: nn.Module, state: Sequence[Tensor]) -> Inputs | None:
+    """The inputs that a source names as arguments of a model; None if it names none.
+
+    Args:
+        source: Names them.
+        model: Its forward's arguments have these names.
+        state: The model's tensors; if they are all float64, the inputs are too.
+    """
+    named = {each.name: _tensor(each, number) for number, each in enumerate(source.described())}
+    try:
+        named |= {name: torch.from_numpy(array) for name, array in source.stored().items()}
+    except TypeError as error:
+        raise OptionError(
+            str(source.inputs_file),
+            f"it holds what torch has no tensors for ({error})",
+            "arrays of numbers are needed",
+            "Write it with numpy.savez(path, NAME=array, ...)",
+        ) from error
+    if not named:
+        return None
+    if {each.dtype for each in state if each.is_floating_point()} == {torch.float64}:
+        named = {n: x.double() if x.is_floating_point() else x for n, x in named.items()}
+    return _bind(model, named)
+
+
+def _tensor(described: Described, number: int) -> Tensor:
+    dtype = getattr(torch, described.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise OptionError(
+            "input",
+            f"torch has no dtype {described.dtype!r}",
+            "NAME=1x3x64x64 or NAME=1x77:int64 is needed",
+            "Correct the dtype, or leave it out for float32",
+        )
+    return torch.from_numpy(described.values(number)).to(dtype)
+
+
+def _build(arch: str, arch_kwargs: dict[str, Any]) -> nn.Module:
+    module_name, _, attribute = arch.partition(":")
+    if not module_name or not attribute:
+        raise OptionError(
+            "arch",
+            f"the value is {arch!r}",
+            "'module:callable' is needed",
+            "Name the Python module and the callable that builds the model",
+        )
+    # The user's own code lies where the command is run.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        builder: Any = functools.reduce(
+            getattr, attribute.split("."), importlib.import_module(module_name)
+        )
+        model = builder(**arch_kwargs)
+    except Exception as error:
+        raise ModelError(
+            arch,
+            f"it does not build ({type(error).__name__}: {error})",
+            "a callable that returns the model is needed",
+            "Run the command where the module can be imported, and check --arch-kwargs",
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            arch,
+            f"it returns a {type(model).__name__}",
+            "a torch.nn.Module is needed",
+            "Name the callable that builds the model",
+        )
+    return model
+
+
+def _bind(model: nn.Module, named: dict[str, Tensor]) -> Inputs:
+    """Positional where forward allows it, so that the exported inputs get their names."""
+    parameters = python_inspect.signature(model.forward).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    unknown = [name for name in named if name not in parameters and not takes_any]
+    if unknown:
+        raise OptionError(
+            "input",
+            f"forward has no argument {', '.join(map(repr, unknown))}",
+            f"the names of forward's arguments are needed: {', '.join(parameters)}",
+            "Correct the names",
+        )
+    args = []
+    for name, parameter in parameters.items():
+        if name not in named or parameter.kind is parameter.KEYWORD_ONLY:
+            break
+        args.append(named[name])
+    positional = list(parameters)[: len(args)]
+    return Inputs(tuple(args), {name: x for name, x in named.items() if name not in positional})

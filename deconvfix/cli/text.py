@@ -1,0 +1,240 @@
+"""Reports as text for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from deconvfix.core.decibels import INVISIBLE_DB, decibels_in_words
+from deconvfix.report.report import finite
+
+if TYPE_CHECKING:
+    from deconvfix.cli.bench import BenchReport
+    from deconvfix.diagnose.fidelity import Fidelity
+    from deconvfix.diagnose.inspection import Inspection, Layer, OutputDiagnosis
+    from deconvfix.frontends.torch.export import ExportReport
+    from deconvfix.parity.bounds import ParityReport
+    from deconvfix.report.curves import SamplesCurve
+    from deconvfix.report.report import ConversionReport
+
+__all__ = ["bench", "conversion", "export", "finite", "inspection", "parity"]
+
+_MOST_LINES = 8
+_STANDS_OUT_DB = 10.0
+
+
+def inspection(found: Inspection) -> Iterator[Any]:
+    """One row for each layer, then notes."""
+    if not found.layers:
+        yield "No transposed convolution found."
+    else:
+        table = Table("Layer", "Channels", "Kernel", "Stride", "Overlap", "Ripple", "Period")
+        table.columns[0].overflow = "fold"
+        for layer in found.layers:
+            table.add_row(*map(escape, _row(layer)))
+        yield table
+        for layer in found.layers:
+            if layer.refusal:
+                yield f"[red]refused[/red] {escape(layer.refusal)}"
+        yield (
+            "Overlap is uneven where the stride does not divide the kernel. Ripple: unevenness of "
+            f"the answer to a constant input, by the weights; below {INVISIBLE_DB:.0f} dB it is "
+            "invisible. Period: "
+            "output pixels in which the grid repeats"
+            + ("." if found.outputs else ", if the layers follow each other.")
+        )
+        yield from map(escape, _reasons(found))
+        yield from map(escape, _tones(found))
+        for output in found.outputs:
+            yield from map(escape, _output(output))
+    for sentence in found.advice[:_MOST_LINES]:
+        yield f"Gradients: {escape(sentence)}"
+    if len(found.advice) > _MOST_LINES:
+        yield f"Gradients: {len(found.advice) - _MOST_LINES} more layers like these, see --json."
+    if found.advice:
+        yield "Such layers are not converted; new models need kernels that the stride divides."
+    yield from map(escape, found.notes)
+
+
+def conversion(report: ConversionReport) -> Iterator[Any]:
+    """One row for each layer, fidelity, proofs, notes and the verdict."""
+    table = Table("Layer", "Decision", "MACs", "What happened")
+    table.columns[0].overflow = "fold"
+    for layer in report.layers:
+        cost = ""
+        if layer.macs_before and layer.macs_after:
+            cost = f"x{layer.macs_after / layer.macs_before:.2f}"
+        color = {"replaced": "green", "refused": "red"}.get(layer.decision, "")
+        decision = f"[{color}]{layer.decision}[/{color}]" if color else layer.decision
+        table.add_row(escape(layer.name or "(model)"), decision, cost, escape(layer.reason))
+    yield table
+    if report.fidelity is not None:
+        yield escape(report.change() or "")
+        yield from map(escape, _fidelity(report.fidelity))
+    if report.samples_curve is not None:
+        yield from map(escape, _curve(report.samples_curve))
+    if report.curve is not None:
+        table = Table("Strength", "PSNR", "Ripple, network", "Ripple, layers")
+        for row in report.curve.rows():
+            table.add_row(*row)
+        yield table
+        yield from map(escape, report.curve.notes)
+    if report.parity is not None:
+        yield from parity(report.parity)
+    if report.export is not None:
+        yield from parity(report.export, "ONNX Runtime against torch")
+    yield from map(escape, report.notes)
+    if report.output:
+        yield f"Wrote {escape(report.output)}."
+    yield f"[bold]{escape(report.verdict())}[/bold]"
+
+
+def _fidelity(fidelity: Fidelity) -> Iterator[str]:
+    """The numbers of what was changed on purpose."""
+    pairs = [
+        (
+            "the layers, largest, by their weights",
+            fidelity.ripple_db_before,
+            fidelity.ripple_db_after,
+        ),
+        ("the whole model", fidelity.network_ripple_db_before, fidelity.network_ripple_db_after),
+    ]
+    for what, before, after in pairs:
+        if before is not None and after is not None:
+            told = f"{decibels_in_words(before)} before, {decibels_in_words(after)} after"
+            yield f"  Ripple of {what}: {told}."
+    if fidelity.psnr_db is not None:
+        yield f"  PSNR {fidelity.psnr_db:.1f} dB, on {fidelity.measured_on()}."
+
+
+def _curve(curve: SamplesCurve) -> Iterator[str]:
+    """One line for each fit, and what they say."""
+    yield f"Calibrated fits, compared on {curve.heldout} held-out samples:"
+    for each in curve.points:
+        psnr = "nothing to compare" if each.psnr_db is None else f"{each.psnr_db:.1f} dB PSNR"
+        yield f"  {each.samples:>5} samples  {psnr}"
+    yield f"  {curve.sentence()}"
+
+
+def export(report: ExportReport) -> Iterator[Any]:
+    """Where the file is, what is in it, and the proof."""
+    if report.parity is not None:
+        yield from parity(report.parity, "ONNX Runtime against torch")
+    count = report.operators.get("ConvTranspose", 0)
+    yield f"Wrote {escape(report.path)}, opset {report.opset}, {count} ConvTranspose."
+
+
+def parity(report: ParityReport, title: str = "Proof") -> Iterator[Any]:
+    """One line, and what is wrong."""
+    agreement = "[green]in agreement[/green]" if report.ok else "[red]NOT in agreement[/red]"
+    yield (
+        f"{title}: {agreement}, {len(report.comparisons)} comparisons in {report.dtype}; "
+        f"largest difference {report.max_abs:.3g}, {report.max_error_ratio:.3g} times what one "
+        "rounding explains (limit 10)."
+    )
+    for problem in report.problems:
+        yield f"[red]{escape(problem)}[/red]"
+    if report.first_departure is not None:
+        yield f"The first layer that departs: {escape(report.first_departure)}."
+    yield from map(escape, report.notes)
+
+
+def bench(report: BenchReport) -> Iterator[Any]:
+    """One row for each model, and the ratio."""
+    table = Table("", "Runtime", "Median", "Middle half of the runs")
+    for name, each in (("before", report.before), ("after", report.after)):
+        low, high = each.quartiles_ms
+        table.add_row(name, each.runtime, f"{each.median_ms:.3g} ms", f"{low:.3g} to {high:.3g} ms")
+    yield table
+    low, high = report.ratio_quartiles
+    threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
+    yield (
+        f"Before over after: {report.ratio:.2f} (above 1 the converted model is faster); middle half of "
+        f"{report.repeats} pairs {low:.2f} to {high:.2f}; {threads}."
+    )
+    if report.before.runtime != report.after.runtime:
+        yield "The two run in different runtimes: that is part of the ratio."
+
+
+def _reasons(found: Inspection) -> Iterator[str]:
+    """Why each form is recommended, layers of one reason together."""
+    layers: dict[str, list[str]] = {}
+    for layer in found.layers:
+        if layer.recommendation is not None:
+            form, reason = layer.recommendation.form, layer.recommendation.reason
+            layers.setdefault(f"{form}. {reason}", []).append(layer.name or "(model)")
+    for reason, names in layers.items():
+        yield f"{', '.join(names)}: {reason}"
+
+
+def _tones(found: Inspection) -> Iterator[str]:
+    """The frequencies of grids in Hz, where the sample rate was given."""
+    for layer in found.layers:
+        tones = [each for each in layer.frequencies if each.hz is not None]
+        if not tones:
+            continue
+        words = [
+            f"{each.hz:g} Hz" + ("" if each.ripple_db is None else f" ({each.ripple_db:.1f} dB)")
+            for each in tones[:_MOST_LINES]
+        ]
+        more = ", ..." if len(tones) > _MOST_LINES else ""
+        others = sorted({other for each in tones for other in each.coincides_with})
+        shared = f"; images of {', '.join(others)} fall on them too" if others else ""
+        yield f"{layer.name or '(model)'}: tones at {', '.join(words)}{more}{shared}."
+
+
+def _output(output: OutputDiagnosis) -> Iterator[str]:
+    where = f"Output {output.index}"
+    flat = output.flat_field
+    if flat is not None:
+        yield (
+            f"{where}: a constant input gives a ripple of {flat.ripple_db:.1f} dB, phases up to "
+            f"{flat.apart:.3g} apart."
+        )
+    for each in output.phase_variances:
+        period = "x".join(map(str, each.period))
+        yield (
+            f"{where}: the phase in a period of {period} explains {100 * each.share:.2g} % of the "
+            f"fine structure, rms {each.rms:.2g} (F = {each.f_statistic:.3g}, p = {each.p_value:.2g}; "
+            f"{', '.join(map(_named, each.layers))})."
+        )
+    peaks = sorted(
+        (each for each in output.peaks if each.ratio_db >= _STANDS_OUT_DB),
+        key=lambda each: -each.ratio_db,
+    )
+    for peak in peaks[:_MOST_LINES]:
+        at = ", ".join(f"{each:.4g}" for each in peak.frequency)
+        unit = f"{peak.hz:g} Hz" if peak.hz is not None else f"({at}) cycles per pixel"
+        layers = ", ".join(map(_named, peak.layers)) or "no layer alone"
+        yield f"{where}: a peak at {unit}, {peak.ratio_db:.1f} dB, from {layers}."
+    if len(peaks) > _MOST_LINES:
+        yield f"{where}: {len(peaks) - _MOST_LINES} further peaks, see --json."
+    if output.peaks and not peaks:
+        yield f"{where}: no frequency of a grid stands out by {_STANDS_OUT_DB:g} dB."
+
+
+def _named(layer: str) -> str:
+    return layer or "(model)"
+
+
+def _row(layer: Layer) -> tuple[str, ...]:
+    ripple = "?" if layer.ripple_db is None else f"{layer.ripple_db:.1f} dB"
+    if layer.ripple_db is not None and layer.ripple_db <= -300:
+        ripple = "none"
+    if layer.kernel_size is None or layer.stride is None:
+        return (layer.name or "(model)", "?", "?", "?", "?", ripple, "?")
+    channels = f"{layer.in_channels}->{layer.out_channels}"
+    if layer.groups != 1:
+        channels += f" /{layer.groups}"
+    return (
+        layer.name or "(model)",
+        channels,
+        "x".join(map(str, layer.kernel_size)),
+        "x".join(map(str, layer.stride)),
+        "uneven" if layer.uneven_overlap else "even",
+        ripple,
+        "?" if layer.period is None else "x".join(map(str, layer.period)),
+    )

@@ -1,0 +1,103 @@
+"""How the outputs of a calibrated conversion come closer with the number of calibration samples.
+
+Every fourth sample is held out, as in a distillation. Fits to a quarter, to half, and to all of the
+others are compared with the original on the held-out ones. Each set is spread evenly over the samples,
+and part of the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from deconvfix.conversion import convert
+from deconvfix.errors import OptionError
+from deconvfix.forms.base import FITTED_TO_DATA, Init
+from deconvfix.plan import Plan
+from deconvfix.report.curves import SamplesCurve, SamplesPoint
+
+__all__ = ["samples_curve"]
+
+# Every so many samples are fitted to.
+_STEPS = (4, 2, 1)
+# So that a quarter of three quarters is more than one sample.
+_FEWEST = 8
+
+
+def samples_curve(
+    model: Any,
+    *,
+    calibration: Iterable[Any] | str | None = None,
+    example_inputs: Any | None = None,
+    init: Init | None = None,
+    plan: Plan | None = None,
+    **options: Any,
+) -> SamplesCurve:
+    """Fits a model to some of the samples, three times.
+
+    Args:
+        model: A torch.nn.Module; it is not changed.
+        calibration: As for `deconvfix.convert`, like what follows.
+        example_inputs: Likewise.
+        init: "calibrated" or "tuned". Tuned conversions are compared by the calibrated fit that they
+            start from.
+        plan: Says it instead of `init` and the other options.
+        options: Further ones.
+
+    Returns:
+        The distances on the held-out samples, as PSNR.
+
+    Raises:
+        OptionError: If there are less than 8 samples, or no layer is fitted to them.
+    """
+    inits = (
+        [init] if plan is None else [each.settings.init for each in plan.replaced if each.settings]
+    )
+    if calibration is None or not set(inits) & set(FITTED_TO_DATA):
+        raise OptionError(
+            "samples-curve",
+            "no layer is to be fitted to calibration samples",
+            "it says what more of them would bring",
+            "Use it with init 'calibrated' or 'tuned' and calibration inputs, or leave it out",
+        )
+    from deconvfix.frontends.torch.compare import psnr_on
+    from deconvfix.frontends.torch.samples import calibration_inputs, cut, join, split
+
+    batches, _ = calibration_inputs(calibration, example_inputs, options.get("seed", 0))
+    samples, independent = cut(model, batches)
+    if len(samples) < _FEWEST:
+        raise OptionError(
+            "samples-curve",
+            f"there are {len(samples)} calibration samples"
+            + ("" if independent else " (the model does not treat those of a batch independently)"),
+            f"{_FEWEST} or more are needed to fit to some and compare on others",
+            "Give more samples, or leave this out",
+        )
+    fitted, heldout = split(samples)
+    options |= {"init": "calibrated", "plan": _untuned(plan), "inplace": False, "verify": False}
+    points = []
+    for step in _STEPS:
+        chosen = fitted[::step]
+        converted = convert(
+            model,
+            calibration=join(chosen) if independent else chosen,
+            example_inputs=example_inputs,
+            **options,
+        )
+        psnr = psnr_on(model, converted.model, join(heldout) if independent else heldout)
+        points.append(SamplesPoint(len(chosen), psnr))
+    return SamplesCurve(len(heldout), tuple(points))
+
+
+def _untuned(plan: Plan | None) -> Plan | None:
+    """The plan with the fits that a distillation would start from."""
+    if plan is None:
+        return None
+    decisions = tuple(
+        replace(each, settings=replace(each.settings, init="calibrated"))
+        if each.settings is not None and each.settings.init == "tuned"
+        else each
+        for each in plan.decisions
+    )
+    return replace(plan, decisions=decisions)

@@ -1,0 +1,1 @@
+"""Which grid a model makes, and what a conversion does to it."""

@@ -1,0 +1,304 @@
+"""From a search and a run to an Inspection: which grids there are, and what they do to the outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvfix.core.decibels import INVISIBLE_DB, LOWEST_DB
+from deconvfix.diagnose.advice import recommend
+from deconvfix.diagnose.inspection import Inspection, Layer, OutputDiagnosis
+from deconvfix.errors import OptionError
+from deconvfix.frontends.base import Findings, Probe
+from deconvfix.grid.flat_field import flat_field_of, network_answers, with_channels
+from deconvfix.grid.kernel import frequency_ripples_db, ripple_db, sum_rule_holds, uneven_overlap
+from deconvfix.grid.periods import (
+    GridFrequency,
+    Period,
+    frequencies_of,
+    layers_with,
+    measured_period,
+    stacked_periods,
+)
+from deconvfix.grid.spectra import radial_spectrum, spectral_peaks
+from deconvfix.grid.variance import PhaseVariance, phase_variance
+from deconvfix.plan import Match
+
+__all__ = [
+    "check_sample_rate",
+    "describe",
+    "diagnose",
+    "longest_period",
+    "outputs_with_grids",
+]
+
+Answers = dict[str, NDArray[np.float64]]
+
+
+def check_sample_rate(sample_rate: float | None) -> None:
+    """Checks the option.
+
+    Raises:
+        OptionError: If it is no positive number.
+    """
+    if sample_rate is None:
+        return
+    number = isinstance(sample_rate, (int, float)) and not isinstance(sample_rate, bool)
+    if not number or not math.isfinite(sample_rate) or sample_rate <= 0:
+        raise OptionError(
+            "sample_rate",
+            f"the value is {sample_rate!r}",
+            "a positive number of Hz is needed",
+            "Give the sample rate of the model's output, for example 22050",
+        )
+
+
+def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Inspection:
+    """Puts together what is known of a model.
+
+    Args:
+        findings: Its layers.
+        probe: What a run told; an empty one if there was none.
+        sample_rate: Of one-dimensional outputs, in Hz.
+    """
+    matches = findings.matches
+    notes = [*findings.notes, *probe.notes]
+    strides = [each.spec.stride for each in matches if each.spec is not None]
+    stacked = _stacked(matches)
+    if sample_rate is not None and not any(len(each) == 1 for each in strides):
+        notes.append("No layer has one dimension: the sample rate is not used.")
+    periods, outputs = dict(stacked), []
+    shown = outputs_with_grids(matches, probe)
+    for _, grids in reversed(shown.values()):
+        periods.update(grids)  # the first output counts
+    longest = {index: longest_period(grids) for index, (_, grids) in shown.items()}
+    flat = {} if probe.run is None else network_answers(probe.run, probe.inputs, longest)
+    for index, (values, grids) in shown.items():
+        usable = bool(np.isfinite(values).all())
+        one_dimensional = sample_rate if len(longest[index]) == 1 else None
+        outputs.append(
+            OutputDiagnosis(
+                index=index,
+                shape=tuple(probe.outputs[index].shape),
+                period=longest[index],
+                flat_field=flat.get(index),
+                phase_variances=tuple(_variances(values, grids)) if usable else (),
+                peaks=spectral_peaks(values, longest[index], grids, one_dimensional)
+                if usable
+                else (),
+                radial_spectrum=radial_spectrum(values) if usable else None,
+            )
+        )
+        notes += _limits(outputs[-1], usable)
+    found = describe(
+        matches,
+        notes,
+        periods=periods,
+        answers=_answers(probe),
+        outputs=outputs,
+        advice=probe.advice,
+        sample_rate=sample_rate,
+    )
+    return replace(found, notes=(*found.notes, *_nothing_to_lose(found)))
+
+
+def _nothing_to_lose(found: Inspection) -> Iterator[str]:
+    """Sentences about outputs whose layers make grids that do not arrive."""
+    strong = [each.ripple_db for each in found.layers if each.ripple_db is not None]
+    if not strong or max(strong) <= INVISIBLE_DB:
+        return
+    for output in found.outputs:
+        flat = output.flat_field
+        if flat is not None and flat.ripple_db <= INVISIBLE_DB:
+            yield (
+                f"Output {output.index}: a constant input gives no visible grid, although layers make one: "
+                "what follows them takes it away. A form without a grid gains nothing there, and fits to "
+                "single layers can move the output far."
+            )
+
+
+def outputs_with_grids(
+    matches: Sequence[Match], probe: Probe
+) -> dict[int, tuple[NDArray[Any], dict[str, Period]]]:
+    """The outputs that a grid may be in.
+
+    Args:
+        matches: The layers.
+        probe: Of a run.
+
+    Returns:
+        By the number of the output its values, (N, C, *spatial), and the period of each layer's grid.
+    """
+    layers = [each for each in matches if each.spec is not None]
+    stacked = _stacked(matches)
+    sizes = {each.name: each.output_size for each in probe.layers}
+    shown: dict[int, tuple[NDArray[Any], dict[str, Period]]] = {}
+    for index, output in enumerate(probe.outputs):
+        for ndim in sorted({len(each) for each in stacked.values()}):
+            values = with_channels(output, ndim)
+            grids = {} if values is None else _grids(layers, stacked, sizes, values.shape[2:])
+            if values is not None and any(max(each) > 1 for each in grids.values()):
+                shown[index] = (values, grids)
+                break
+    return shown
+
+
+def longest_period(grids: Mapping[str, Period]) -> Period:
+    """The longest of the grids' periods, per axis."""
+    return tuple(max(axis) for axis in zip(*grids.values(), strict=True))
+
+
+def _stacked(matches: Sequence[Match]) -> dict[str, Period]:
+    """The periods of layers that follow each other."""
+    layers = {each.name: each.spec.stride for each in matches if each.spec is not None}
+    return dict(zip(layers, stacked_periods(list(layers.values())), strict=True))
+
+
+def _grids(
+    layers: Sequence[Match],
+    stacked: Mapping[str, Period],
+    sizes: Mapping[str, tuple[int, ...]],
+    output_size: tuple[int, ...],
+) -> dict[str, Period]:
+    """The periods of the layers' grids in an output: as seen, or as assumed for those not seen."""
+    grids = {}
+    for each in layers:
+        assert each.spec
+        if each.spec.ndim != len(output_size):
+            continue
+        if each.name in sizes and min(sizes[each.name]) > 0:
+            grids[each.name] = measured_period(each.spec.stride, sizes[each.name], output_size)
+        elif not sizes:
+            grids[each.name] = stacked[each.name]
+    return grids
+
+
+def _variances(values: NDArray[Any], grids: Mapping[str, Period]) -> Iterator[PhaseVariance]:
+    """One analysis for each period of a grid, the longest first."""
+    distinct = {each for each in grids.values() if max(each) > 1}
+    for period in sorted(distinct, reverse=True):
+        once = tuple(Fraction(1, n) for n in period)
+        found = phase_variance(values, period, layers_with(once, grids))
+        if found is not None:
+            yield found
+
+
+def _answers(probe: Probe) -> Answers:
+    """The answers of each layer, all its calls together."""
+    tables: dict[str, list[NDArray[np.float64]]] = {}
+    for each in probe.layers:
+        tables.setdefault(each.name, []).append(each.phases)
+    return {name: np.concatenate(each) for name, each in tables.items()}
+
+
+def _limits(output: OutputDiagnosis, usable: bool) -> list[str]:
+    """Sentences about what could not be measured."""
+    where = f"Output {output.index}"
+    if not usable:
+        return [f"{where} has NaN or infinities: it was not looked at."]
+    found = []
+    if output.flat_field is None:
+        found.append(
+            f"{where}: no flat field. The model's answer to constant inputs does not become periodic "
+            "away from the border: the border, or a position that the model knows, reaches everywhere."
+        )
+    if not output.phase_variances or output.phase_variances[0].period != output.period:
+        found.append(
+            f"{where} has less than four periods of {'x'.join(map(str, output.period))}: give larger "
+            "example inputs for an analysis of variance and spectral peaks."
+        )
+    elif not output.peaks:
+        found.append(
+            f"{where} has less than four periods of {'x'.join(map(str, output.period))} along an "
+            "axis: give larger example inputs for spectral peaks."
+        )
+    return found
+
+
+def describe(
+    matches: Sequence[Match],
+    notes: Sequence[str] = (),
+    *,
+    periods: Mapping[str, Period] | None = None,
+    answers: Mapping[str, NDArray[np.float64]] | None = None,
+    outputs: Sequence[OutputDiagnosis] = (),
+    advice: Sequence[str] = (),
+    sample_rate: float | None = None,
+) -> Inspection:
+    """Describes what was found.
+
+    Args:
+        matches: The layers.
+        notes: About what could not be seen.
+        periods: Of their grids, in output pixels.
+        answers: The phases of their answers to a constant, (N, C_out, *stride), where they were run.
+        outputs: What was found in the outputs.
+        advice: About other layers.
+        sample_rate: Of one-dimensional outputs, in Hz.
+    """
+    known = dict(periods or {})
+    tables = answers or {}
+    layers = (_layer(each, known, tables.get(each.name), sample_rate) for each in matches)
+    return Inspection(tuple(layers), tuple(notes), tuple(outputs), tuple(advice), sample_rate)
+
+
+def _layer(
+    match: Match,
+    periods: Mapping[str, Period],
+    answer: NDArray[np.float64] | None,
+    sample_rate: float | None,
+) -> Layer:
+    spec = match.spec
+    ripple = rule = worst = where = None
+    ripples: dict[tuple[int, int], float] = {}
+    if spec is not None and match.obstacle is None and match.read_weight is not None:
+        weight = match.read_weight()
+        ripple = ripple_db(spec, weight)
+        rule = sum_rule_holds(spec, weight, match.dtype)
+        table = frequency_ripples_db(spec, weight)
+        for axis, s in enumerate(spec.stride):
+            for multiple in range(1, s):
+                at = tuple(multiple if a == axis else 0 for a in range(spec.ndim))
+                ripples[axis, multiple] = float(table[at])
+        if table.size > 1:
+            index = np.unravel_index(int(table.argmax()), table.shape)
+            worst = float(table.max())
+        if worst is not None and worst > LOWEST_DB:
+            where = tuple(float(u / s) for u, s in zip(index, spec.stride, strict=True))
+    tones: tuple[GridFrequency, ...] = ()
+    if spec is not None and match.name in periods:
+        tones = frequencies_of(match.name, spec.stride, ripples, periods, sample_rate)
+    return Layer(
+        name=match.name,
+        op=match.op,
+        ndim=None if spec is None else spec.ndim,
+        in_channels=None if spec is None else spec.in_channels,
+        out_channels=None if spec is None else spec.out_channels,
+        kernel_size=None if spec is None else spec.kernel_size,
+        stride=None if spec is None else spec.stride,
+        padding=None if spec is None else spec.padding,
+        output_padding=None if spec is None else spec.output_padding,
+        dilation=None if spec is None else spec.dilation,
+        groups=None if spec is None else spec.groups,
+        bias=None if spec is None else spec.bias,
+        dtype=match.dtype,
+        calls=match.calls,
+        input_sizes=match.input_sizes,
+        macs_per_position=None if spec is None else spec.macs_per_position(),
+        uneven_overlap=None if spec is None else uneven_overlap(spec),
+        ripple_db=ripple,
+        refusal=None if match.obstacle is None else match.obstacle.sentence(match.name),
+        sum_rule=rule,
+        worst_ripple_db=worst,
+        worst_frequency=where,
+        frequencies=tones,
+        period=periods.get(match.name),
+        recommendation=recommend(match),
+        flat_field=None if answer is None else flat_field_of(answer),
+    )

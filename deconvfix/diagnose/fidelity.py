@@ -1,0 +1,138 @@
+"""What an intended change does to a model, as plain data: fidelity, and the grid before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deconvfix.core.decibels import LOWEST_DB, decibels_in_words
+from deconvfix.grid.flat_field import FlatField
+
+__all__ = [
+    "Fidelity",
+    "OutputChange",
+    "Tone",
+]
+
+
+@dataclass(frozen=True)
+class Tone:
+    """The power of an output at one frequency of the layers' grids, before and after.
+
+    Attributes:
+        frequency: Cycles per output pixel, per axis.
+        hz: The same in Hz, for one dimension with a sample rate.
+        layers: Those whose grids have this frequency; see `spectra.Peak`.
+        ratio_db_before: Power there over the median power of the neighbouring frequencies; off the
+            axes None below 10 dB.
+        ratio_db_after: The same of the converted model.
+    """
+
+    frequency: tuple[float, ...]
+    hz: float | None
+    layers: tuple[str, ...]
+    ratio_db_before: float | None
+    ratio_db_after: float | None
+
+    @property
+    def strength(self) -> float:
+        """The larger of the ratios."""
+        known = [each for each in (self.ratio_db_before, self.ratio_db_after) if each is not None]
+        return max(known, default=LOWEST_DB)
+
+    def in_words(self) -> str:
+        """The frequency with its unit."""
+        if self.hz is not None:
+            return f"{self.hz:g} Hz"
+        at = ", ".join(f"{each:.4g}" for each in self.frequency)
+        return f"{at} per sample" if len(self.frequency) == 1 else f"({at}) per pixel"
+
+
+@dataclass(frozen=True)
+class OutputChange:
+    """The grid in one output of the model, before and after.
+
+    Attributes:
+        index: The number of the output.
+        period: The longest period of the layers' grids, in output pixels per axis.
+        flat_before: The original's answer to a constant input, away from the border; None if that
+            never becomes periodic.
+        flat_after: The converted model's.
+        tones: The outputs' power at the frequencies of the grids.
+    """
+
+    index: int
+    period: tuple[int, ...]
+    flat_before: FlatField | None
+    flat_after: FlatField | None
+    tones: tuple[Tone, ...]
+
+    def strongest(self, most: int) -> tuple[Tone, ...]:
+        """The tones that stand out most, before or after."""
+        return tuple(sorted(self.tones, key=lambda each: -each.strength)[:most])
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far an intended change moves the output, and what becomes of the grid.
+
+    The last calibration batch is what is looked at, or else the example inputs; without either, what
+    needs a run is None. Where calibration inputs were fitted to, the distance is that on inputs which
+    the fit has seen: `SamplesCurve` has it on others.
+
+    Attributes:
+        psnr_db: Converted against original output, peak = range of the original's.
+        ripple_db_before: Largest flat-field ripple of a converted layer before, by its weights
+            (-300: none).
+        ripple_db_after: The same after, by the weights that the converted layers have.
+        network_ripple_db_before: Ripple of the whole model's answer to a constant input, away from the
+            border; the largest of its outputs. None if it never becomes periodic.
+        network_ripple_db_after: The same of the converted model.
+        psnr_samples: How many samples were looked at.
+        psnr_seen: Whether the layers were fitted to these very samples.
+        calibration_samples: How many samples the layers were fitted to; None for other fits.
+        outputs: The outputs one by one.
+    """
+
+    psnr_db: float | None
+    ripple_db_before: float
+    ripple_db_after: float
+    network_ripple_db_before: float | None = None
+    network_ripple_db_after: float | None = None
+    psnr_samples: int | None = None
+    psnr_seen: bool = False
+    calibration_samples: int | None = None
+    outputs: tuple[OutputChange, ...] = ()
+
+    def sentence(self) -> str:
+        """What the change did, for the owner of the model."""
+        before, after = self.network_ripple_db_before, self.network_ripple_db_after
+        what = "The grid on a constant input"
+        if before is None or after is None:
+            before, after = self.ripple_db_before, self.ripple_db_after
+            what = "The strongest grid of a layer on a constant input"
+        verb = "fell" if after < before else "went"
+        told = f"{what} {verb} from {decibels_in_words(before)} to {decibels_in_words(after)}"
+        loudest = max(
+            (each for each in self.outputs if each.flat_before and each.flat_after),
+            key=lambda each: each.flat_before.rms if each.flat_before else 0.0,
+            default=None,
+        )
+        if loudest is not None and before > 0:
+            # Sound has no level that a ripple could be told relative to.
+            assert loudest.flat_before
+            assert loudest.flat_after
+            old, new = loudest.flat_before.rms, loudest.flat_after.rms
+            verb = "fell" if new < old else "went"
+            told = f"The tone on a constant input {verb} from an rms of {old:.2g} to {new:.2g}"
+        if self.psnr_db is None:
+            return f"{told}; how close the outputs stay was not measured."
+        seen = " on samples that the fit has seen" if self.psnr_seen else ""
+        return f"{told}; the outputs agree with the original to {self.psnr_db:.1f} dB PSNR{seen}."
+
+    def measured_on(self) -> str:
+        """Which samples the outputs were compared on, in words."""
+        count, fitted = self.psnr_samples, self.calibration_samples
+        if self.psnr_seen:
+            return f"{count} of the {fitted} samples that the layers were fitted to"
+        drawn = "" if fitted is None else f" (the layers were fitted to {fitted} others)"
+        return f"{'some' if count is None else count} example input{'s'[count == 1 :]}{drawn}"

@@ -1,0 +1,286 @@
+"""What a fitted conversion does to a model, measured: the grid before and after, and the distance.
+
+The ripple of layers comes from the weights that they have; that of the network, and the tones in its
+outputs, from running the original and the converted model on the same inputs, and on constant ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvfix.core.decibels import LOWEST_DB, decibels_in_words
+from deconvfix.diagnose.diagnosis import longest_period, outputs_with_grids
+from deconvfix.diagnose.fidelity import Fidelity, OutputChange, Tone
+from deconvfix.forms import form
+from deconvfix.frontends.base import Frontend, Probe, ReadsConverted
+from deconvfix.grid.flat_field import FlatField, flat_field_of, network_tables, with_channels
+from deconvfix.grid.kernel import ripple_db
+from deconvfix.grid.periods import Period
+from deconvfix.grid.spectra import spectral_peaks
+from deconvfix.plan import Match, Plan
+
+__all__ = [
+    "Runs",
+    "fidelity_of",
+    "flat_tables",
+    "planned_ripples",
+    "ripples_now",
+    "run_both",
+    "with_runs",
+]
+
+# Inputs are enlarged for a flat field only until outputs have so many elements, or so many times those of
+# the example: a conversion must not take the time and memory of pictures that its owner never makes.
+_MOST_OUTPUT = 2**20
+_MOST_GROWTH = 4
+# Outputs that agree less than this are other ones to the eye. A grid that is so faint is hard to see.
+_FAR_DB = 25.0
+_FAINT_DB = -30.0
+
+Ripples = dict[str, tuple[float, float]]
+
+
+# --- layers -------------------------------------------------------------------------------------
+
+
+def planned_ripples(matches: Sequence[Match], plan: Plan) -> Ripples:
+    """The ripples of the layers that change, before, and after a fit to their weights.
+
+    Args:
+        matches: The layers; their weights must be those of the original still.
+        plan: What is converted.
+
+    Returns:
+        dB before and after, by the layer's name; layers whose weights cannot be read are missing.
+    """
+    found: Ripples = {}
+    readers = {match.name: match for match in matches}
+    for decision in plan.replaced:
+        match = readers.get(decision.name)
+        if decision.exact or match is None or match.read_weight is None:
+            continue
+        if match.spec is None or match.spec != decision.spec:
+            continue
+        assert decision.form
+        assert decision.settings
+        weight = match.read_weight()
+        new = form(decision.form).equivalent(match.spec, decision.settings, weight)
+        found[decision.name] = (ripple_db(match.spec, weight), ripple_db(*new))
+    return found
+
+
+def ripples_now(frontend: Frontend, model: Any, plan: Plan, planned: Ripples) -> Ripples:
+    """The same, after by the weights that the converted layers have: whatever fitted them.
+
+    Layers that a front end writes as operators have the kernels that were decided, as the proof says.
+    """
+    fitted = [each for each in plan.replaced if each.name in planned]
+    after = {name: pair[1] for name, pair in planned.items()}
+    for each in fitted:
+        if each.fitted is not None:
+            assert each.form
+            assert each.spec
+            assert each.settings
+            kernel = each.fitted.kernel
+            after[each.name] = ripple_db(*form(each.form).spread(each.spec, each.settings, kernel))
+    corrected = {each.name for each in fitted if each.form == "equalized"}
+    if corrected:
+        for match in frontend.find(model, None).matches:
+            readable = match.spec is not None and match.read_weight is not None
+            if match.name in corrected and readable:
+                assert match.spec
+                assert match.read_weight
+                after[match.name] = ripple_db(match.spec, match.read_weight())
+    exchanged = [each.name for each in fitted if each.name not in corrected]
+    if exchanged and isinstance(frontend, ReadsConverted):
+        for name, layer in frontend.converted_weights(model, exchanged).items():
+            after[name] = ripple_db(*layer)
+    return {name: (pair[0], after[name]) for name, pair in planned.items()}
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The original and the converted model on the same inputs.
+
+    Attributes:
+        before: Of the original.
+        after: Of the converted model.
+        shown: The original's outputs that a grid may be in; see `diagnosis.outputs_with_grids`.
+    """
+
+    before: Probe
+    after: Probe
+    shown: Mapping[int, tuple[NDArray[Any], dict[str, Period]]]
+
+    def compared(self, index: int) -> NDArray[Any] | None:
+        """The converted model's output, (N, C, *spatial); None if it is of another shape."""
+        values, grids = self.shown[index]
+        if index >= len(self.after.outputs):
+            return None
+        found = with_channels(self.after.outputs[index], len(longest_period(grids)))
+        return found if found is not None and found.shape == values.shape else None
+
+
+def run_both(
+    frontend: Frontend, before: Any, after: Any, matches: Sequence[Match], inputs: Any
+) -> Runs | None:
+    """Runs both models; None if one of them does not run.
+
+    Args:
+        frontend: Of the models' kind.
+        before: The original.
+        after: The converted model.
+        matches: The original's layers.
+        inputs: As `example_inputs` of `deconvfix.convert`.
+    """
+    old, new = (frontend.probe(model, inputs, matches) for model in (before, after))
+    if old.run is None or new.run is None:
+        return None
+    return Runs(old, new, outputs_with_grids(matches, old))
+
+
+def fidelity_of(ripples: Ripples, plan: Plan) -> Fidelity | None:
+    """What is known without a run; None if no function changes."""
+    if all(each.exact for each in plan.replaced):
+        return None
+    before = max((pair[0] for pair in ripples.values()), default=LOWEST_DB)
+    after = max((pair[1] for pair in ripples.values()), default=LOWEST_DB)
+    return Fidelity(None, before, after)
+
+
+def with_runs(
+    fidelity: Fidelity,
+    frontend: Frontend,
+    before: Any,
+    after: Any,
+    matches: Sequence[Match],
+    inputs: Any,
+    *,
+    sample_rate: float | None = None,
+) -> tuple[Fidelity, tuple[str, ...]]:
+    """Adds what running both models tells: distance, grid on constant inputs, tones in the outputs.
+
+    Args:
+        fidelity: What is known without a run.
+        frontend: Of the models' kind.
+        before: The original.
+        after: The converted model.
+        matches: The original's layers.
+        inputs: As `example_inputs` of `deconvfix.convert`.
+        sample_rate: Of one-dimensional outputs, in Hz.
+
+    Returns:
+        It, and notes on what could not be measured.
+    """
+    fidelity = replace(fidelity, psnr_db=frontend.psnr_db(before, after, inputs))
+    runs = run_both(frontend, before, after, matches, inputs)
+    if runs is None:
+        return fidelity, ("The grid of the whole model was not measured: it does not run.",)
+    batch = next((len(each) for each in runs.before.inputs if each.ndim), None)
+    outputs = _changes(runs, sample_rate)
+    flat = [each for each in outputs if each.flat_before and each.flat_after]
+    notes = tuple(
+        f"Output {each.index}: its grid on a constant input is not measured. The answer does not become "
+        "periodic away from the border: the border, or a position that the model knows, reaches "
+        "everywhere."
+        for each in outputs
+        if each not in flat
+    )
+    found = replace(
+        fidelity,
+        network_ripple_db_before=_largest([each.flat_before for each in flat]),
+        network_ripple_db_after=_largest([each.flat_after for each in flat]),
+        psnr_samples=batch,
+        outputs=outputs,
+    )
+    return found, (*_far(found), *notes)
+
+
+def _far(fidelity: Fidelity) -> tuple[str, ...]:
+    """What to do where the outputs are other ones."""
+    psnr, ripple = fidelity.psnr_db, fidelity.network_ripple_db_before
+    if psnr is None or psnr >= _FAR_DB:
+        return ()
+    told = f"The outputs are far from the original's ({psnr:.1f} dB)"
+    if ripple is not None and ripple < _FAINT_DB and fidelity.ripple_db_before > ripple:
+        told += (
+            ": the layers behind the converted ones rely on their grids, and take them away, so that "
+            f"{decibels_in_words(ripple)} are left of them in the original"
+        )
+    return (
+        f"{told}. Fits to single layers do not see what follows. A distillation does (init 'tuned', for "
+        "modules), and gets closer with time and samples; or leave these layers as they are.",
+    )
+
+
+def _largest(answers: Sequence[FlatField | None]) -> float | None:
+    return max((each.ripple_db for each in answers if each is not None), default=None)
+
+
+def flat_tables(runs: Runs) -> list[dict[int, NDArray[np.float64]]]:
+    """The phases of both models' answers to a constant input, by the number of the output."""
+    periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
+    usual = max((each.size for each in runs.before.outputs), default=0)
+    most = max(_MOST_OUTPUT, _MOST_GROWTH * usual)
+    found = []
+    for probe in (runs.before, runs.after):
+        assert probe.run is not None
+        found.append(network_tables(probe.run, probe.inputs, periods, most))
+    return found
+
+
+def _changes(runs: Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
+    """The grid in each output that may have one."""
+    periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
+    answers = [
+        {each: flat_field_of(table) for each, table in tables.items()}
+        for tables in flat_tables(runs)
+    ]
+    return tuple(
+        OutputChange(
+            index=index,
+            period=periods[index],
+            flat_before=answers[0].get(index),
+            flat_after=answers[1].get(index),
+            tones=_tones(values, runs.compared(index), grids, sample_rate),
+        )
+        for index, (values, grids) in runs.shown.items()
+    )
+
+
+def _tones(
+    before: NDArray[Any],
+    after: NDArray[Any] | None,
+    grids: Mapping[str, Period],
+    sample_rate: float | None,
+) -> tuple[Tone, ...]:
+    """The peaks of both spectra, side by side."""
+    if after is None or not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return ()
+    period = longest_period(grids)
+    rate = sample_rate if len(period) == 1 else None
+    old, new = (
+        {each.frequency: each for each in spectral_peaks(values, period, grids, rate)}
+        for values in (before, after)
+    )
+    return tuple(
+        Tone(
+            frequency=frequency,
+            hz=peak.hz,
+            layers=peak.layers,
+            ratio_db_before=old[frequency].ratio_db if frequency in old else None,
+            ratio_db_after=new[frequency].ratio_db if frequency in new else None,
+        )
+        for frequency, peak in (new | old).items()
+    )
+
+
+# --- pictures -----------------------------------------------------------------------------------

@@ -1,0 +1,96 @@
+"""An ONNX model run in ONNX Runtime for its diagnosis: what its layers see, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from deconvfix.errors import DeconvfixError
+from deconvfix.frontends.base import LayerAnswer, Probe
+from deconvfix.frontends.onnx import inputs as onnx_inputs
+from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.parity import session_of
+from deconvfix.frontends.onnx.values import constant
+from deconvfix.grid.flat_field import layer_answer
+from deconvfix.parity.runtime import run_named
+
+__all__ = ["probe_model"]
+
+_MOST_SAMPLES = 8
+
+
+def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
+    """Runs a copy whose layers' inputs are outputs too.
+
+    Layers in branches, bodies and functions, and those whose weight is computed, are not looked at
+    alone: a graph's outputs are what ONNX Runtime gives.
+
+    Args:
+        model: The model; it is not changed.
+        example_inputs: As for `deconvfix.inspect`.
+    """
+    feed = onnx_inputs.as_feed(model, example_inputs)
+    names = tuple(feed)
+    count = len(model.graph.outputs)
+    watched = model.clone()
+    layers = [
+        each
+        for each in find_layers(watched)
+        if each.graph is watched.graph and each.spec is not None and each.weight is not None
+    ]
+    own = {value.name for value in watched.graph.outputs}
+    for layer in layers:
+        value = layer.node.inputs[0]
+        assert value is not None
+        if value.name not in own and value.producer() is not None:
+            own.add(value.name)
+            watched.graph.outputs.append(value)
+    try:
+        session = session_of(watched)
+        results = run_named(session, feed)
+    except DeconvfixError as error:
+        return Probe(notes=(f"No diagnosis by running the model: {error.found}.",))
+    seen = feed | {str(v.name): r for v, r in zip(watched.graph.outputs, results, strict=True)}
+
+    def run(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        return _arrays(run_named(session, dict(zip(names, arrays, strict=True)))[:count])
+
+    answers = [
+        _answer(each, seen.get(str(_name_of_input(each))), watched.ir_version) for each in layers
+    ]
+    return Probe(
+        layers=tuple(each for each in answers if each is not None),
+        inputs=tuple(feed.values()),
+        outputs=tuple(_arrays(results[:count])),
+        run=run,
+    )
+
+
+def _name_of_input(layer: Layer) -> str | None:
+    value = layer.node.inputs[0]
+    return None if value is None else value.name
+
+
+def _answer(layer: Layer, x: NDArray[Any] | None, ir_version: int) -> LayerAnswer | None:
+    spec = layer.spec
+    assert spec is not None
+    if x is None or x.dtype.kind != "f" or x.size == 0:
+        return None
+    bias = None
+    if spec.bias:
+        stored = constant(layer.node.inputs[2], ir_version)
+        if stored is None:
+            return None
+        bias = np.asarray(stored.numpy()).astype(np.float64)
+    means = x[:_MOST_SAMPLES].astype(np.float64).mean(tuple(range(2, x.ndim)))
+    size = layer.dynamic_size.output_size if layer.dynamic_size else spec.output_size(x.shape[2:])
+    return LayerAnswer(layer.name, layer_answer(spec, layer.read_weight(), bias, means), size)
+
+
+def _arrays(results: Sequence[Any]) -> list[NDArray[Any]]:
+    """An empty array for what is none (a sequence, an absent optional value)."""
+    return [each if isinstance(each, np.ndarray) else np.empty(0) for each in results]

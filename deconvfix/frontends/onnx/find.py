@@ -1,0 +1,369 @@
+"""ConvTranspose nodes of an ONNX model, understood: attributes, weight and shapes become a spec.
+
+Operator specification: ConvTranspose-1, -11 and -22, which agree on the attributes. Per axis, with
+natural = (L - 1)*s + K + op the size without padding, and P the pixels that are cut off it:
+
+    pads (auto_pad NOTSET)   begin and end as given
+    auto_pad VALID           none
+    auto_pad SAME_*          L_out = L*s, so P = max(0, K + op - s), whatever L is
+    output_shape             L_out as given, pads are ignored; P = max(0, natural - L_out)
+
+Where P is not given as pads, the begin gets floor(P/2) for SAME_UPPER and ceil(P/2) otherwise. With
+output_shape beyond natural, bias alone is appended at the end. That is what ONNX Runtime computes, for
+every opset; the specification says the same since opset 11, less clearly before (docs/onnx.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.errors import Refusal, SpecError
+from deconvfix.frontends.onnx.values import (
+    DEFAULT_DOMAINS,
+    Known,
+    check_model,
+    constant,
+    is_quantizer,
+)
+
+__all__ = ["DynamicSize", "Layer", "find_layers"]
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+_DTYPE_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
+# Dynamic crops need Slice with computed starts.
+_DYNAMIC_SLICE = 10
+# Weights that are not stored are extended by Pad, which ONNX Runtime has from this opset on.
+_RUNNING_PAD = 2
+# Functions hold no initializers, and before this opset Constant nodes hold no integers.
+_FUNCTION_CONSTANTS = 9
+
+
+@dataclass(frozen=True)
+class DynamicSize:
+    """An output size that is fixed while the input size is not: the crop is computed at run time.
+
+    Attributes:
+        output_size: L_out per axis.
+        begin_floor: Whether the begin gets floor(P/2) of the P pixels cut off, else ceil(P/2).
+    """
+
+    output_size: tuple[int, ...]
+    begin_floor: bool
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One ConvTranspose node.
+
+    Attributes:
+        name: Unique in the model: names of the nodes and branches around it, and its own.
+        node: The node.
+        graph: The graph or function body that it is in.
+        function: The model-local function that it is in.
+        opset: Version of the default domain there.
+        spec: Its geometry; for a `dynamic_size` that of the uncropped result. None with an obstacle.
+        dynamic_size: Set if the crop depends on the input's size.
+        input_size: Spatial input size, None where it is not known before running.
+        dtype: In torch's words.
+        obstacle: Why it cannot be converted.
+        weight: The stored weight, if it is stored as floating-point numbers.
+        weight_note: Why there is no stored weight.
+        attributes: The node's attributes; those that refer to the function's own are looked up.
+    """
+
+    name: str
+    node: ir.Node
+    graph: ir.Graph
+    function: ir.Function | None
+    opset: int
+    spec: ConvTransposeSpec | None
+    dynamic_size: DynamicSize | None
+    input_size: tuple[int | None, ...]
+    dtype: str
+    obstacle: Refusal | None
+    weight: ir.TensorProtocol | None
+    weight_note: str = ""
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def read_weight(self) -> NDArray[np.float64]:
+        """The stored weight in float64, (C_in, C_out / groups, *kernel_size)."""
+        assert self.weight is not None
+        return np.asarray(self.weight.numpy()).astype(np.float64)
+
+
+def find_layers(model: ir.Model) -> tuple[Layer, ...]:
+    """All ConvTranspose nodes of the model, in subgraphs and functions too, in the model's order.
+
+    Raises:
+        ModelError: If the model is malformed; see `check_model`.
+    """
+    check_model(model)
+    context = Known(model)
+    layers: list[Layer] = []
+    taken: set[str] = set()
+    for scope, node, name in _conv_transposes(model):
+        unique, count = name, 1
+        while unique in taken:
+            count += 1
+            unique = f"{name}#{count}"
+        taken.add(unique)
+        layers.append(_understand(context, scope, node, unique))
+    return tuple(layers)
+
+
+# --- where nodes are ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scope:
+    graph: ir.Graph
+    function: ir.Function | None
+    opset: int
+
+
+def _conv_transposes(model: ir.Model) -> Iterator[tuple[_Scope, ir.Node, str]]:
+    main = _Scope(model.graph, None, _opset(model.opset_imports))
+    yield from _walk(main, model.graph, "")
+    for function in model.functions.values():
+        scope = _Scope(function.graph, function, _opset(function.opset_imports))
+        yield from _walk(scope, function.graph, f"{function.name}.")
+
+
+def _walk(scope: _Scope, graph: ir.Graph, prefix: str) -> Iterator[tuple[_Scope, ir.Node, str]]:
+    for node in graph:
+        name = prefix + (node.name or next((v.name for v in node.outputs if v.name), node.op_type))
+        if node.op_type == "ConvTranspose" and node.domain in DEFAULT_DOMAINS:
+            yield replace(scope, graph=graph), node, name
+        for attribute in node.attributes.values():
+            if attribute.is_ref():
+                continue
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _walk(scope, attribute.as_graph(), f"{name}.{attribute.name}.")
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for number, each in enumerate(attribute.as_graphs()):
+                    yield from _walk(scope, each, f"{name}.{attribute.name}[{number}].")
+
+
+def _opset(imports: Any) -> int:
+    return int(next((imports[each] for each in DEFAULT_DOMAINS if each in imports), 1))
+
+
+# --- one node -----------------------------------------------------------------------------------
+
+
+def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Layer:
+    function = scope.function
+    operands = [*node.inputs, None, None, None]
+    x, w, b = operands[:3]
+    dtype = context.dtype(w, function) or context.dtype(x, function)
+    weight, weight_note = _stored_weight(w, context.model.ir_version)
+    layer = Layer(
+        name=name,
+        node=node,
+        graph=scope.graph,
+        function=function,
+        opset=scope.opset,
+        spec=None,
+        dynamic_size=None,
+        input_size=(),
+        dtype="unknown" if dtype is None else _DTYPE_NAMES.get(dtype, dtype.name.lower()),
+        obstacle=None,
+        weight=weight,
+        weight_note=weight_note,
+    )
+    if x is None or w is None:
+        return replace(layer, obstacle=_NO_OPERANDS)
+    if dtype is not None and dtype not in _FLOATS:
+        return replace(layer, obstacle=_not_floating(layer.dtype))
+    try:
+        settings = {
+            each: context.attribute(node, each, function)
+            for each in (
+                *("auto_pad", "dilations", "group", "kernel_shape", "output_padding"),
+                *("output_shape", "pads", "strides"),
+            )
+        }
+    except LookupError as error:
+        return replace(layer, obstacle=_depends_on_the_call(f"attribute {error.args[0]}"))
+    for what, value in (("input", x), ("weight", w), ("bias", b)):
+        if any(given is None for given, _ in context.given(value, function)):
+            return replace(layer, obstacle=_depends_on_the_call(what))
+    # an empty list stands for the default
+    layer = replace(layer, attributes={k: v for k, v in settings.items() if v not in (None, [])})
+    x_shape, w_shape = context.shape(x, function), context.shape(w, function)
+    y_shape, b_shape = context.shape(node.outputs[0], function), context.shape(b, function)
+    kernel = settings["kernel_shape"] or (None if w_shape is None else w_shape[2:])
+    if kernel is None or any(k is None for k in kernel):
+        return replace(layer, obstacle=_UNKNOWN_KERNEL)
+    if w_shape is not None and (
+        len(w_shape) - 2 != len(kernel)
+        or any(mine not in (None, theirs) for mine, theirs in zip(w_shape[2:], kernel, strict=True))
+    ):
+        return replace(layer, obstacle=_contradiction("kernel_shape", kernel, w_shape[2:]))
+    n = len(kernel)
+    groups = 1 if settings["group"] is None else settings["group"]
+    c_in = _first(_at(w_shape, 0), _at(x_shape, 1))
+    c_out = _first(
+        None if _at(w_shape, 1) is None else _at(w_shape, 1) * groups,
+        _at(y_shape, 1),
+        _at(b_shape, 0),
+    )
+    if c_in is None or c_out is None:
+        return replace(layer, obstacle=_UNKNOWN_CHANNELS)
+    input_size = (None,) * n if x_shape is None else tuple(x_shape[2:])
+    for key, wanted in (("pads", 2 * n), ("strides", n), ("dilations", n), ("output_padding", n)):
+        if settings[key] and len(settings[key]) != wanted:
+            return replace(layer, obstacle=_contradiction(key, settings[key], kernel))
+    if len(input_size) != n:
+        return replace(layer, obstacle=_contradiction("the input's shape", x_shape, kernel))
+    if settings["output_shape"] and len(settings["output_shape"]) < n:
+        return replace(
+            layer, obstacle=_contradiction("output_shape", settings["output_shape"], kernel)
+        )
+    try:
+        spec = ConvTransposeSpec(
+            in_channels=c_in,
+            out_channels=c_out,
+            kernel_size=tuple(kernel),
+            stride=tuple(settings["strides"] or (1,) * n),
+            padding=((0, 0),) * n,
+            output_padding=tuple(settings["output_padding"] or (0,) * n),
+            dilation=tuple(settings["dilations"] or (1,) * n),
+            groups=groups,
+            bias=b is not None,
+        )
+        spec, dynamic_size = _cropped(spec, settings, input_size)
+    except SpecError as error:
+        return replace(layer, obstacle=Refusal(error.found, error.needed, error.todo))
+    if dynamic_size is not None and scope.opset < _DYNAMIC_SLICE:
+        return replace(layer, obstacle=_needs_newer_slice(scope.opset))
+    main = _opset(context.model.opset_imports)
+    if function is not None and (scope.opset < _FUNCTION_CONSTANTS or scope.opset != main):
+        return replace(layer, obstacle=_old_function(scope.opset, main))
+    if weight is None and scope.opset < _RUNNING_PAD:
+        return replace(layer, obstacle=_NEEDS_PAD)
+    return replace(layer, spec=spec, dynamic_size=dynamic_size, input_size=input_size)
+
+
+def _cropped(
+    spec: ConvTransposeSpec, settings: dict[str, Any], input_size: Sequence[int | None]
+) -> tuple[ConvTransposeSpec, DynamicSize | None]:
+    """The spec with the padding that the attributes ask for; see the module's text."""
+    n = spec.ndim
+    auto_pad = settings["auto_pad"] or "NOTSET"
+    begin_floor = auto_pad == "SAME_UPPER"
+    if settings["output_shape"]:
+        wanted = tuple(settings["output_shape"][-n:])
+        if any(length is None for length in input_size):
+            return spec, DynamicSize(wanted, begin_floor)
+        natural = spec.output_size([int(length or 0) for length in input_size])
+        cut = [max(0, have - want) for have, want in zip(natural, wanted, strict=True)]
+        more = [max(0, want - have) for have, want in zip(natural, wanted, strict=True)]
+        output_padding = tuple(a + b for a, b in zip(spec.output_padding, more, strict=True))
+        spec = replace(spec, output_padding=output_padding)
+    elif auto_pad.startswith("SAME"):
+        cut = [
+            max(0, big_k + op - s)
+            for big_k, op, s in zip(
+                spec.effective_kernel_size, spec.output_padding, spec.stride, strict=True
+            )
+        ]
+    else:
+        pads = (0,) * 2 * n if auto_pad == "VALID" else (settings["pads"] or (0,) * 2 * n)
+        return replace(spec, padding=tuple(zip(pads[:n], pads[n:], strict=True))), None
+    begins = [p // 2 if begin_floor else p - p // 2 for p in cut]
+    padding = tuple((begin, p - begin) for begin, p in zip(begins, cut, strict=True))
+    return replace(spec, padding=padding), None
+
+
+def _stored_weight(value: ir.Value | None, ir_version: int) -> tuple[Any, str]:
+    tensor = constant(value, ir_version)
+    if tensor is not None and tensor.dtype in _FLOATS:
+        return tensor, ""
+    producer = None if value is None else value.producer()
+    if producer is not None and is_quantizer(producer, "DequantizeLinear"):
+        return None, "its weight is quantised"
+    return None, "its weight is computed while the model runs"
+
+
+def _at(shape: Sequence[int | None] | None, index: int) -> Any:
+    return None if shape is None or index >= len(shape) else shape[index]
+
+
+def _first(*values: int | None) -> int | None:
+    return next((each for each in values if each is not None), None)
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+_NO_OPERANDS = Refusal(
+    "it has no input or no weight",
+    "both are needed",
+    "Correct the file; ONNX Runtime does not run this node",
+)
+_UNKNOWN_KERNEL = Refusal(
+    "neither the shape of its weight nor the attribute kernel_shape is known",
+    "the kernel size is needed",
+    "Declare the weight's shape in the file (onnx.shape_inference, value_info)",
+)
+_UNKNOWN_CHANNELS = Refusal(
+    "its numbers of channels are not known before it runs",
+    "the shape of the weight is needed",
+    "Declare the weight's shape in the file (onnx.shape_inference, value_info)",
+)
+_NEEDS_PAD = Refusal(
+    "its weight is not stored, and the file has opset 1",
+    "ONNX Runtime runs the operators that rearrange it from opset 2 on",
+    "Convert the file first (onnx.version_converter)",
+)
+
+
+def _not_floating(dtype: str) -> Refusal:
+    return Refusal(
+        f"its weight is {dtype}",
+        "float32, float64, float16 or bfloat16 is needed",
+        "Keep this layer (exclude it)",
+    )
+
+
+def _depends_on_the_call(what: str) -> Refusal:
+    return Refusal(
+        f"its {what} is not the same, or left out, at the calls of the function that it is in",
+        "one geometry is needed",
+        "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
+    )
+
+
+def _old_function(opset: int, main: int) -> Refusal:
+    """ONNX Runtime reads the nodes of a function by the model's operator set, not by the function's.
+
+    onnx.checker rejects those nodes that differ between the two.
+    """
+    return Refusal(
+        f"it is in a function of opset {opset}, in a model of opset {main}",
+        f"both must be the same, {_FUNCTION_CONSTANTS} or newer",
+        "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
+    )
+
+
+def _contradiction(attribute: str, value: object, other: object) -> Refusal:
+    return Refusal(
+        f"{attribute} is {value} and the kernel's axes are {other}",
+        "the two must agree",
+        "Correct the file; ONNX Runtime does not run this node",
+    )
+
+
+def _needs_newer_slice(opset: int) -> Refusal:
+    return Refusal(
+        f"it has an output_shape and a dynamic input, and the file has opset {opset}",
+        f"a crop that depends on the input needs opset {_DYNAMIC_SLICE} or newer",
+        "Fix the input's size, or convert the file first (onnx.version_converter)",
+    )

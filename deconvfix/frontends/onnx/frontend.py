@@ -1,0 +1,191 @@
+"""Front end for ONNX models, as onnx_ir.Model, and the pass behind it.
+
+Every ConvTranspose of the default domain is found: in the graph, in the branches and bodies of If, Loop
+and Scan, and in model-local functions. What is not replaced stays as it is: names, order, documentation,
+metadata, functions, operator sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from deconvfix.core.steps import Interpolation
+from deconvfix.errors import ModelError, Refusal
+from deconvfix.forms.base import Init
+from deconvfix.frontends.base import CalibrationData, Findings, Probe
+from deconvfix.frontends.calibrate import check_without_data, refuse_flat_inputs
+from deconvfix.frontends.onnx import parity as onnx_parity
+from deconvfix.frontends.onnx.calibrate import calibrate
+from deconvfix.frontends.onnx.diagnose import probe_model
+from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.samples import calibration_feeds, count_samples
+from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
+from deconvfix.frontends.onnx.values import check_model
+from deconvfix.parity.bounds import ParityReport
+from deconvfix.plan import Match, Options, Plan, make_plan
+
+__all__ = ["FRONTEND", "OnnxFrontend", "ReplaceTransposedConvs"]
+
+# Upsample and Resize as ONNX Runtime runs them; linear with half-pixel centres.
+_OLDEST_OPSET: dict[Interpolation, int] = {"nearest": 7, "linear": 11}
+# AveragePool, as it runs it.
+_OLDEST_OPSET_WITH_MEANS = 7
+
+
+class OnnxFrontend:
+    """For onnx_ir.Model; see the module's text."""
+
+    fits: tuple[Init, ...] = ("calibrated",)
+
+    def prepare(self, model: ir.Model, example_inputs: Any | None, *, inplace: bool) -> ir.Model:
+        """A copy (tensors are shared, they are never written to), unless `inplace`.
+
+        Raises:
+            ModelError: If the model is malformed.
+        """
+        check_model(model)
+        return model if inplace else model.clone()
+
+    def find(self, model: ir.Model, example_inputs: Any | None) -> Findings:
+        """Transposed convolutions by the names of their nodes; nothing is run."""
+        return Findings(tuple(map(_match, find_layers(model))))
+
+    def probe(self, model: ir.Model, example_inputs: Any | None, matches: Sequence[Match]) -> Probe:
+        """See `diagnose.probe_model`."""
+        if example_inputs is None or not matches:
+            return Probe()
+        return probe_model(model, example_inputs)
+
+    def apply(self, model: ir.Model, plan: Plan) -> ir.Model:
+        """Rewrites the model in place."""
+        layers = {layer.name: layer for layer in find_layers(model)}
+        surgeon = Surgeon(model)
+        for decision in plan.replaced:
+            layer = layers.get(decision.name)
+            if layer is None or layer.spec is None or layer.spec != decision.spec:
+                found = "the model has no such layer" if layer is None else "its geometry differs"
+                raise ModelError(
+                    decision.name,
+                    found,
+                    "the plan must belong to this model",
+                    "Use the recipe that was made for this model",
+                )
+            surgeon.operate(layer, decision)
+        return model
+
+    def fit_to_data(
+        self, before: ir.Model, after: ir.Model, plan: Plan, data: CalibrationData
+    ) -> tuple[ir.Model, Plan, Sequence[str]]:
+        """Calibrated fits: what they found is in the plan, which is carried out again."""
+        refuse_flat_inputs(data.flat)
+        feeds = calibration_feeds(before, data.inputs, data.example_inputs, data.tuning.seed)
+        plan, notes = calibrate(
+            *(before, plan, feeds, self.apply),
+            choose_padding=data.choose_padding,
+            memory=data.memory,
+        )
+        fitted = self.apply(before.clone(), plan)
+        after.graph = fitted.graph
+        after.functions.clear()
+        after.functions.update(fitted.functions)
+        return after, plan, notes
+
+    def count_samples(
+        self, model: ir.Model, inputs: Iterable[Any] | str, example_inputs: Any | None
+    ) -> int:
+        """See `samples.count_samples`."""
+        return count_samples(model, inputs, example_inputs)
+
+    def left(self, model: ir.Model, plan: Plan, example_inputs: Any) -> Sequence[str]:
+        """Names of the ConvTranspose nodes beyond those that the plan keeps."""
+        allowed = {
+            each.name
+            for each in plan.decisions
+            if each.decision != "replaced" or each.form == "equalized"
+        }
+        return [each.name for each in find_layers(model) if each.name not in allowed]
+
+    def verify(
+        self, before: ir.Model, after: ir.Model, inputs: Sequence[Any], plan: Plan | None
+    ) -> ParityReport:
+        """See `parity.compare_models`."""
+        return onnx_parity.compare_models(before, after, inputs, plan)
+
+    def psnr_db(self, before: ir.Model, after: ir.Model, example_inputs: Any) -> float | None:
+        """See `parity.psnr_db`."""
+        return onnx_parity.psnr_db(before, after, example_inputs)
+
+
+FRONTEND = OnnxFrontend()
+
+
+class ReplaceTransposedConvs(ir.passes.InPlacePass):
+    """onnx_ir pass that replaces every transposed convolution; layers that cannot be stay.
+
+    Args:
+        options: As for `deconvfix.convert`: `to`, `interpolation`, `padding_mode`, `init`, `seed`,
+            `include` and `exclude` (tuples of glob patterns on the names of nodes).
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = Options(**options)
+        check_without_data(self.options)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Returns the model, and whether anything was replaced."""
+        plan = self.plan(model)
+        return ir.passes.PassResult(FRONTEND.apply(model, plan), bool(plan.replaced))
+
+    def plan(self, model: ir.Model) -> Plan:
+        """What `call` would do: decisions and refusals."""
+        return make_plan(FRONTEND.find(model, None).matches, self.options)
+
+
+def _match(layer: Layer) -> Match:
+    return Match(
+        name=layer.name,
+        op="ConvTranspose",
+        spec=layer.spec,
+        dtype=layer.dtype,
+        input_sizes=(tuple(n or 0 for n in layer.input_size),) if all(layer.input_size) else (),
+        obstacle=layer.obstacle,
+        exact_only=_exact_only(layer),
+        no_upsampling={
+            kind: _needs_opset(f"{kind} upsampling", layer.opset, oldest)
+            for kind, oldest in _OLDEST_OPSET.items()
+            if layer.opset < oldest
+        },
+        no_means=_needs_opset("local means", layer.opset, _OLDEST_OPSET_WITH_MEANS)
+        if layer.opset < _OLDEST_OPSET_WITH_MEANS
+        else None,
+        read_weight=None if layer.weight is None else layer.read_weight,
+    )
+
+
+def _exact_only(layer: Layer) -> Refusal | None:
+    found = None
+    if layer.weight is None:
+        found = layer.weight_note
+    elif layer.dynamic_size is not None:
+        found = "its crop depends on the size of the input (output_shape with dynamic axes)"
+    elif quantised_tail(layer.node):
+        found = "it is quantised"
+    if found is None:
+        return None
+    return Refusal(
+        found,
+        "another form needs a stored floating-point weight and a fixed geometry",
+        "Convert this layer to 'subpixel', or exclude it",
+    )
+
+
+def _needs_opset(what: str, opset: int, oldest: int) -> Refusal:
+    return Refusal(
+        f"the file has opset {opset}",
+        f"ONNX Runtime has {what} from opset {oldest} on",
+        "Convert the file first (onnx.version_converter), or convert this layer to 'subpixel'",
+    )

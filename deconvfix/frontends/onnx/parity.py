@@ -1,0 +1,374 @@
+"""Two ONNX models held against each other in ONNX Runtime, layer by layer and end to end.
+
+*Layers.* The nodes that took a layer's place are cut out of the converted model, as they are in it, and
+run against a ConvTranspose node on the same operands; the bound is that of `deconvfix.parity.bounds`. What
+ONNX Runtime does not run on a CPU (float64, bfloat16) is compared in float32: the nodes are the same.
+
+*End to end.* Original and converted model run on the same inputs, with the graph optimised and as it
+stands, over a grid of shapes where axes are open. How far rounding may move an output is measured on
+the original: its weights and inputs are moved by one eps at random. The outputs of quantised layers are
+moved by half a step of the quantisation, which is what one runtime may round differently from another.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from deconvfix.errors import DeconvfixError, ExportError
+from deconvfix.frontends.onnx import inputs as onnx_inputs
+from deconvfix.frontends.onnx.find import find_layers
+from deconvfix.frontends.onnx.inputs import Feed
+from deconvfix.frontends.onnx.layer_parity import compare_layers
+from deconvfix.frontends.onnx.names import OLDEST_IR_WITH_FREE_INITIALIZERS, Names
+from deconvfix.frontends.onnx.surgery import quantised_tail
+from deconvfix.frontends.onnx.values import bodies, constant
+from deconvfix.parity.arrays import compare_arrays, equal_arrays, psnr, rounding_of, varies_array
+from deconvfix.parity.bounds import Comparison, ParityReport, summarize
+from deconvfix.parity.runtime import open_session, run_named
+from deconvfix.plan import Plan
+
+__all__ = ["compare_models", "first_that_runs", "psnr_db", "session_of", "weight_bytes"]
+
+# Models with more weights than this are compared layer by layer, unless inputs are given: a whole
+# run would need several times as much memory.
+_WHOLE_MODEL_BYTES = 2**30
+# protobuf's limit is 2 GiB; larger models reach ONNX Runtime as files.
+_SERIALIZED_BYTES = 2**31 - 2**27
+_PATIENCE_SECONDS = 2.0
+_DISTURBANCES = 2
+# Operands whose every element is a coefficient: moving one by eps is what rounding does anyway.
+_COEFFICIENTS = {
+    "BatchNormalization": (1, 2, 3, 4),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "GRU": (1, 2, 3),
+    "Gemm": (0, 1, 2),
+    "InstanceNormalization": (1, 2),
+    "LSTM": (1, 2, 3),
+    "LayerNormalization": (1, 2),
+    "MatMul": (0, 1),
+    "RNN": (1, 2, 3),
+}
+
+
+def compare_models(
+    before: ir.Model,
+    after: ir.Model,
+    inputs: Sequence[Any],
+    plan: Plan | None,
+    paths: tuple[Path, Path] | None = None,
+) -> ParityReport:
+    """Holds a converted model against the original.
+
+    Args:
+        before: The original.
+        after: The converted model.
+        inputs: Example inputs; made up from the model's own types if there are none.
+        plan: What was converted; without one the models are compared end to end only.
+        paths: Files that hold the two, if there are such.
+    """
+    notes: list[str] = []
+    problems = _changed_interface(before, after)
+    layers = [] if plan is None else compare_layers(before, after, plan, notes)
+    outputs: list[Comparison] = []
+    exact = plan is None or all(each.exact for each in plan.decisions)
+    changed = plan is None or bool(plan.replaced)
+    if not problems and exact and changed:
+        if not inputs and weight_bytes(before) > _WHOLE_MODEL_BYTES:
+            notes.append(
+                "The model was not run as a whole, because of its size: each converted layer was "
+                "compared on its own. Give inputs to run it."
+            )
+        else:
+            outputs = _compare_outputs(before, after, inputs, plan, paths, problems, notes)
+    if not layers and not outputs and plan is not None and not plan.replaced and not problems:
+        return ParityReport(True, 0.0, 0.0, "float32", notes=("Nothing was converted.",))
+    return summarize(layers, outputs, "float32", problems, notes)
+
+
+def psnr_db(before: ir.Model, after: ir.Model, example_inputs: Any) -> float | None:
+    """`parity.arrays.psnr` of two models' outputs in ONNX Runtime."""
+    feed = onnx_inputs.as_feed(before, example_inputs)
+    results = []
+    for model in (before, after):
+        with _loadable(model, None) as file:
+            results.append(run_named(open_session(file), feed))
+    return psnr(*results)
+
+
+def session_of(model: ir.Model) -> Any:
+    """The model in ONNX Runtime."""
+    with _loadable(model, None) as file:
+        return open_session(file)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Size of all stored tensors, without reading them."""
+    tensors = (
+        value.const_value for graph in model.graphs() for value in graph.initializers.values()
+    )
+    return sum(each.nbytes for each in tensors if each is not None)
+
+
+def _changed_interface(before: ir.Model, after: ir.Model) -> list[str]:
+    problems = []
+    for what in ("inputs", "outputs"):
+        old, new = (_names(m, what) for m in (before, after))
+        if old != new:
+            problems.append(f"The {what} are called {new} instead of {old}.")
+    return problems
+
+
+def _names(model: ir.Model, what: str) -> list[str]:
+    """Before IR version 4 each initializer is an input too, which no caller gives."""
+    values: Sequence[ir.Value] = getattr(model.graph, what)
+    free = what == "outputs" or model.ir_version >= OLDEST_IR_WITH_FREE_INITIALIZERS
+    return [str(each.name) for each in values if free or not each.is_initializer()]
+
+
+# --- end to end ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sessions:
+    """The two models, optimised or not, and the original with its numbers moved by one rounding."""
+
+    before: dict[bool, Any]
+    after: dict[bool, Any]
+    disturbed: list[Any]
+
+
+def _compare_outputs(
+    before: ir.Model,
+    after: ir.Model,
+    inputs: Sequence[Any],
+    plan: Plan | None,
+    paths: tuple[Path, Path] | None,
+    problems: list[str],
+    notes: list[str],
+) -> list[Comparison]:
+    try:
+        sessions = _sessions(before, after, plan, paths)
+    except ExportError as error:
+        if plan is None:
+            raise
+        notes.append(
+            f"The original does not run in ONNX Runtime, so the layers alone were compared "
+            f"({error.found})."
+        )
+        return []
+    bases = [onnx_inputs.as_feed(before, each) for each in inputs]
+    if not bases:
+        base = first_that_runs(before, sessions.before[False], notes)
+        if base is None:
+            if plan is None:
+                problems.append(notes.pop())
+            return []
+        bases = [base]
+    else:
+        run_named(sessions.before[False], bases[0])  # given inputs must fit: an error says so
+    comparisons: list[Comparison] = []
+    varied = False
+    seen: list[NDArray[Any]] | None = None
+    names = [str(each.name) for each in before.graph.outputs]
+    unrun: list[str] = []
+    started, patience = time.monotonic(), _PATIENCE_SECONDS
+    cases = [case for base in bases for case in onnx_inputs.variants(before, base)]
+    for number, (kind, feed) in enumerate(cases):
+        given = number == 0 or (bool(inputs) and kind == "the inputs")
+        if not given and time.monotonic() - started > patience * len(cases):
+            notes.append(
+                f"{len(cases) - number} further input shapes were left out: runs are slow."
+            )
+            break
+        try:
+            want = run_named(sessions.before[False], feed)
+        except ExportError:
+            unrun.append(kind)
+            continue
+        again = run_named(sessions.before[False], feed)
+        if not all(map(equal_arrays, want, again)):
+            notes.append("The original gives other outputs when it is run again.")
+            return []
+        moved = _moved(sessions, feed)
+        for optimized in (False, True):
+            theirs = run_named(sessions.before[optimized], feed)
+            mine = run_named(sessions.after[optimized], feed)
+            others = [*moved, want] if optimized else moved
+            where = f"{kind}, {'optimised' if optimized else 'as it stands'}"
+            for index, name in enumerate(names):
+                varied = varied or varies_array(
+                    theirs[index], None if seen is None else seen[index]
+                )
+                departures = [each[index] for each in others if len(each) == len(names)]
+                found = _compare(name, where, mine[index], theirs[index], departures)
+                comparisons += [] if found is None else [found]
+        seen = seen or want
+    if unrun:
+        notes.append(f"The original itself does not run on: {'; '.join(unrun)}.")
+    floats = any(each.dtype.kind == "f" for each in seen or ())
+    if comparisons and floats and not varied:
+        problems.append("All outputs are constant, which is no evidence: give other inputs.")
+    return comparisons
+
+
+def _compare(
+    name: str,
+    where: str,
+    got: NDArray[Any],
+    want: NDArray[Any],
+    departures: Sequence[NDArray[Any]],
+) -> Comparison | None:
+    if equal_arrays(got, want):
+        return Comparison(name, where, 0.0, 0.0, True)
+    if want.dtype.kind == "f":
+        info = np.finfo(want.dtype)
+        rounding = rounding_of(want, departures, float(info.eps), float(info.tiny))
+        return compare_arrays(name, where, got, want, rounding)
+    if all(equal_arrays(want, each) for each in departures):
+        return compare_arrays(name, where, got, want, 0.0)
+    if want.dtype.kind in "iu" and want.dtype.itemsize == 1 and got.shape == want.shape:
+        # Quantised values: rounding moves some of them, by so many steps.
+        signed = [each.astype(np.int64) for each in (got, want, *departures)]
+        steps = max(1, *(int(np.abs(each - signed[1]).max()) for each in signed[2:]))
+        mine, theirs = (each.astype(np.float64) for each in signed[:2])
+        return compare_arrays(name, where, mine, theirs, steps)
+    return None  # an index or a decision, which rounding flips here
+
+
+def _moved(sessions: _Sessions, feed: Feed) -> list[list[NDArray[Any]]]:
+    """Outputs of the disturbed originals on disturbed inputs."""
+    results = []
+    for seed, session in enumerate(sessions.disturbed):
+        rng = np.random.default_rng(seed)
+        moved = {
+            name: _one_eps_off(array, rng) if array.dtype.kind == "f" else array
+            for name, array in feed.items()
+        }
+        results.append(run_named(session, moved))
+    return results
+
+
+def first_that_runs(model: ir.Model, session: Any, notes: list[str]) -> Feed | None:
+    """Made-up inputs that a model runs on; None, and a note that says why, if there are none."""
+    reason = ""
+    try:
+        for feed in onnx_inputs.make_feeds(model):
+            try:
+                run_named(session, feed)
+            except ExportError as error:
+                reason = reason or error.found
+                continue
+            return feed
+    except DeconvfixError as error:
+        reason = str(error).rstrip(".")
+    notes.append(
+        "The model was not run as a whole, because no inputs could be made up for it: give some "
+        f"(--inputs FILE.npz). ({reason})"
+    )
+    return None
+
+
+def _sessions(
+    before: ir.Model, after: ir.Model, plan: Plan | None, paths: tuple[Path, Path] | None
+) -> _Sessions:
+    files = paths or (None, None)
+    opened = []
+    for model, path in zip((before, after), files, strict=True):
+        with _loadable(model, path) as file:
+            opened.append({each: open_session(file, optimize=each) for each in (False, True)})
+    disturbed = []
+    for seed in range(_DISTURBANCES):
+        with _loadable(_disturbed(before, plan, seed), None) as file:
+            disturbed.append(open_session(file, optimize=False))
+    return _Sessions(opened[0], opened[1], disturbed)
+
+
+@contextmanager
+def _loadable(model: ir.Model, path: Path | None) -> Iterator[bytes | str]:
+    """What ONNX Runtime opens: the file if there is one, the bytes if they are few enough."""
+    if path is not None:
+        yield str(path)
+        return
+    if weight_bytes(model) < _SERIALIZED_BYTES:
+        loaded = model.clone()
+        ir.external_data.load_to_model(loaded)
+        yield ir.to_proto(loaded).SerializeToString()
+        return
+    with tempfile.TemporaryDirectory(prefix="deconvfix.") as folder:
+        file = Path(folder) / "model.onnx"
+        ir.save(model.clone(), file, external_data="model.data")
+        yield str(file)
+
+
+# --- the original with its numbers moved --------------------------------------------------------
+
+
+def _one_eps_off(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    eps = np.finfo(array.dtype).eps
+    moved = array.astype(np.float64) * (1 + eps * rng.standard_normal(array.shape))
+    return np.asarray(moved.astype(array.dtype))
+
+
+def _disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
+    """A copy in which coefficients are off by one eps, and quantised layers by half a step."""
+    model = model.clone()
+    rng = np.random.default_rng(seed)
+    done: set[ir.Value] = set()
+    for body in bodies(model):
+        for node in list(body.all_nodes()):
+            for index in _COEFFICIENTS.get(node.op_type, ()):
+                value = node.inputs[index] if index < len(node.inputs) else None
+                if value is not None and value not in done:
+                    done.add(value)
+                    _disturb(value, lambda array: _one_eps_off(array, rng))
+    wanted = None if plan is None else {each.name for each in plan.replaced}
+    names = Names(model)
+    for layer in find_layers(model):
+        tail = quantised_tail(layer.node)
+        if not tail or layer.spec is None or (wanted is not None and layer.name not in wanted):
+            continue
+        scale = tail[-1].inputs[1]
+        tensor = constant(scale, model.ir_version)
+        assert tensor is not None
+        step = float(np.asarray(tensor.numpy()).reshape(-1)[0])
+        noise = rng.uniform(-0.5, 0.5, (1, layer.spec.out_channels, *(1,) * layer.spec.ndim)) * step
+        dtype = np.asarray(tensor.numpy()).dtype
+        stored = ir.node("Constant", [], {"value": ir.tensor(noise.astype(dtype))})
+        moved = ir.node("Add", [layer.node.outputs[0], stored.outputs[0]])
+        for each in (stored, moved):
+            each.outputs[0].name = names.fresh("disturbed")
+        tail[0].replace_input_with(0, moved.outputs[0])
+        layer.graph.insert_after(layer.node, [stored, moved])
+    return model
+
+
+def _disturb(value: ir.Value, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+    """Replaces a stored floating-point tensor, of an initializer or a Constant node."""
+    tensor = ir.convenience.get_const_tensor(value) if _plain_constant(value) else None
+    if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return
+    moved = ir.tensor(move(np.asarray(tensor.numpy())), name=tensor.name)
+    producer = value.producer()
+    if producer is None:
+        value.const_value = moved
+    else:
+        producer.attributes.clear()
+        producer.attributes["value"] = ir.AttrTensor("value", moved)
+
+
+def _plain_constant(value: ir.Value) -> bool:
+    producer = value.producer()
+    if producer is None:
+        return value.const_value is not None
+    return producer.op_type == "Constant" and "value" in producer.attributes

@@ -1,0 +1,205 @@
+"""Front end for onnx.ModelProto: that of `frontend`, with what onnx_ir does not carry put back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from deconvfix.errors import ModelError
+from deconvfix.forms.base import Init
+from deconvfix.frontends.base import CalibrationData, Findings, Probe
+from deconvfix.frontends.onnx import frontend as onnx_model
+from deconvfix.frontends.onnx.values import quiet
+from deconvfix.parity.bounds import ParityReport
+from deconvfix.plan import Match, Plan
+
+__all__ = ["FRONTEND", "OnnxProtoFrontend", "carry_over", "from_proto"]
+
+
+# Sparse initializers become dense for onnx_ir, up to 1 GiB in float32.
+_LARGEST_DENSE = 2**28
+
+
+class OnnxProtoFrontend:
+    """See the module's text."""
+
+    fits: tuple[Init, ...] = onnx_model.FRONTEND.fits
+
+    def prepare(
+        self, model: onnx.ModelProto, example_inputs: Any | None, *, inplace: bool
+    ) -> onnx.ModelProto:
+        """A copy, unless `inplace`."""
+        if inplace:
+            return model
+        copied = onnx.ModelProto()
+        copied.CopyFrom(model)
+        return copied
+
+    def find(self, model: onnx.ModelProto, example_inputs: Any | None) -> Findings:
+        """See `frontend.OnnxFrontend.find`."""
+        return onnx_model.FRONTEND.find(from_proto(model), example_inputs)
+
+    def probe(
+        self, model: onnx.ModelProto, example_inputs: Any | None, matches: Sequence[Match]
+    ) -> Probe:
+        """See `frontend.OnnxFrontend.probe`."""
+        return onnx_model.FRONTEND.probe(from_proto(model), example_inputs, matches)
+
+    def apply(self, model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
+        """Rewrites the model in place; where there is nothing to replace it stays as it is."""
+        if not plan.replaced:
+            return model
+        new = ir.to_proto(onnx_model.FRONTEND.apply(from_proto(model), plan))
+        carry_over(model, new)
+        model.CopyFrom(new)
+        return model
+
+    def fit_to_data(
+        self,
+        before: onnx.ModelProto,
+        after: onnx.ModelProto,
+        plan: Plan,
+        data: CalibrationData,
+    ) -> tuple[onnx.ModelProto, Plan, Sequence[str]]:
+        """See `frontend.OnnxFrontend.fit_to_data`."""
+        model, plan, notes = onnx_model.FRONTEND.fit_to_data(
+            from_proto(before), from_proto(after), plan, data
+        )
+        new = ir.to_proto(model)
+        carry_over(before, new)
+        after.CopyFrom(new)
+        return after, plan, notes
+
+    def count_samples(
+        self, model: onnx.ModelProto, inputs: Iterable[Any] | str, example_inputs: Any | None
+    ) -> int:
+        """See `samples.count_samples`."""
+        return onnx_model.FRONTEND.count_samples(from_proto(model), inputs, example_inputs)
+
+    def left(self, model: onnx.ModelProto, plan: Plan, example_inputs: Any) -> Sequence[str]:
+        """See `frontend.OnnxFrontend.left`."""
+        return onnx_model.FRONTEND.left(from_proto(model), plan, example_inputs)
+
+    def verify(
+        self,
+        before: onnx.ModelProto,
+        after: onnx.ModelProto,
+        inputs: Sequence[Any],
+        plan: Plan | None,
+    ) -> ParityReport:
+        """See `frontend.OnnxFrontend.verify`."""
+        return onnx_model.FRONTEND.verify(from_proto(before), from_proto(after), inputs, plan)
+
+    def psnr_db(
+        self, before: onnx.ModelProto, after: onnx.ModelProto, example_inputs: Any
+    ) -> float | None:
+        """See `frontend.OnnxFrontend.psnr_db`."""
+        return onnx_model.FRONTEND.psnr_db(from_proto(before), from_proto(after), example_inputs)
+
+
+FRONTEND = OnnxProtoFrontend()
+
+
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """The model for onnx_ir. Sparse initializers become dense there: `carry_over` puts them back.
+
+    Raises:
+        ModelError: If onnx_ir cannot read the model.
+    """
+    if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
+        dense = onnx.ModelProto()
+        dense.CopyFrom(proto)
+        for graph in _graphs(dense.graph):
+            graph.initializer.extend(map(_dense, graph.sparse_initializer))
+            graph.ClearField("sparse_initializer")
+        proto = dense
+    try:
+        with quiet():
+            return ir.from_proto(proto)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ModelError(
+            "model",
+            f"it cannot be read ({cause})",
+            "an ONNX model that onnx_ir reads is needed",
+            "Check it with onnx.checker; sparse Constant nodes must become initializers",
+        ) from error
+
+
+def carry_over(old: onnx.ModelProto, new: onnx.ModelProto) -> None:
+    """Copies what onnx_ir leaves out: sparse initializers, quantisation annotations, training.
+
+    Args:
+        old: The original, or an empty model that this function has filled from it.
+        new: An empty model, which gets everything; or the converted one, which gets what still has
+            a meaning. Sparse initializers of subgraphs stay dense.
+    """
+    new.training_info.extend(old.training_info)
+    sparse, annotations = old.graph.sparse_initializer, old.graph.quantization_annotation
+    if not new.HasField("graph"):
+        new.graph.sparse_initializer.extend(sparse)
+        new.graph.quantization_annotation.extend(annotations)
+        return
+    stored = {each.name: index for index, each in enumerate(new.graph.initializer)}
+    kept = [
+        each
+        for each in sparse
+        if each.values.name in stored
+        and _same(new.graph.initializer[stored[each.values.name]], _dense(each))
+    ]
+    for index in sorted((stored[each.values.name] for each in kept), reverse=True):
+        del new.graph.initializer[index]
+    new.graph.sparse_initializer.extend(kept)
+    if annotations:
+        names = {each.name for each in (*new.graph.input, *new.graph.initializer)}
+        names |= {name for node in new.graph.node for name in node.output}
+        new.graph.ClearField("quantization_annotation")  # onnx_ir keeps some of them
+        new.graph.quantization_annotation.extend(
+            each for each in annotations if each.tensor_name in names
+        )
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+            for each in attribute.graphs:
+                yield from _graphs(each)
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    outside = onnx.TensorProto.EXTERNAL in (
+        sparse.values.data_location,
+        sparse.indices.data_location,
+    )
+    if outside or math.prod(sparse.dims) > _LARGEST_DENSE:
+        found = "outside the file" if outside else f"{math.prod(sparse.dims):,} elements"
+        raise ModelError(
+            sparse.values.name,
+            f"it is a sparse initializer ({found})",
+            f"at most {_LARGEST_DENSE:,} elements, in the file itself, are made dense",
+            "Store it as an ordinary initializer",
+        )
+    values = onnx.numpy_helper.to_array(sparse.values)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
+    array = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        array.reshape(-1)[indices] = values
+    else:  # coordinates, (number of values, rank)
+        array[tuple(indices.T)] = values
+    return onnx.numpy_helper.from_array(array, sparse.values.name)
+
+
+def _same(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    return one.data_type == other.data_type and np.array_equal(
+        onnx.numpy_helper.to_array(one), onnx.numpy_helper.to_array(other)
+    )

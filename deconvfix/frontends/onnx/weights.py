@@ -1,0 +1,148 @@
+"""Weights and biases of an ONNX model in the layout of a new form.
+
+Stored ones are rearranged now, everything else in the graph. Through QuantizeLinear and DequantizeLinear
+the rearrangement goes on to what they quantise: per channel, axis 1 of the transposed convolution's
+weight becomes axis 0, each scale and zero point repeated for the phases of its channel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from deconvfix.core.rearrange import Verb, rearrange
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.frontends.onnx.names import OLDEST_IR_WITH_FREE_INITIALIZERS, Names
+from deconvfix.frontends.onnx.steps import Writer
+from deconvfix.frontends.onnx.values import Operand, constant, is_quantizer
+
+__all__ = ["Store", "Weights"]
+
+
+class Store:
+    """The stored tensors of one model; weights that several layers share stay shared."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.names = Names(model)
+        self._stored: dict[Any, ir.Value] = {}
+
+    def put(self, writer: Writer, operand: Operand, array: NDArray[Any], key: Any) -> ir.Value:
+        """Keeps a new weight where the old one was: under its name, if nothing else uses that.
+
+        Args:
+            writer: Writes a Constant node where there can be no initializer.
+            operand: The initializer, or output of a Constant node, that it comes from.
+            array: The new values.
+            key: What was done to the old ones: equal keys give equal arrays.
+        """
+        old = operand.value
+        if (old, key) in self._stored:
+            return self._stored[old, key]
+        owner = old.graph
+        free = self.model.ir_version >= OLDEST_IR_WITH_FREE_INITIALIZERS
+        array = np.ascontiguousarray(array)
+        if not old.is_initializer() or owner is None or not (free or owner is self.model.graph):
+            return writer.constant(array, (old.name or "weight").rpartition("/")[2])
+        if operand.alone:
+            old.const_value = ir.tensor(array, name=old.name)
+            old.shape = ir.Shape(array.shape)
+            return old
+        value = self.names.initializer(array, owner, f"{old.name}_{writer.prefix}")
+        self._stored[old, key] = value
+        return value
+
+    def read(self, value: ir.Value | None) -> NDArray[Any] | None:
+        """The stored values behind a value, or None."""
+        tensor = constant(value, self.model.ir_version)
+        return None if tensor is None else np.asarray(tensor.numpy())
+
+
+class Weights:
+    """Rearranges the operands of one layer.
+
+    Args:
+        store: The tensors of the model.
+        writer: Writes what is rearranged in the graph.
+        spec: The layer.
+    """
+
+    def __init__(self, store: Store, writer: Writer, spec: ConvTransposeSpec) -> None:
+        self.store = store
+        self.writer = writer
+        self.spec = spec
+
+    def rearranged(
+        self, operand: Operand, verbs: tuple[Verb, ...], shape: tuple[int, ...]
+    ) -> ir.Value:
+        """The same operand, of the given shape, in the layout of the convolution."""
+        groups = self.spec.groups
+        array = self.store.read(operand.value)
+        if array is not None:
+            new = rearrange(verbs, array, groups)
+            return self.store.put(self.writer, operand, new, (verbs, groups))
+        producer = operand.value.producer()
+        if producer is not None and is_quantizer(producer, "DequantizeLinear", "QuantizeLinear"):
+            quantised = self._requantised(producer, operand.alone, verbs, shape)
+            if quantised is not None:
+                return quantised
+        return self.writer.rearrange(verbs, operand.value, shape, groups)
+
+    def _requantised(
+        self, node: ir.Node, alone: bool, verbs: tuple[Verb, ...], shape: tuple[int, ...]
+    ) -> ir.Value | None:
+        """The same QuantizeLinear or DequantizeLinear on rearranged values; None if it cannot be."""
+        inner, scale_value, zero_value = [*node.inputs, None][:3]
+        scale, zero = self.store.read(scale_value), self.store.read(zero_value)
+        unreadable = scale is None or (zero_value is not None and zero is None)
+        blocks = node.attributes.get("block_size")
+        if inner is None or scale is None or unreadable or (blocks is not None and blocks.value):
+            return None
+        channel_axis = min(1, len(shape) - 1)
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+        per_channel = scale.size > 1
+        if per_channel and axis % len(shape) != channel_axis:
+            return None
+        # How the scales of the channels become those of the phases: a weight's serve every group.
+        probe = rearrange(verbs, np.zeros(shape, np.bool_), self.spec.groups)
+        phases = len(probe) // self.spec.out_channels
+        served = self.spec.groups if channel_axis else 1
+
+        def per_phase(channels: NDArray[Any]) -> NDArray[Any]:
+            return np.tile(np.repeat(channels, phases), served) if per_channel else channels
+
+        values = self.store.read(inner)
+        offset = node.op_type == "DequantizeLinear" and zero is not None and zero.astype(bool).any()
+        if values is not None:
+            new = rearrange(verbs, values, self.spec.groups)
+            key: tuple[Any, ...] = (verbs, self.spec.groups)
+            if offset:
+                # What is appended must mean zero.
+                assert zero is not None
+                kept = rearrange(verbs, np.ones(shape, np.bool_), self.spec.groups)
+                zeros = per_phase(zero.reshape(-1)).reshape(-1, *(1,) * (new.ndim - 1))
+                new = np.where(kept, new, zeros)
+                key = (*key, zero.tobytes())
+            quantised = self.store.put(self.writer, Operand.of(inner, alone), new, key)
+        elif offset:
+            return None  # zeros that are appended in the graph would not mean zero
+        else:
+            quantised = self.rearranged(Operand.of(inner, alone), verbs, shape)
+        operands = [quantised]
+        for value, array in ((scale_value, scale), (zero_value, zero)):
+            if value is None or array is None or not per_channel:
+                operands += [] if value is None else [value]
+                continue
+            new = per_phase(array.reshape(-1))
+            operands.append(
+                self.store.put(self.writer, Operand.of(value, alone), new, (phases, served))
+            )
+        result = self.writer.op(node.op_type, *operands, domain=node.domain)
+        attributes = self.writer.nodes[-1].attributes
+        attributes.update({k: each for k, each in node.attributes.items() if k != "axis"})
+        if per_channel:
+            attributes["axis"] = ir.AttrInt64("axis", 0)
+        return result

@@ -1,0 +1,315 @@
+"""Front end for torch.export.ExportedProgram: signature, state and dynamic shapes stay as they are.
+
+The graph of aten operators is rewritten by the pass of `torch.graph`, on a copy. What comes out saves and
+loads like any exported program, without deconvfix. A layer that was a module goes by the module's path,
+"decoder.up", other calls by the names of their nodes.
+
+Fitted forms need a weight that the program stores and nothing else uses: its entry in the state gets the
+corrected weight, or the kernel of the fitted convolution. What is fitted to data comes with the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.nn import functional
+
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import ConvTranspose
+from deconvfix.errors import ModelError, Refusal
+from deconvfix.forms import form
+from deconvfix.forms.base import Init
+from deconvfix.frontends.base import CalibrationData, Findings, Probe
+from deconvfix.frontends.calibrate import refuse_flat_inputs
+from deconvfix.frontends.program.calibrate import calibrate
+from deconvfix.frontends.program.weights import HINT, stored, why_fixed
+from deconvfix.frontends.torch import steps as torch_steps
+from deconvfix.frontends.torch.calls import PADDING_ARGUMENT
+from deconvfix.frontends.torch.compare import psnr_db
+from deconvfix.frontends.torch.diagnose import probe_module
+from deconvfix.frontends.torch.graph import (
+    GraphCall,
+    find_calls,
+    finish,
+    inline,
+    match_call,
+    rewrite,
+)
+from deconvfix.frontends.torch.inputs import as_inputs, copy_quietly
+from deconvfix.frontends.torch.layers import read_weight
+from deconvfix.frontends.torch.modes import is_transposed
+from deconvfix.frontends.torch.parity import compare_modules
+from deconvfix.frontends.torch.samples import calibration_inputs, count_samples
+from deconvfix.parity.bounds import ParityReport
+from deconvfix.plan import Decision, Match, Plan
+
+__all__ = ["FRONTEND", "ExportedProgramFrontend"]
+
+
+class ExportedProgramFrontend:
+    """See the module's text."""
+
+    fits: tuple[Init, ...] = ("calibrated",)
+
+    def prepare(
+        self, model: ExportedProgram, example_inputs: Any | None, *, inplace: bool
+    ) -> ExportedProgram:
+        """A copy, unless `inplace`."""
+        if inplace:
+            return model
+        copied = copy_quietly(model, {})
+        # torch's copy renames nodes that are called like Python's builtins ("input"), and the
+        # signature, which it does not rename, refers to nodes by their names.
+        for old, new in zip(model.graph.nodes, copied.graph.nodes, strict=True):
+            new.name = old.name
+        return copied
+
+    def find(self, model: ExportedProgram, example_inputs: Any | None) -> Findings:
+        """Transposed convolutions in the program and the graphs inside it; nothing is run."""
+        return Findings(tuple(_match(model, name, each) for name, each in _named_calls(model)))
+
+    def probe(
+        self, model: ExportedProgram, example_inputs: Any | None, matches: Sequence[Match]
+    ) -> Probe:
+        """Runs the program as a module, on inputs of the caller's."""
+        if example_inputs is None or not matches:
+            return Probe()
+        return probe_module(model.module(), example_inputs, matches)
+
+    def apply(self, model: ExportedProgram, plan: Plan) -> ExportedProgram:
+        """Rewrites graph and state in place; torch then checks the program."""
+        calls = dict(_named_calls(model))
+        for decision in plan.replaced:
+            found = _call_of(calls, decision)
+            if decision.form == "subpixel":
+                rewrite(found)
+            else:
+                _fit(model, found, decision)
+        finish(model.graph_module)
+        model.validate()
+        return model
+
+    def fit_to_data(
+        self, before: ExportedProgram, after: ExportedProgram, plan: Plan, data: CalibrationData
+    ) -> tuple[ExportedProgram, Plan, Sequence[str]]:
+        """Calibrated fits: what they found is in the plan, which is carried out again."""
+        refuse_flat_inputs(data.flat)
+        example = before.example_inputs if data.example_inputs is None else data.example_inputs
+        batches, _ = calibration_inputs(data.inputs, example, data.tuning.seed)
+        plan, notes = calibrate(
+            *(before, plan, batches, self._copied, self.apply),
+            choose_padding=data.choose_padding,
+            memory=data.memory,
+        )
+        # The program itself changes: other borders are other operators.
+        vars(after).update(vars(self.apply(self._copied(before)[0], plan)))
+        return after, plan, notes
+
+    def count_samples(
+        self, model: ExportedProgram, inputs: Iterable[Any] | str, example_inputs: Any | None
+    ) -> int:
+        """See `frontends.torch.samples.count_samples`."""
+        example = model.example_inputs if example_inputs is None else example_inputs
+        return count_samples(inputs, example)
+
+    def _copied(self, model: ExportedProgram) -> tuple[ExportedProgram, dict[str, GraphCall]]:
+        """A copy, and its calls by name."""
+        copied = self.prepare(model, None, inplace=False)
+        return copied, dict(_named_calls(copied))
+
+    def left(self, model: ExportedProgram, plan: Plan, example_inputs: Any) -> Sequence[str]:
+        """What is still in the graphs, by the operators' schemas, if nothing was to be kept.
+
+        A graph holds all that the program runs, on whichever branch.
+        """
+        if any(each.decision != "replaced" or each.form == "equalized" for each in plan.decisions):
+            return []
+        return [
+            f"{path}.{node.name}".removeprefix(".")
+            for path, owner in model.graph_module.named_modules()
+            if isinstance(owner, fx.GraphModule)
+            for node in owner.graph.nodes
+            if is_transposed(node.target, node.args, node.kwargs)
+        ]
+
+    def own_inputs(self, model: ExportedProgram) -> Any | None:
+        """The inputs that it was exported with, if they were kept."""
+        return model.example_inputs
+
+    def verify(
+        self,
+        before: ExportedProgram,
+        after: ExportedProgram,
+        inputs: Sequence[Any],
+        plan: Plan | None,
+    ) -> ParityReport:
+        """Compares the programs as modules, on their own example inputs if there are no others.
+
+        Layers in other forms than the sub-pixel one are held against the original program with the same
+        layers fitted by torch's own functions instead of operators in the graph. Exact ones too: their
+        kernels are the same function up to the rounding of their dtype, which float64 sees.
+        """
+        if not inputs and before.example_inputs is not None:
+            inputs = [before.example_inputs]
+        if plan is not None and any(each.form != "subpixel" for each in plan.replaced):
+            before = self.prepare(before, None, inplace=False)
+            calls = dict(_named_calls(before))
+            for decision in plan.replaced:
+                if decision.form != "subpixel":
+                    _fit_call(before, _call_of(calls, decision), decision)
+            finish(before.graph_module)
+            plan = None
+        return compare_modules(before.module(), after.module(), inputs, plan)
+
+    def psnr_db(
+        self, before: ExportedProgram, after: ExportedProgram, example_inputs: Any
+    ) -> float | None:
+        """See `frontends.torch.compare.psnr_db`."""
+        return psnr_db(before.module(), after.module(), as_inputs(example_inputs))
+
+
+FRONTEND = ExportedProgramFrontend()
+
+
+def _named_calls(program: ExportedProgram) -> Iterator[tuple[str, GraphCall]]:
+    """Calls by their modules' paths, where that is unique, and otherwise by their nodes."""
+    calls = list(find_calls(program.graph_module))
+    paths = [_module_path(each.node) for _, each in calls]
+    nodes = {name for name, _ in calls}
+    for (name, each), path in zip(calls, paths, strict=True):
+        unique = path is not None and paths.count(path) == 1 and path not in nodes
+        yield (path if unique and path else name), each
+
+
+def _module_path(node: fx.Node) -> str | None:
+    """The path of the torch.nn.ConvTranspose that the node was; None for calls in other code."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path, kind = next(reversed(stack.values()), ("", ""))
+    # Strict exports of branches put the model below a module of their own.
+    own = str(path).removeprefix("_export_root.")
+    return own if "ConvTranspose" in str(kind) else None
+
+
+def _call_of(calls: dict[str, GraphCall], decision: Decision) -> GraphCall:
+    if decision.name not in calls:
+        raise ModelError(
+            decision.name,
+            "the program has no such call",
+            "the plan must belong to this program",
+            "Use the recipe that was made for this program",
+        )
+    return calls[decision.name]
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+def _match(program: ExportedProgram, name: str, found: GraphCall) -> Match:
+    match = match_call(name, found)
+    weight = stored(program, found, found.call.weight)
+    if weight is None or match.spec is None:
+        computed = Refusal(
+            "its weight is computed while the program runs, or belongs to a graph inside it",
+            "another form needs a weight of its own that the program stores",
+            HINT,
+        )
+        return replace(match, exact_only=computed)
+    return replace(
+        match,
+        exact_only=why_fixed(program, weight, "weight"),
+        read_weight=None if weight.tensor.is_meta else lambda: read_weight(weight.tensor),
+    )
+
+
+def _set_weights(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
+    """Stores the kernel of a fitted form, in the layout of its convolution, and a bias that was fitted."""
+    place = stored(program, found, found.call.weight)
+    if place is None or decision.spec is None or decision.spec != match_call("", found).spec:
+        raise ModelError(
+            decision.name,
+            f"the call is {match_call('', found).spec}",
+            f"the plan was made for {decision.spec} with a stored weight",
+            "Use the recipe that was made for this program",
+        )
+    assert decision.form is not None
+    assert decision.settings is not None
+    verbs = form(decision.form).compile(decision.spec, decision.settings).weight
+    new = torch.from_numpy(decision.kernel(read_weight(place.tensor))).to(place.tensor.detach())
+    if verbs:
+        new = torch_steps.rearrange_tensor(verbs, new, decision.spec.groups)
+    place.set(new.contiguous())
+    if decision.fitted is not None and decision.fitted.bias is not None:
+        place = stored(program, found, found.call.bias)
+        assert place is not None, "only what is stored is fitted"
+        place.set(torch.from_numpy(decision.fitted.bias).to(place.tensor.detach()))
+
+
+def _steps_function(decision: Decision) -> Any:
+    """The steps of a fitted form as a function of input, weight and bias."""
+    assert decision.spec is not None
+    assert decision.form is not None
+    assert decision.settings is not None
+    spec = decision.spec
+    compiled = form(decision.form).compile(spec, decision.settings)
+
+    # make_fx takes no argument with a default.
+    def function(x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
+        if isinstance(compiled.steps[0], ConvTranspose):
+            return _conv_transpose(compiled.steps[0].spec, x, weight, *biases)
+        bias = torch_steps.rearrange_tensor(compiled.bias, biases[0]) if biases else None
+        return torch_steps.apply_steps(compiled.steps, x, weight, bias, spec.groups)
+
+    return function
+
+
+def _conv_transpose(spec: ConvTransposeSpec, x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
+    """The layer itself, by its spec."""
+    function = getattr(functional, f"conv_transpose{spec.ndim}d")
+    padding = [begin for begin, _ in spec.padding]
+    result: Tensor = function(
+        *(x, weight, *(biases or (None,))),
+        *(spec.stride, padding, spec.output_padding, spec.groups, spec.dilation),
+    )
+    return result
+
+
+def _grow(found: GraphCall, decision: Decision) -> None:
+    """The padding that belongs to a kernel that has grown: its operators take it as an argument."""
+    assert decision.spec is not None
+    assert decision.settings is not None
+    (step,) = form("equalized").compile(decision.spec, decision.settings).steps
+    assert isinstance(step, ConvTranspose)
+    node, padding = found.node, [begin for begin, _ in step.spec.padding]
+    if step.spec.kernel_size == decision.spec.kernel_size:
+        return
+    if len(node.args) > PADDING_ARGUMENT:
+        node.args = (*node.args[:PADDING_ARGUMENT], padding, *node.args[PADDING_ARGUMENT + 1 :])
+    else:
+        node.kwargs = {**node.kwargs, "padding": padding}
+
+
+def _operands(found: GraphCall) -> list[Any]:
+    call = found.call
+    return [each for each in (call.input, call.weight, call.bias) if each is not None]
+
+
+def _fit(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
+    """Replaces a layer by a fitted form."""
+    _set_weights(program, found, decision)
+    if decision.form == "equalized":
+        _grow(found, decision)
+    else:
+        # Composite operators even in decomposed programs: aten.upsample_* is one, and in every backend.
+        inline(found.node, _steps_function(decision), _operands(found))
+
+
+def _fit_call(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
+    """The same by a function call, as the reference that the graph's operators are held against."""
+    _set_weights(program, found, decision)
+    found.node.args, found.node.kwargs = tuple(_operands(found)), {}
+    found.node.target = _steps_function(decision)

@@ -1,0 +1,89 @@
+"""Where a torch.export program stores the weights of its calls, and which of them may be changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from deconvfix.errors import Refusal
+from deconvfix.frontends.torch.graph import GraphCall
+
+__all__ = ["HINT", "Stored", "stored", "why_fixed"]
+
+HINT = "Convert this layer to 'subpixel', or exclude it"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that a program stores.
+
+    Attributes:
+        home: The dictionary that it is in, of the program's state or constants.
+        key: Its name there.
+        node: The placeholder through which the graph reads it.
+    """
+
+    home: dict[str, Any]
+    key: str
+    node: fx.Node
+
+    @property
+    def tensor(self) -> Tensor:
+        """What is stored now."""
+        value: Tensor = self.home[self.key]
+        return value
+
+    def set(self, new: Tensor) -> None:
+        """Stores another tensor, a parameter if the old one is."""
+        old = self.tensor
+        is_parameter = isinstance(old, nn.Parameter)
+        self.home[self.key] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+        fake = self.node.meta["val"].fake_mode
+        self.node.meta["val"] = fake.from_tensor(self.home[self.key], static_shapes=True)
+
+
+def stored(program: ExportedProgram, found: GraphCall, argument: Any) -> Stored | None:
+    """Where a program stores an argument of a call, if it does."""
+    if found.owner is not program.graph_module or not isinstance(argument, fx.Node):
+        return None
+    targets = {
+        spec.arg.name: spec.target
+        for spec in program.graph_signature.input_specs
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    }
+    key = targets.get(argument.name)
+    for home in (program.state_dict, program.constants):
+        if key is not None and isinstance(home.get(key), Tensor):
+            return Stored(home, key, argument)
+    return None
+
+
+def why_fixed(program: ExportedProgram, found: Stored, what: str) -> Refusal | None:
+    """Why a stored tensor cannot be changed; `what` it is, for the sentence."""
+    key = found.key
+    tensors = (*program.state_dict.items(), *program.constants.items())
+    shared = any(
+        other != key and isinstance(value, Tensor) and _overlap(value, found.tensor)
+        for other, value in tensors
+    )
+    if shared or len(found.node.users) > 1:
+        return Refusal(
+            f"its {what} {key} is used elsewhere too", f"a fitted {what} fits one place only", HINT
+        )
+    if key in program.graph_signature.buffers_to_mutate.values():
+        return Refusal(
+            f"the program changes its {what} {key}", f"a fitted {what} stays as it is", HINT
+        )
+    if found.tensor.is_meta:
+        return Refusal(f"its {what} is on the meta device", "values are needed for a fit", HINT)
+    return None
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors share memory; those on the meta device have none."""
+    address = one.untyped_storage().data_ptr()
+    return address != 0 and address == other.untyped_storage().data_ptr()

@@ -1,0 +1,1 @@
+"""The front ends for torch.nn.Module and torch.fx graphs."""

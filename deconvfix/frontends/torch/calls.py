@@ -1,0 +1,176 @@
+"""Transposed convolutions as function calls: recognised, and observed while a model runs.
+
+`torch.nn.functional.conv_transpose2d`, the aten operators behind it and `torch.convolution` with
+`transposed=True` all pass a `TorchFunctionMode`, under autograd, torch.compile, torch.export and
+torch.fx alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.errors import Refusal
+from deconvfix.frontends.torch import steps as torch_steps
+from deconvfix.frontends.torch.inputs import dtype_name, running_modules
+
+__all__ = [
+    "PADDING_ARGUMENT",
+    "Call",
+    "Observed",
+    "dtype_obstacle",
+    "observe",
+    "parse",
+]
+
+_aten = torch.ops.aten
+_SIGNATURE = (
+    "input",
+    "weight",
+    "bias",
+    "stride",
+    "padding",
+    "output_padding",
+    "groups",
+    "dilation",
+)
+_CONVOLUTION_SIGNATURE = (
+    "input",
+    "weight",
+    "bias",
+    "stride",
+    "padding",
+    "dilation",
+    "transposed",
+    "output_padding",
+    "groups",
+)
+# Its position in both.
+PADDING_ARGUMENT = 4
+_FUNCTIONS: dict[Any, str] = {
+    function: f"conv_transpose{ndim}d"
+    for ndim, functions in {
+        1: (torch.conv_transpose1d, _aten.conv_transpose1d, _aten.conv_transpose1d.default),
+        2: (torch.conv_transpose2d, _aten.conv_transpose2d, _aten.conv_transpose2d.input),
+        3: (torch.conv_transpose3d, _aten.conv_transpose3d, _aten.conv_transpose3d.input),
+    }.items()
+    for function in functions
+}
+_CONVOLUTIONS: dict[Any, str] = {
+    function: "convolution"
+    for function in (torch.convolution, _aten.convolution, _aten.convolution.default)
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one transposed convolution, under the names of torch.conv_transpose2d."""
+
+    function: str
+    input: Any
+    weight: Any
+    bias: Any = None
+    stride: Any = 1
+    padding: Any = 0
+    output_padding: Any = 0
+    groups: Any = 1
+    dilation: Any = 1
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `steps.conv_transpose`."""
+        return {name: getattr(self, name) for name in _SIGNATURE}
+
+    def spec(self) -> ConvTransposeSpec:
+        """Its geometry; the arguments must be real tensors and numbers."""
+        c_in, per_group, *kernel_size = (int(n) for n in self.weight.shape)
+        ndim = len(kernel_size)
+        return ConvTransposeSpec.create(
+            c_in,
+            per_group * int(self.groups),
+            kernel_size,
+            stride=torch_steps.per_axis(self.stride, ndim),
+            padding=torch_steps.per_axis(self.padding, ndim),
+            output_padding=torch_steps.per_axis(self.output_padding, ndim),
+            dilation=torch_steps.per_axis(self.dilation, ndim),
+            groups=int(self.groups),
+            bias=self.bias is not None,
+        )
+
+
+def parse(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """The call, if `function` is a transposed convolution."""
+    if function in _FUNCTIONS:
+        bound = dict(zip(_SIGNATURE, args, strict=False)) | kwargs
+        return Call(_FUNCTIONS[function], **bound)
+    if function in _CONVOLUTIONS:
+        bound = dict(zip(_CONVOLUTION_SIGNATURE, args, strict=False)) | kwargs
+        if bound.pop("transposed", False) is True:
+            return Call(_CONVOLUTIONS[function], **bound)
+    return None
+
+
+def dtype_obstacle(tensor: Tensor) -> Refusal | None:
+    """Why tensors of this dtype are not converted."""
+    if tensor.dtype.is_complex:
+        return Refusal(
+            f"its weight is complex ({dtype_name(tensor)})",
+            "real numbers are supported",
+            "Keep this layer (exclude it), or run real and imaginary parts as two layers",
+        )
+    if tensor.is_quantized:
+        return Refusal(
+            f"its weight is quantised ({dtype_name(tensor)})",
+            "floating-point weights are supported",
+            "Convert the model before quantising it",
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A transposed convolution that ran, and the modules in which it did, the innermost last."""
+
+    stack: tuple[nn.Module, ...]
+    call: Call
+
+
+Record = Callable[[Observed], None]
+Touch = Callable[[nn.Module | None, Tensor], None]
+
+
+class _Observe(TorchFunctionMode):
+    def __init__(self, stack: list[nn.Module], record: Record, touch: Touch | None) -> None:
+        super().__init__()
+        self.stack = stack
+        self.record = record
+        self.touch = touch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = parse(func, args, kwargs or {})
+        if call is not None:
+            self.record(Observed(tuple(self.stack), call))
+        if self.touch is not None:
+            for value in (*args, *(kwargs or {}).values()):
+                if isinstance(value, nn.Parameter):
+                    self.touch(self.stack[-1] if self.stack else None, value)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def observe(record: Record, touch: Touch | None = None) -> Iterator[None]:
+    """Reports every transposed convolution that runs in the context, before it runs.
+
+    Args:
+        record: Called for each one.
+        touch: Called for each parameter that an operation gets, with the innermost module.
+    """
+    with running_modules() as stack, _Observe(stack, record, touch):
+        yield

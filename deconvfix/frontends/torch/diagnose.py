@@ -1,0 +1,248 @@
+"""A torch model run for its diagnosis: what its layers see, and what comes out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.errors import DeconvfixError
+from deconvfix.frontends.base import Kernel, LayerAnswer, Probe
+from deconvfix.frontends.torch.calls import Call, Observed, dtype_obstacle, observe
+from deconvfix.frontends.torch.find import call_path
+from deconvfix.frontends.torch.inputs import (
+    Inputs,
+    as_inputs,
+    copy_model,
+    flat_tensors,
+    innermost_name,
+    names_of,
+    run_model,
+)
+from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight
+from deconvfix.grid.flat_field import layer_answer
+from deconvfix.grid.kernel import uneven_overlap
+from deconvfix.plan import Decision, Match, Plan
+
+__all__ = [
+    "gradient_advice",
+    "kernels_of",
+    "probe_module",
+]
+
+# More samples say nothing new about a grid.
+_MOST_SAMPLES = 8
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_POOLS: dict[type[nn.Module], int] = {
+    pool: ndim
+    for ndim, pools in {
+        1: (nn.AvgPool1d, nn.MaxPool1d, nn.LPPool1d),
+        2: (nn.AvgPool2d, nn.MaxPool2d, nn.LPPool2d),
+        3: (nn.AvgPool3d, nn.MaxPool3d, nn.LPPool3d),
+    }.items()
+    for pool in pools
+}
+
+
+def probe_module(model: nn.Module, example_inputs: Any, matches: Sequence[Match]) -> Probe:
+    """Runs a model and describes its layers' and its own outputs.
+
+    Args:
+        model: In the mode that matters; batch statistics of a model in train mode change.
+        example_inputs: As for `deconvfix.inspect`.
+        matches: Its layers.
+    """
+    inputs = as_inputs(example_inputs)
+    leaves, structure = pytree.tree_flatten((inputs.args, inputs.kwargs))
+    positions = [index for index, leaf in enumerate(leaves) if _is_plain(leaf)]
+    names = names_of(model)
+    answers: list[LayerAnswer] = []
+    seen: Counter[str] = Counter()
+
+    def record(each: Observed) -> None:
+        with torch.no_grad():
+            name = _owner(each, innermost_name(each.stack, names), matches, seen)
+            answer = None if name is None else _answer(name, each.call)
+        if answer is not None:
+            answers.append(answer)
+
+    try:
+        with observe(record):
+            results = flat_tensors(run_model(model, inputs))
+    except DeconvfixError as error:
+        return Probe(notes=(f"No diagnosis by running the model: {error.found}.",))
+
+    def run(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        changed = list(leaves)
+        for position, array in zip(positions, arrays, strict=True):
+            like = leaves[position]
+            changed[position] = torch.from_numpy(np.array(array)).to(like.device, like.dtype)
+        args, kwargs = pytree.tree_unflatten(changed, structure)
+        return _arrays(flat_tensors(run_model(model, as_inputs((tuple(args), kwargs)))))
+
+    return Probe(
+        layers=tuple(answers),
+        inputs=tuple(_arrays([leaves[position] for position in positions])),
+        outputs=tuple(_arrays(results)),
+        run=run,
+    )
+
+
+def gradient_advice(model: nn.Module) -> Iterator[str]:
+    """Sentences about layers whose gradient has a grid.
+
+    The gradient of a convolution with respect to its input is a transposed convolution of the same
+    kernel and stride, and that of a pooling layer spreads over the same windows: where the stride does
+    not divide the kernel, pixels get gradients from different numbers of windows (Odena et al. 2016).
+    """
+    for name, module in model.named_modules():
+        geometry = _window(module)
+        if geometry is None:
+            continue
+        kernel, stride, dilation = geometry
+        spec = ConvTransposeSpec.create(1, 1, kernel, stride=stride, dilation=dilation)
+        if max(stride) == 1 or not uneven_overlap(spec):
+            continue
+        missed = any(k < s for k, s in zip(kernel, stride, strict=True))
+        reach = "some input pixels get no gradient" if missed else "its windows overlap unevenly"
+        yield (
+            f"{name or '(model)'}: {type(module).__name__} with kernel {_times(kernel)} and stride "
+            f"{_times(stride)}: {reach}, so the gradient of its input has a grid."
+        )
+
+
+def _window(
+    module: nn.Module,
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    if isinstance(module, _CONVS):
+        return tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)
+    ndim = next((n for kind, n in _POOLS.items() if isinstance(module, kind)), None)
+    if ndim is None:
+        return None
+    pool: Any = module
+    stride = pool.kernel_size if pool.stride is None else pool.stride
+    kernel, stride, dilation = (
+        (each,) * ndim if isinstance(each, int) else tuple(each)
+        for each in (pool.kernel_size, stride, getattr(pool, "dilation", 1))
+    )
+    return kernel, stride, dilation
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _owner(
+    observed: Observed, path: str, matches: Sequence[Match], seen: Counter[str]
+) -> str | None:
+    """The match that a call belongs to.
+
+    By the module's name; by the module in whose code it is; in graphs, which have neither, the calls
+    of one geometry run in the order in which they were found.
+    """
+    call = observed.call
+    spec = call.spec()
+    same = [each for each in matches if each.spec == spec]
+    for candidates in (
+        [each for each in matches if each.name == path and call_path(path, each.op) is None],
+        [each for each in same if call_path(each.name, each.op) == path],
+        [each for each in same if each.op == call.function],
+    ):
+        if candidates:
+            name = min(candidates, key=lambda each: seen[each.name]).name
+            seen[name] += 1
+            return name
+    return None
+
+
+def _answer(name: str, call: Call) -> LayerAnswer | None:
+    """The layer's answer to the mean, in each channel, of what it sees."""
+    x: Tensor = call.input
+    weight: Tensor = call.weight
+    if weight.is_meta or x.is_meta or dtype_obstacle(weight) or dtype_obstacle(x):
+        return None
+    spec = call.spec()
+    x = x[None] if x.dim() == spec.ndim + 1 else x
+    sizes = tuple(int(n) for n in x.shape[2:])
+    if not x.numel():
+        return None
+    means = x[:_MOST_SAMPLES].double().mean(tuple(range(2, x.dim()))).cpu().numpy()
+    bias = None if call.bias is None else call.bias.double().cpu().numpy()
+    table = layer_answer(spec, read_weight(weight), bias, means)
+    return LayerAnswer(name, table, spec.output_size(sizes))
+
+
+def _is_plain(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and not (
+        leaf.is_meta or leaf.is_quantized or leaf.is_nested or leaf.layout != torch.strided
+    )
+
+
+def _arrays(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
+    """In NumPy, floats that it does not have as float32; an empty array for what it cannot hold."""
+    arrays: list[NDArray[Any]] = []
+    for tensor in tensors:
+        if not _is_plain(tensor):
+            arrays.append(np.empty(0))
+            continue
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+        if tensor.dtype == torch.bfloat16 or "float8" in str(tensor.dtype):
+            tensor = tensor.float()
+        arrays.append(tensor.numpy())
+    return arrays
+
+
+def kernels_of(before: nn.Module, after: nn.Module, plan: Plan) -> tuple[Kernel, ...]:
+    """The answers to one pixel of the layers whose function changed.
+
+    Args:
+        before: The original; neither model is changed.
+        after: The converted model.
+        plan: What was converted.
+    """
+    before, after = copy_model(before), copy_model(after)
+    kernels = [_kernel(before, after, each) for each in plan.replaced if not each.exact]
+    return tuple(each for each in kernels if each is not None)
+
+
+def _array(tensor: Tensor) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = tensor.detach().cpu().double().numpy()
+    return array
+
+
+def _kernel(before: nn.Module, after: nn.Module, decision: Decision) -> Kernel | None:
+    """The answers to one pixel, for the pair of channels with the largest weight."""
+    old, new = before.get_submodule(decision.name), after.get_submodule(decision.name)
+    spec = decision.spec
+    if not isinstance(old, ConvTransposeModule) or spec is None:
+        return None
+    weight = np.abs(read_weight(old.weight))
+    largest = weight.reshape(*weight.shape[:2], -1).max(-1)
+    c_in, per_group = np.unravel_index(largest.argmax(), largest.shape)
+    group = int(c_in) // (spec.in_channels // spec.groups)
+    c_out = group * (spec.out_channels // spec.groups) + int(per_group)
+    reach = [
+        big_k // s + 2 for big_k, s in zip(spec.effective_kernel_size, spec.stride, strict=True)
+    ]
+    dark = torch.zeros(1, spec.in_channels, *(2 * r + 1 for r in reach)).to(old.weight)
+    lit = dark.clone()
+    lit[(0, int(c_in), *reach)] = 1
+    # One stride around the trained kernel: fitted kernels may be larger.
+    window: tuple[Any, ...] = tuple(
+        slice(max(0, r * s - b - s), r * s - b + big_k + s)
+        for r, s, (b, _), big_k in zip(
+            reach, spec.stride, spec.padding, spec.effective_kernel_size, strict=True
+        )
+    )
+    answers = []
+    for layer in (old, new):
+        answer = run_model(layer, Inputs((lit,), {})) - run_model(layer, Inputs((dark,), {}))
+        answers.append(_array(answer)[(0, c_out, *window)])
+    return Kernel(decision.name, *answers)

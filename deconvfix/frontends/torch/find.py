@@ -1,0 +1,310 @@
+"""Transposed convolutions of a torch model, described as matches: modules and functional calls."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.errors import Refusal
+from deconvfix.frontends.torch.calls import Observed, dtype_obstacle
+from deconvfix.frontends.torch.inputs import dtype_name
+from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight, spec_of
+from deconvfix.plan import Match
+
+__all__ = [
+    "PLAIN",
+    "call_path",
+    "callers_by_code",
+    "current_weight",
+    "has_own_forward",
+    "is_layer",
+    "is_uninitialized",
+    "makes_weight",
+    "match_calls",
+    "match_module",
+    "mentions_transposed",
+    "owners_of_parameters",
+]
+
+PLAIN = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAZY = (nn.LazyConvTranspose1d, nn.LazyConvTranspose2d, nn.LazyConvTranspose3d)
+_FUNCTION_NAME = re.compile(
+    r"^(?:(?P<path>.*)\.)?(?P<function>conv_transpose(\dd)?|convolution)(#\d+)?$"
+)
+_RERUN_HINT = "Convert this layer to 'subpixel', or exclude it"
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a transposed convolution of torch, in whatever state."""
+    return isinstance(module, (*PLAIN, *_LAZY)) or _is_quantized(module) or _is_script(module)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return "quantized" in type(module).__module__ and "ConvTranspose" in type(module).__name__
+
+
+def _is_script(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule) and "ConvTranspose" in getattr(
+        module, "original_name", ""
+    )
+
+
+def is_uninitialized(module: nn.Module) -> bool:
+    """Whether a lazy module has no shape yet."""
+    return isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params()
+
+
+def owners_of_parameters(model: nn.Module) -> dict[int, list[str]]:
+    """For each parameter the names under which different modules own it."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(f"{name}.{key}".removeprefix("."))
+    return owners
+
+
+def _sizes(observed: Observed) -> tuple[int, ...]:
+    call = observed.call
+    return tuple(int(n) for n in call.input.shape[2 - call.weight.dim() :])
+
+
+def match_module(
+    name: str,
+    module: nn.Module,
+    owners: dict[int, list[str]],
+    observed: list[Observed] | None,
+) -> Match:
+    """Describes a layer.
+
+    Args:
+        name: Its name in the model.
+        module: The layer.
+        owners: See `owners_of_parameters`.
+        observed: What was seen of it; None if the model was not run.
+    """
+    sizes = tuple(dict.fromkeys(map(_sizes, observed or ())))
+    calls = None if observed is None else len(observed)
+    op = re.sub(r"^(Parametrized|Lazy)", "", type(module).__name__)
+    if _is_quantized(module) or _is_script(module):
+        kind = "quantised" if _is_quantized(module) else "a compiled TorchScript module"
+        obstacle = Refusal(
+            f"it is {kind} ({type(module).__module__}.{type(module).__name__})",
+            "an ordinary torch.nn layer is needed",
+            "Convert the model before quantising or scripting it",
+        )
+        return Match(name, op, None, "unknown", sizes, calls, obstacle)
+    if is_uninitialized(module):
+        obstacle = Refusal(
+            "it is lazy and has no weight yet",
+            "its shape is known after the first run",
+            "Give example inputs, or run the model once before",
+        )
+        return Match(name, op, None, "unknown", sizes, calls, obstacle)
+    assert isinstance(module, ConvTransposeModule)
+    weight = next(module.parameters())
+    on_meta = weight.is_meta
+    exact_only: Refusal | None = None
+    if has_own_forward(module):
+        exact_only = Refusal(
+            f"{type(module).__name__} has its own forward",
+            "another form replaces torch's forward of the layer",
+            _RERUN_HINT,
+        )
+    elif on_meta:
+        exact_only = Refusal(
+            "its weight is on the meta device", "values are needed for a fit", _RERUN_HINT
+        )
+    else:
+        shared = [
+            other
+            for parameter in module.parameters()
+            for other in owners.get(id(parameter), [])
+            if name and not other.startswith(f"{name}.")
+        ]
+        if shared:
+            kinds = [
+                key
+                for key, parameter in module.named_parameters()
+                if len(owners.get(id(parameter), [])) > 1
+            ]
+            exact_only = Refusal(
+                f"its {' and '.join(kinds)} is shared with {', '.join(shared)}",
+                "a fitted weight fits one place only",
+                _RERUN_HINT,
+            )
+    return Match(
+        name=name,
+        op=op,
+        spec=spec_of(module),
+        dtype=dtype_name(weight),
+        input_sizes=sizes,
+        calls=calls,
+        obstacle=dtype_obstacle(weight),
+        exact_only=exact_only,
+        fixed_weight=_why_not_settable(module),
+        read_weight=None if on_meta else lambda: read_weight(current_weight(module)),
+    )
+
+
+def match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
+    """Describes the functional calls in the code of the module `path`, one for each geometry."""
+    found: dict[tuple[str, ConvTransposeSpec], list[Observed]] = {}
+    for each in observed:
+        found.setdefault((each.call.function, each.call.spec()), []).append(each)
+    totals: dict[str, int] = {}
+    for function, _ in found:
+        totals[function] = totals.get(function, 0) + 1
+    numbers = dict.fromkeys(totals, 0)
+    for (function, spec), calls in found.items():
+        numbers[function] += 1
+        suffix = f"#{numbers[function]}" if totals[function] > 1 else ""
+        weight = calls[0].call.weight
+        yield Match(
+            name=f"{path}.{function}{suffix}".removeprefix("."),
+            op=function,
+            spec=spec,
+            dtype=dtype_name(weight),
+            input_sizes=tuple(dict.fromkeys(map(_sizes, calls))),
+            calls=len(calls),
+            obstacle=dtype_obstacle(weight),
+            exact_only=Refusal(
+                "it is a function call in the code of a module",
+                "another form replaces a layer that has its own module",
+                _RERUN_HINT,
+            ),
+        )
+
+
+def call_path(name: str, op: str) -> str | None:
+    """The module in whose code a function is called, from the match's name; None for layers."""
+    call = _FUNCTION_NAME.match(name)
+    return (call["path"] or "") if call and call["function"] == op else None
+
+
+def makes_weight(hook: object) -> bool:
+    """Whether a forward hook computes a parameter: old weight_norm, old spectral_norm, pruning."""
+    return isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod)
+
+
+@torch.no_grad()
+def current_weight(module: nn.Module) -> Tensor:
+    """The weight that the next forward in eval mode uses, (C_in, C_out / groups, *kernel_size).
+
+    What a hook computes is out of date until a run, and some parametrizations change their own
+    state whenever the weight is read in train mode.
+    """
+    weight: Tensor
+    hooks: list[Any] = list(module._forward_pre_hooks.values())
+    for hook in hooks:
+        if isinstance(hook, WeightNorm) and hook.name == "weight":
+            weight = hook.compute_weight(module)
+        elif isinstance(hook, SpectralNorm) and hook.name == "weight":
+            weight = hook.compute_weight(module, do_power_iteration=False)
+        elif isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
+            weight = hook.apply_mask(module)
+        else:
+            continue
+        return weight
+    if parametrize.is_parametrized(module, "weight"):
+        computing = _parametrization(module)
+        modes = {each: each.training for each in computing.modules()}
+        try:
+            weight = computing.eval()()
+        finally:
+            for each, training in modes.items():
+                each.training = training
+        return weight
+    return module.get_parameter("weight")
+
+
+def _parametrization(module: nn.Module) -> Any:
+    return module.get_submodule("parametrizations.weight")
+
+
+def _why_not_settable(module: nn.Module) -> Refusal | None:
+    """Why a corrected weight cannot be stored in the layer as it is."""
+    computed = None
+    if parametrize.is_parametrized(module, "weight"):
+        kinds = [type(each).__name__ for each in _parametrization(module)]
+        computed = None if kinds == ["_WeightNorm"] else ", ".join(kinds)
+    for hook in module._forward_pre_hooks.values():
+        if makes_weight(hook) and not isinstance(hook, WeightNorm):
+            computed = type(hook).__name__
+    if computed is None:
+        return None
+    return Refusal(
+        f"its weight is computed from other parameters ({computed})",
+        "the equalized form needs a weight that can be set",
+        _RERUN_HINT,
+    )
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a layer runs other code than torch's own layer does."""
+    plain = next((each for each in PLAIN if isinstance(module, each)), None)
+    return plain is not None and (
+        type(module).forward is not plain.forward or "forward" in vars(module)
+    )
+
+
+_FUNCTION_NAMES = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+
+
+def callers_by_code(model: nn.Module) -> list[str]:
+    """Names of the modules whose code mentions conv_transpose*: a search without running anything.
+
+    Looks at the methods of each class outside torch, and at functions of the same package that they
+    name, three calls deep.
+    """
+    verdicts: dict[type, bool] = {}
+    found = []
+    for name, module in model.named_modules():
+        cls = type(module)
+        if cls not in verdicts:
+            verdicts[cls] = any(
+                mentions_transposed(function)
+                for each in cls.__mro__
+                if each.__module__.split(".")[0] != "torch"
+                for function in vars(each).values()
+            )
+        if verdicts[cls]:
+            found.append(name)
+    return found
+
+
+def mentions_transposed(function: Any, depth: int = 3) -> bool:
+    """Whether a function's code, or a helper's of the same package, names conv_transpose*."""
+    code, module_globals = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    if code is None:
+        return False
+    names = _all_names(code)
+    if names & _FUNCTION_NAMES:
+        return True
+    package = str(module_globals.get("__name__", "")).split(".")[0]
+    for name in names:
+        helper = module_globals.get(name)
+        same_package = str(getattr(helper, "__module__", "")).split(".")[0] == package
+        if (
+            depth
+            and inspect.isfunction(helper)
+            and same_package
+            and mentions_transposed(helper, depth - 1)
+        ):
+            return True
+    return False
+
+
+def _all_names(code: CodeType) -> set[str]:
+    nested = (_all_names(each) for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*nested)

@@ -1,0 +1,294 @@
+"""Front end for torch.nn.Module.
+
+A plain torch.nn.ConvTranspose1d, 2d or 3d is exchanged for a module of the new form. Everything else
+that runs a transposed convolution keeps its module, parameters and names, and has its call rerouted
+while it runs: subclasses with their own forward, parametrized, hooked or tied weights, and functional
+calls. Neither needs the model to be traceable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.errors import ModelError, Refusal
+from deconvfix.forms.base import FITTED_TO_DATA, Init
+from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe
+from deconvfix.frontends.calibrate import fitted_decisions
+from deconvfix.frontends.torch.calibrate import calibrate
+from deconvfix.frontends.torch.calls import Observed, observe
+from deconvfix.frontends.torch.compare import psnr_db
+from deconvfix.frontends.torch.diagnose import gradient_advice, kernels_of, probe_module
+from deconvfix.frontends.torch.find import (
+    PLAIN,
+    call_path,
+    callers_by_code,
+    is_layer,
+    is_uninitialized,
+    match_calls,
+    match_module,
+    owners_of_parameters,
+)
+from deconvfix.frontends.torch.inputs import (
+    as_inputs,
+    copy_model,
+    innermost_name,
+    names_of,
+    run_model,
+)
+from deconvfix.frontends.torch.layers import ConvertedConvTranspose, spread_weight
+from deconvfix.frontends.torch.modes import executed_transposed_convolutions
+from deconvfix.frontends.torch.parity import compare_modules
+from deconvfix.frontends.torch.reroute import is_rerouted, keep, keeps_some, reroute
+from deconvfix.frontends.torch.samples import calibration_inputs, count_samples, flat_inputs
+from deconvfix.frontends.torch.surgery import (
+    check_geometry,
+    converted_layer,
+    exchange,
+    set_weight,
+    why_not_exchanged,
+)
+from deconvfix.frontends.torch.tuning.flat import told
+from deconvfix.frontends.torch.tuning.tune import tune
+from deconvfix.parity.bounds import ParityReport
+from deconvfix.plan import Decision, Match, Plan
+
+__all__ = ["FRONTEND", "TorchModuleFrontend"]
+
+
+class TorchModuleFrontend:
+    """See the module's text."""
+
+    fits: tuple[Init, ...] = FITTED_TO_DATA
+
+    def prepare(self, model: nn.Module, example_inputs: Any | None, *, inplace: bool) -> nn.Module:
+        """A copy; lazy layers get their shapes from the example inputs."""
+        if not inplace:
+            model = copy_model(model)
+        if example_inputs is not None and any(map(is_uninitialized, model.modules())):
+            # The run is for the shapes: running statistics go back to what they were.
+            before = {name: each.clone() for name, each in _buffers(model)}
+            run_model(model, as_inputs(example_inputs))
+            for name, each in _buffers(model):
+                if name in before:
+                    each.copy_(before[name])
+        return model
+
+    def find(self, model: nn.Module, example_inputs: Any | None) -> Findings:
+        """Modules by their class, calls by running a copy (or by reading code, without inputs)."""
+        observed: dict[str, list[Observed]] = {}
+        used_elsewhere: set[str] = set()
+        notes: list[str] = []
+        if example_inputs is not None:
+            probe = copy_model(model)
+            names = names_of(probe)
+            homes = {
+                id(parameter): module
+                for module in probe.modules()
+                if isinstance(module, PLAIN)
+                for parameter in module.parameters()
+            }
+
+            def record(each: Observed) -> None:
+                observed.setdefault(innermost_name(each.stack, names), []).append(each)
+
+            def touch(user: nn.Module | None, parameter: Tensor) -> None:
+                home = homes.get(id(parameter), user)
+                inside = home is None or any(user is each for each in home.modules())
+                if home is not None and not inside:
+                    used_elsewhere.add(names[home])
+
+            with observe(record, touch):
+                run_model(probe, as_inputs(example_inputs))
+        owners = owners_of_parameters(model)
+        matches: dict[str, Match] = {}
+        layers = {name for name, module in model.named_modules() if is_layer(module)}
+        for name, module in model.named_modules():
+            if is_rerouted(module) and is_layer(module):
+                continue
+            calls = observed.get(name, [])
+            if is_layer(module):
+                ran = None if example_inputs is None else calls
+                match = match_module(name, module, owners, ran)
+                if name in used_elsewhere and match.exact_only is None:
+                    match = replace(match, exact_only=_USED_ELSEWHERE)
+                matches[name] = match
+            else:
+                for match in match_calls(name, calls):
+                    if match.name in layers:  # a child of that name
+                        match = replace(match, name=f"{match.name}#1")
+                    matches[match.name] = match
+        if example_inputs is None:
+            for path in callers_by_code(model):
+                if is_rerouted(model.get_submodule(path)):
+                    continue
+                name = f"{path}.conv_transpose".removeprefix(".")
+                matches[name] = Match(name, "conv_transpose", None, "unknown", exact_only=_UNSEEN)
+            notes.append(
+                "No example inputs: calls of torch.nn.functional.conv_transpose* were searched in "
+                "the code of the model only; give example inputs to see every one that runs."
+            )
+        return Findings(tuple(matches.values()), tuple(notes))
+
+    def probe(
+        self, model: nn.Module, example_inputs: Any | None, matches: Sequence[Match]
+    ) -> Probe:
+        """Runs a copy in eval mode: batch statistics of a few inputs are no artifact of the layers."""
+        advice = tuple(gradient_advice(model))
+        if example_inputs is None or not matches:
+            return Probe(advice=advice)
+        return replace(
+            probe_module(copy_model(model).eval(), example_inputs, matches), advice=advice
+        )
+
+    def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
+        """Exchanges layers and reroutes calls as the plan says."""
+        owners = owners_of_parameters(model)
+        rerouted: dict[nn.Module, set[tuple[str, ConvTransposeSpec]]] = {}
+        for decision in plan.replaced:
+            module = _module_of(model, decision)
+            if not is_layer(module):
+                rerouted.setdefault(module, set())
+                continue
+            check_geometry(module, decision)
+            if decision.form == "equalized":
+                set_weight(module, decision)
+            elif decision.form == "subpixel" and why_not_exchanged(module, owners):
+                rerouted.setdefault(module, set())
+            else:
+                model = exchange(model, module, converted_layer(module, decision))
+        untouched = set()
+        for decision in plan.decisions:
+            if decision.decision == "replaced" or not rerouted:
+                continue
+            module = _module_of(model, decision)
+            if module in rerouted and decision.spec:
+                rerouted[module].add((decision.op, decision.spec))
+            elif module not in rerouted and _has_ancestor(model, decision, rerouted):
+                untouched.add(module)
+        for module, excluded in rerouted.items():
+            reroute(module, frozenset(excluded))
+        for module in untouched:
+            keep(module)
+        return model
+
+    def fit_to_data(
+        self, before: nn.Module, after: nn.Module, plan: Plan, data: CalibrationData
+    ) -> tuple[nn.Module, Plan, Sequence[str]]:
+        """Calibrated fits, and distillation where it is asked for."""
+        decisions = fitted_decisions(plan)
+        batches, supply = calibration_inputs(data.inputs, data.example_inputs, data.tuning.seed)
+        flat = [] if data.flat is None else flat_inputs(data.flat, data.example_inputs)
+        after, plan, notes = calibrate(
+            *(before, after, plan, batches),
+            choose_padding=data.choose_padding,
+            flat=flat,
+            memory=data.memory,
+        )
+        if any(each.settings is not None and each.settings.init == "tuned" for each in decisions):
+            plan, more = tune(before, after, plan, batches, supply, data.tuning, flat, data.memory)
+            notes = [*notes, *more]
+        if flat:
+            strides = [each.spec.stride[-1] for each in decisions if each.spec]
+            notes = [*notes, *told(before, after, flat, math.prod(strides))]
+        return after, plan, notes
+
+    def count_samples(
+        self, model: nn.Module, inputs: Iterable[Any] | str, example_inputs: Any | None
+    ) -> int:
+        """See `samples.count_samples`."""
+        return count_samples(inputs, example_inputs)
+
+    def kernels(self, before: nn.Module, after: nn.Module, plan: Plan) -> tuple[Kernel, ...]:
+        """See `diagnose.kernels_of`."""
+        return kernels_of(before, after, plan)
+
+    def converted_weights(
+        self, model: nn.Module, names: Sequence[str]
+    ) -> Mapping[str, tuple[ConvTransposeSpec, NDArray[np.float64]]]:
+        """Of the layers of these names that were exchanged for modules of a form."""
+        layers = {name: model.get_submodule(name) for name in names}
+        return {
+            name: spread_weight(layer)
+            for name, layer in layers.items()
+            if isinstance(layer, ConvertedConvTranspose)
+        }
+
+    def left(self, model: nn.Module, plan: Plan, example_inputs: Any) -> Sequence[str]:
+        """Runs a copy under a dispatch mode and names what it still sees."""
+        kept = [d for d in plan.decisions if d.decision != "replaced" or d.form == "equalized"]
+        paths = [call_path(each.name, each.op) for each in kept]
+        allowed = {d.name if path is None else path for d, path in zip(kept, paths, strict=True)}
+        allowed |= {name for name, module in model.named_modules() if keeps_some(module)}
+        for name, module in model.named_modules():
+            # What runs inside a compiled module counts for the module.
+            inside = any(each.startswith(f"{name}.") for each in allowed)
+            if isinstance(module, torch.jit.ScriptModule) and inside:
+                allowed.add(name)
+        ran = executed_transposed_convolutions(copy_model(model), example_inputs)
+        return [name for name in ran if name not in allowed]
+
+    def verify(
+        self, before: nn.Module, after: nn.Module, inputs: Sequence[Any], plan: Plan | None
+    ) -> ParityReport:
+        """See `parity.compare_modules`."""
+        return compare_modules(before, after, inputs, plan)
+
+    def psnr_db(self, before: nn.Module, after: nn.Module, example_inputs: Any) -> float | None:
+        """See `compare.psnr_db`."""
+        return psnr_db(before, after, example_inputs)
+
+
+FRONTEND = TorchModuleFrontend()
+
+_USED_ELSEWHERE = Refusal(
+    "other code uses its parameters too while the model runs",
+    "another form has other parameters",
+    "Convert this layer to 'subpixel', or exclude it",
+)
+_UNSEEN = Refusal(
+    "it is called in this module's code, with a geometry unknown before it runs",
+    "example inputs show its geometry",
+    "Give example inputs",
+)
+
+
+def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [
+        (f"{name}.{key}", buffer)
+        for name, module in model.named_modules()
+        if not is_uninitialized(module)
+        for key, buffer in module.named_buffers(recurse=False)
+    ]
+
+
+def _module_of(model: nn.Module, decision: Decision) -> nn.Module:
+    """The layer, or the module whose code calls the function."""
+    path = call_path(decision.name, decision.op)
+    if path is None:
+        path = decision.name
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise ModelError(
+            decision.name or "(model)",
+            "the model has no such layer",
+            "the plan must belong to this architecture",
+            "Use the recipe that was made for this model",
+        ) from error
+
+
+def _has_ancestor(model: nn.Module, decision: Decision, ancestors: Container[nn.Module]) -> bool:
+    """Whether one of the modules around a layer is among `ancestors`."""
+    parts = decision.name.split(".")
+    return any(
+        model.get_submodule(".".join(parts[:depth])) in ancestors for depth in range(len(parts))
+    )

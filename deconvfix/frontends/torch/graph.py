@@ -1,0 +1,231 @@
+"""Front end for torch.fx graphs, traced or exported, and the graph pass behind it.
+
+    call_module   ConvTranspose2d      -> call_module of the converted layer
+    call_function conv_transpose2d     -> call_function torch_steps.conv_transpose
+    call_function aten.convolution(.., transposed=True), aten.conv_transpose2d
+                                       -> the aten operators of the sub-pixel form, inlined
+
+The last needs the values that torch.export leaves in `node.meta["val"]`: the inlined operators come from
+running the form on them, so symbolic shapes stay symbolic.
+
+Graphs inside graphs (the branches of torch.cond, the bodies of loops, regions without gradients) are
+searched and rewritten in the same way; "true_graph_0.conv_transpose2d" is a node of such a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from deconvfix.errors import Refusal
+from deconvfix.frontends.base import Findings
+from deconvfix.frontends.calibrate import check_without_data
+from deconvfix.frontends.torch import steps as torch_steps
+from deconvfix.frontends.torch.calls import Call, dtype_obstacle, parse
+from deconvfix.frontends.torch.find import call_path
+from deconvfix.frontends.torch.frontend import TorchModuleFrontend
+from deconvfix.frontends.torch.inputs import dtype_name
+from deconvfix.plan import Match, Options, Plan, make_plan
+
+__all__ = [
+    "FRONTEND",
+    "FxFrontend",
+    "GraphCall",
+    "ReplaceTransposedConvs",
+    "find_calls",
+    "finish",
+    "inline",
+    "match_call",
+    "rewrite",
+]
+
+_EXACT_ONLY = Refusal(
+    "it is a function call in the graph",
+    "another form replaces a layer that has its own module",
+    "Convert this layer to 'subpixel', or exclude it",
+)
+_INSIDE_VMAP = Refusal(
+    "it runs inside torch.vmap",
+    "the graph must hold the shapes of plain tensors",
+    "Call run_decompositions() on the program first, or exclude this layer",
+)
+
+
+class GraphCall(NamedTuple):
+    """A transposed convolution in a graph: the graph's module and the node."""
+
+    owner: fx.GraphModule
+    node: fx.Node
+
+    @property
+    def call(self) -> Call:
+        """The arguments that the node has now: they change while nodes before it are rewritten."""
+        call = parse(self.node.target, self.node.args, dict(self.node.kwargs))
+        assert call is not None
+        return call
+
+
+class FxFrontend(TorchModuleFrontend):
+    """Modules as in `TorchModuleFrontend`, function calls by their nodes."""
+
+    def find(self, model: nn.Module, example_inputs: Any | None) -> Findings:
+        """Layers by name, calls by the name of their node."""
+        assert isinstance(model, fx.GraphModule)
+        modules = super().find(model, example_inputs).matches
+        nodes = [match_call(name, each) for name, each in find_calls(model)]
+        layers = tuple(each for each in modules if call_path(each.name, each.op) is None)
+        return Findings((*layers, *nodes))
+
+    def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
+        """Rewrites the graph in place; `model` is returned, recompiled."""
+        assert isinstance(model, fx.GraphModule)
+        calls = dict(find_calls(model))
+        layers = tuple(each for each in plan.decisions if each.name not in calls)
+        super().apply(model, Plan(plan.to, layers))
+        for decision in plan.replaced:
+            if decision.name in calls:
+                rewrite(calls[decision.name])
+        finish(model)
+        return model
+
+
+FRONTEND = FxFrontend()
+
+
+class ReplaceTransposedConvs(PassBase):
+    """Graph pass that replaces every transposed convolution; for use in a torch.fx PassManager.
+
+    Works on graphs of torch.fx.symbolic_trace and on the aten graphs of torch.export. The graph
+    module is changed in place, as torch's own passes do; layers that cannot be converted stay.
+
+    Args:
+        options: As for `deconvfix.convert`: `to`, `interpolation`, `padding_mode`, `init`, `seed`,
+            `include` and `exclude` (tuples of glob patterns on module and node names).
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = Options(**options)
+        check_without_data(self.options)
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Returns the graph module, and whether anything was replaced."""
+        plan = self.plan(graph_module)
+        return PassResult(FRONTEND.apply(graph_module, plan), bool(plan.replaced))
+
+    def plan(self, graph_module: fx.GraphModule) -> Plan:
+        """What `call` would do: decisions and refusals."""
+        return make_plan(FRONTEND.find(graph_module, None).matches, self.options)
+
+
+def find_calls(model: fx.GraphModule) -> Iterator[tuple[str, GraphCall]]:
+    """The calls in a graph and in the graphs inside it, by the names of graph and node."""
+    for path, owner in model.named_modules():
+        if not isinstance(owner, fx.GraphModule):
+            continue
+        for node in owner.graph.nodes:
+            called = node.op == "call_function"
+            if called and parse(node.target, node.args, dict(node.kwargs)) is not None:
+                yield f"{path}.{node.name}".removeprefix("."), GraphCall(owner, node)
+
+
+def finish(model: fx.GraphModule) -> None:
+    """Checks the changed graphs and makes their code anew."""
+    for each in model.modules():
+        if isinstance(each, fx.GraphModule):
+            each.graph.lint()
+            each.recompile()
+
+
+def match_call(name: str, found: GraphCall) -> Match:
+    """Describes a call, as far as it is known before running."""
+    owner, call = found.owner, found.call
+    weight, x = _value(owner, call.weight), _value(owner, call.input)
+    obstacle, spec = None, None
+    sizes: tuple[tuple[int, ...], ...] = ()
+    if isinstance(weight, Tensor):
+        obstacle = dtype_obstacle(weight)
+        if all(isinstance(n, int) for n in (*weight.shape, call.groups)):
+            # The geometry is that of the values; only the shape of the weight is read.
+            spec = Call(**{**vars(call), "weight": weight}).spec()
+        if x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
+            obstacle = _INSIDE_VMAP
+        elif x is not None:
+            spatial = tuple(x.shape[2 - weight.dim() :])
+            sizes = (spatial,) if all(isinstance(n, int) for n in spatial) else ()
+    return Match(
+        name=name,
+        op=call.function,
+        spec=spec,
+        dtype="unknown" if weight is None else dtype_name(weight),
+        input_sizes=sizes,
+        obstacle=obstacle,
+        exact_only=_EXACT_ONLY,
+    )
+
+
+def _value(model: fx.GraphModule, argument: Any) -> Tensor | None:
+    """The tensor behind a node, as far as it is known before running."""
+    if not isinstance(argument, fx.Node):
+        return None
+    value = argument.meta.get("val")
+    if value is None and argument.op == "get_attr":
+        value = model
+        for name in str(argument.target).split("."):
+            value = getattr(value, name)
+    return value if isinstance(value, Tensor) else None
+
+
+def rewrite(found: GraphCall) -> None:
+    """Puts the sub-pixel form in the place of a call."""
+    node, call = found.node, found.call
+    if not isinstance(node.target, torch._ops.OpOverload):
+        node.target = torch_steps.conv_transpose
+        node.args, node.kwargs = (), call.arguments
+        return
+    operands = [each for each in (call.input, call.weight, call.bias) if each is not None]
+
+    def form(*tensors: Tensor) -> Tensor:
+        values = dict(zip(("input", "weight", "bias"), tensors, strict=False))
+        return torch_steps.conv_transpose(**{**call.arguments, **values})
+
+    inline(node, form, operands, decomposed=call.function == "convolution")
+
+
+def inline(
+    node: fx.Node,
+    function: Callable[..., Tensor],
+    operands: Sequence[fx.Node],
+    *,
+    decomposed: bool = False,
+) -> None:
+    """Replaces a node by the aten operators that `function` runs on the operands' values.
+
+    Args:
+        node: The node; its name and value go to the last of the operators.
+        function: Takes the operands, none of them by default.
+        operands: Nodes with values.
+        decomposed: Whether composite operators (aten.conv2d, aten.pad) are broken up, as
+            `run_decompositions` does.
+    """
+    values = [each.meta["val"] for each in operands]
+    traced = make_fx(function, tracing_mode="symbolic", pre_dispatch=not decomposed)(*values)
+    placeholders = [each for each in traced.graph.nodes if each.op == "placeholder"]
+    mapping = dict(zip(placeholders, operands, strict=True))
+    graph = node.graph
+    with graph.inserting_before(node):
+        result = graph.graph_copy(traced.graph, mapping)
+    assert isinstance(result, fx.Node)
+    for new in mapping.values():
+        new.meta.setdefault("stack_trace", node.meta.get("stack_trace"))
+    result.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(result)
+    name = node.name
+    graph.erase_node(node)
+    # The signature of an exported program refers to its outputs by the names of their nodes.
+    result.name = name

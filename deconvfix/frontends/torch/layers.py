@@ -1,0 +1,367 @@
+"""Converted layers as ordinary torch modules: convolutions, pixel shuffles and padding in sequence."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deconvfix.core import steps
+from deconvfix.core.rearrange import inverse
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.forms import form
+from deconvfix.forms.base import Settings
+from deconvfix.frontends.torch import steps as torch_steps
+
+__all__ = [
+    "ConvTransposeModule",
+    "ConvertedConvTranspose",
+    "LocalMeans",
+    "read_weight",
+    "spec_of",
+    "spread_weight",
+]
+
+_CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_ZERO_PADS: dict[int, Any] = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
+_REPLICATION_PADS: dict[int, Any] = {
+    1: nn.ReplicationPad1d,
+    2: nn.ReplicationPad2d,
+    3: nn.ReplicationPad3d,
+}
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+ConvTransposeModule = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+
+class ReflectionPad(nn.Module):
+    """Reflection of any width: wider than the map it goes on reflecting, as `numpy.pad` does."""
+
+    def __init__(self, amounts: steps.Pairs) -> None:
+        super().__init__()
+        self.amounts = amounts
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(.., *L) -> (.., *(begin + L + end))."""
+        return torch_steps.pad(input, self.amounts, "reflect")
+
+    def extra_repr(self) -> str:
+        return str(self.amounts)
+
+
+class Crop(nn.Module):
+    """Removes `(begin, end)` pixels per axis."""
+
+    def __init__(self, amounts: steps.Pairs) -> None:
+        super().__init__()
+        self.amounts = amounts
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(.., *L) -> (.., *(L - begin - end))."""
+        return torch_steps.crop(input, self.amounts)
+
+    def extra_repr(self) -> str:
+        return str(self.amounts)
+
+
+class PixelShuffle(nn.Module):
+    """torch.nn.PixelShuffle for any number of axes and a factor for each."""
+
+    def __init__(self, factors: tuple[int, ...]) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(.., C*r_1*..*r_n, *L) -> (.., C, *(L*r))."""
+        return torch_steps.pixel_shuffle(input, self.factors)
+
+    def extra_repr(self) -> str:
+        return str(self.factors)
+
+
+class Upsample(nn.Upsample):
+    """torch.nn.Upsample by whole factors, also for unbatched inputs."""
+
+    def __init__(self, factors: tuple[int, ...], interpolation: steps.Interpolation) -> None:
+        super().__init__(scale_factor=factors, mode=interpolation)
+        self.factors = factors
+        self.interpolation: steps.Interpolation = interpolation
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(.., *L) -> (.., *(L*factors))."""
+        return torch_steps.resize(input, self.factors, self.interpolation)
+
+
+class LocalMeans(nn.Module):
+    """Adds to each channel a channel of its local means; see `steps.LocalMeans`."""
+
+    def __init__(self, reach: tuple[int, ...], groups: int) -> None:
+        super().__init__()
+        self.reach = reach
+        self.groups = groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(.., C, *L) -> (.., 2*C, *L)."""
+        return torch_steps.local_means(input, self.reach, self.groups)
+
+    def extra_repr(self) -> str:
+        """As torch.nn modules show themselves."""
+        return f"reach={self.reach}, groups={self.groups}"
+
+
+class ZeroPhases(nn.Module):
+    """Adds channels of zeros for the phases that no tap reaches; see `steps.ZeroPhases`."""
+
+    def __init__(self, step: steps.ZeroPhases) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(.., C*r_1*..*r_n, *L) -> (.., C*s_1*..*s_n, *L)."""
+        return torch_steps.zero_phases(input, self.step.blocks, self.step.gaps, self.step.strides)
+
+    def extra_repr(self) -> str:
+        return str(self.step)
+
+
+class AddBias(nn.Module):
+    """Adds a bias of shape (C,) to every pixel."""
+
+    def __init__(self, bias: nn.Parameter, ndim: int) -> None:
+        super().__init__()
+        self.bias = bias
+        self.ndim = ndim
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(.., C, *L) -> the same."""
+        return torch_steps.add_bias(input, self.bias, self.ndim)
+
+
+class ConvertedConvTranspose(nn.Sequential):
+    """What stands in the place of a torch.nn.ConvTranspose: the steps of a form, in sequence.
+
+    Takes what the replaced layer takes: inputs (N, C_in, *L) or (C_in, *L), and `output_size`.
+    `weight` and `bias` show the parameters in the replaced layer's layout; the trainable parameters
+    are those of `conv`. The geometry can be read under torch's names (`stride`, `padding`, ...).
+
+    Args:
+        spec: The replaced layer.
+        form_name: A name in `deconvfix.forms.FORMS`.
+        settings: The form's choices for this layer.
+        weight: The form's kernel, (C_in, C_out / groups, *taps).
+        bias: (C_out,) or None.
+    """
+
+    def __init__(
+        self,
+        spec: ConvTransposeSpec,
+        form_name: str,
+        settings: Settings,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> None:
+        compiled = form(form_name).compile(spec, settings)
+        new_weight = torch_steps.rearrange_tensor(compiled.weight, weight, spec.groups)
+        new_weight = _like_layout(new_weight, weight)
+        if bias is not None:
+            bias = torch_steps.rearrange_tensor(compiled.bias, bias).contiguous().clone()
+        children: OrderedDict[str, nn.Module] = OrderedDict()
+        for step in compiled.steps:
+            name, child = _child(step, new_weight, bias, spec)
+            children[name if name not in children else f"{name}_{len(children)}"] = child
+        super().__init__(children)
+        self.spec = spec
+        self.form_name = form_name
+        self.settings = settings
+        self.in_channels = spec.in_channels
+        self.out_channels = spec.out_channels
+        self.kernel_size = spec.kernel_size
+        self.stride = spec.stride
+        self.padding = tuple(begin for begin, _ in spec.padding)
+        self.output_padding = spec.output_padding
+        self.dilation = spec.dilation
+        self.groups = spec.groups
+        self.padding_mode = "zeros"
+        self.kernel_shape = tuple(weight.shape)
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Runs the steps.
+
+        Args:
+            input: (N, C_in, *L) or (C_in, *L).
+            output_size: As in torch.nn.ConvTranspose2d: replaces the layer's own output_padding.
+
+        Returns:
+            (N, C_out, *L_out), or without N.
+        """
+        if output_size is None:
+            result: Tensor = super().forward(input)
+            return result
+        # The weight does not depend on output_padding, so only the crop is compiled again.
+        spec = replace(
+            self.spec, output_padding=output_padding_for(self.spec, input.shape, output_size)
+        )
+        compiled = (
+            torch_steps.compile_exact(spec)
+            if self.form_name == "subpixel"
+            else form(self.form_name).compile(spec, self.settings)
+        )
+        conv = self.convolution
+        bias = self.bias if self._adds_bias else conv.bias
+        return torch_steps.apply_steps(compiled.steps, input, conv.weight, bias, conv.groups)
+
+    @property
+    def convolution(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+        """The convolution that holds the trainable weight, also called `conv`."""
+        conv = self._modules["conv"]
+        assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        return conv
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the transposed convolution, (C_in, C_out / groups, *kernel_size).
+
+        Other forms have none: code that uses the weight elsewhere must not get another one.
+        """
+        if self.form_name != "subpixel":
+            raise AttributeError(
+                f"a {self.form_name}-convolution has no transposed weight; its own is `conv.weight`"
+            )
+        compiled = form(self.form_name).compile(self.spec, self.settings)
+        back = inverse(compiled.weight, self.kernel_shape, self.groups)
+        return torch_steps.carry_out(back, self.convolution.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the transposed convolution, (C_out,) or None."""
+        if self._adds_bias:
+            return self.get_parameter("add_bias.bias")
+        if self.convolution.bias is None:
+            return None
+        compiled = form(self.form_name).compile(self.spec, self.settings)
+        back = inverse(compiled.bias, (self.out_channels,))
+        return torch_steps.carry_out(back, self.convolution.bias)
+
+    @property
+    def _adds_bias(self) -> bool:
+        return "add_bias" in self._modules
+
+
+def spec_of(module: nn.Module) -> ConvTransposeSpec:
+    """The description of a torch.nn.ConvTranspose1d, 2d or 3d."""
+    assert isinstance(module, ConvTransposeModule)
+    return ConvTransposeSpec(
+        in_channels=module.in_channels,
+        out_channels=module.out_channels,
+        kernel_size=module.kernel_size,
+        stride=module.stride,
+        padding=tuple((int(p), int(p)) for p in module.padding),
+        output_padding=module.output_padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        bias=module.bias is not None,
+    )
+
+
+def spread_weight(
+    module: ConvertedConvTranspose,
+) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
+    """The transposed convolution that a converted layer is with the weights it has now."""
+    chosen = form(module.form_name)
+    verbs = chosen.compile(module.spec, module.settings).weight
+    kernel = torch_steps.carry_out(
+        inverse(verbs, module.kernel_shape, module.groups), module.convolution.weight
+    )
+    return chosen.spread(module.spec, module.settings, read_weight(kernel))
+
+
+def output_padding_for(
+    spec: ConvTransposeSpec, shape: Sequence[int], output_size: Sequence[int]
+) -> tuple[int, ...]:
+    """The output_padding that gives `output_size`, with torch's own limits.
+
+    Raises:
+        ValueError: If the size is out of reach, as torch.nn.ConvTranspose2d raises.
+    """
+    n = spec.ndim
+    wanted = tuple(output_size)
+    if len(wanted) != n:
+        wanted = wanted[len(shape) - n :]
+    if len(wanted) != n:
+        raise ValueError(
+            f"output_size has {len(output_size)} entries; {n} spatial sizes are needed, or the "
+            f"sizes of all {len(shape)} axes"
+        )
+    least = replace(spec, output_padding=(0,) * n).output_size(tuple(shape[-n:]))
+    amounts = tuple(w - low for w, low in zip(wanted, least, strict=True))
+    if any(a < 0 or a > s - 1 for a, s in zip(amounts, spec.stride, strict=True)):
+        most = tuple(low + s - 1 for low, s in zip(least, spec.stride, strict=True))
+        raise ValueError(
+            f"requested an output size of {wanted}, but valid sizes range from {least} to {most} "
+            f"(for an input of {tuple(shape[-n:])})"
+        )
+    return amounts
+
+
+def read_weight(weight: Tensor) -> NDArray[np.float64]:
+    """A copy of the weight as float64 in NumPy."""
+    return weight.detach().to("cpu", torch.float64).numpy()
+
+
+def _child(
+    step: steps.Step, weight: Tensor, bias: Tensor | None, spec: ConvTransposeSpec
+) -> tuple[str, nn.Module]:
+    match step:
+        case steps.Conv():
+            conv = _CONVOLUTIONS[spec.ndim](
+                step.in_channels,
+                step.out_channels,
+                step.kernel_size,
+                padding=step.padding,
+                dilation=step.dilation,
+                groups=step.groups,
+                bias=step.bias,
+                device="meta",
+            )
+            conv.weight = nn.Parameter(weight)
+            if step.bias:
+                assert bias is not None
+                conv.bias = nn.Parameter(bias)
+            return "conv", conv
+        case steps.Pad(amounts, mode):
+            flat = tuple(n for pair in reversed(amounts) for n in pair)
+            if mode == "reflect":
+                return "pad", ReflectionPad(amounts)
+            pads = _ZERO_PADS if mode == "zeros" else _REPLICATION_PADS
+            return "pad", pads[spec.ndim](flat)
+        case steps.Crop(amounts):
+            return "crop", Crop(amounts)
+        case steps.Resize(factors, interpolation):
+            return "upsample", Upsample(factors, interpolation)
+        case steps.LocalMeans(reach, groups):
+            return "means", LocalMeans(reach, groups)
+        case steps.PixelShuffle(factors):
+            if len(factors) == 2 and factors[0] == factors[1]:
+                return "shuffle", nn.PixelShuffle(factors[0])
+            return "shuffle", PixelShuffle(factors)
+        case steps.ZeroPhases():
+            return "zeros", ZeroPhases(step)
+        case steps.AddBias():
+            assert bias is not None
+            return "add_bias", AddBias(nn.Parameter(bias), spec.ndim)
+        case steps.ConvTranspose():
+            raise AssertionError("forms that keep the layer do not build a new one")
+
+
+def _like_layout(new: Tensor, old: Tensor) -> Tensor:
+    """Gives `new` its own memory, in channels_last order if `old` has that order."""
+    order = _CHANNELS_LAST.get(old.dim())
+    if order and old.is_contiguous(memory_format=order) and not old.is_contiguous():
+        return new.clone(memory_format=order)
+    return new.clone(memory_format=torch.contiguous_format)

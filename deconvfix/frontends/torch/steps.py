@@ -1,0 +1,331 @@
+"""The verbs and steps of the waist, written with torch's functions.
+
+Works for tensors of any dtype and device, batched or not, under autograd, autocast, torch.compile,
+torch.export and torch.fx (where each helper is one leaf of the graph). Spatial axes are counted from
+the end, so nothing here asks whether there is a batch axis.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deconvfix.core.rearrange import Flip, Merge, Permute, Repeat, Split, Verb, ZeroExtend
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.core.steps import (
+    AddBias,
+    Conv,
+    ConvTranspose,
+    Crop,
+    Interpolation,
+    LocalMeans,
+    Pad,
+    PadMode,
+    Pairs,
+    PixelShuffle,
+    Resize,
+    Step,
+    ZeroPhases,
+)
+from deconvfix.forms.base import Compiled, Settings
+from deconvfix.forms.subpixel import SUBPIXEL
+
+__all__ = [
+    "add_bias",
+    "apply_steps",
+    "carry_out",
+    "compile_exact",
+    "conv_transpose",
+    "crop",
+    "local_means",
+    "pad",
+    "per_axis",
+    "pixel_shuffle",
+    "rearrange_tensor",
+    "resize",
+    "zero_phases",
+]
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def rearrange_tensor(verbs: Sequence[Verb], tensor: Tensor, groups: int = 1) -> Tensor:
+    """`deconvfix.core.rearrange.rearrange` for a tensor: differentiable, on its device, in its dtype."""
+    if tensor.dim() > 1:
+        tensor = torch.unflatten(tensor, 0, (groups, -1))
+    return carry_out(verbs, tensor)
+
+
+def carry_out(verbs: Sequence[Verb], tensor: Tensor) -> Tensor:
+    """The verbs on a tensor as it is, without making the group axis; for `inverse`."""
+    for verb in verbs:
+        match verb:
+            case Split(axis, sizes):
+                tensor = torch.unflatten(tensor, axis, sizes)
+            case Merge(first, last):
+                tensor = tensor.flatten(first, last)
+            case ZeroExtend(amounts):
+                if any(amounts):
+                    tensor = F.pad(tensor, [n for a in reversed(amounts) for n in (0, a)])
+            case Permute(order):
+                tensor = tensor.permute(order)
+            case Flip(axes):
+                tensor = tensor.flip(axes)
+            case Repeat(times):
+                tensor = tensor.repeat_interleave(times)
+    return tensor
+
+
+def apply_steps(
+    steps: Sequence[Step], x: Tensor, weight: Tensor, bias: Tensor | None, groups: int
+) -> Tensor:
+    """`deconvfix.core.steps.run` for tensors.
+
+    Args:
+        steps: What to do.
+        x: Input, (N, C_in, *L) or (C_in, *L).
+        weight: In the layout of the steps' convolution.
+        bias: For the step that adds one, or None.
+        groups: Groups of the convolution; may be symbolic, unlike those in the step.
+    """
+    for step in steps:
+        match step:
+            case Pad(amounts, mode):
+                x = pad(x, amounts, mode)
+            case Crop(amounts):
+                x = crop(x, amounts)
+            case Resize(factors, interpolation):
+                x = resize(x, factors, interpolation)
+            case LocalMeans(reach):
+                x = local_means(x, reach, groups)
+            case Conv():
+                convolution = _CONVOLUTIONS[len(step.kernel_size)]
+                own_bias = bias if step.bias else None
+                x = convolution(x, weight, own_bias, 1, step.padding, step.dilation, groups)
+            case PixelShuffle(factors):
+                x = pixel_shuffle(x, factors)
+            case ZeroPhases(blocks, gaps, strides):
+                x = zero_phases(x, blocks, gaps, strides)
+            case AddBias():
+                assert bias is not None
+                x = add_bias(x, bias, weight.dim() - 2)
+            case ConvTranspose():
+                raise AssertionError("forms that keep the layer are not written as steps")
+    return x
+
+
+@torch.fx.wrap
+def pad(x: Tensor, amounts: Pairs, mode: PadMode) -> Tensor:
+    """`steps.Pad`. Reflection wider than the map goes on from the extended map, as in NumPy."""
+    if mode == "zeros":
+        return F.pad(x, _flat(amounts))
+    if mode == "replicate":
+        return F.pad(x, _flat(amounts), mode="replicate")
+    while not torch.compiler.is_compiling() and any(map(any, amounts)):
+        sizes = x.shape[-len(amounts) :]
+        single = tuple(p if n == 1 else (0, 0) for p, n in zip(amounts, sizes, strict=True))
+        if any(map(any, single)):
+            # A map of one pixel has nothing to reflect but itself.
+            x = F.pad(x, _flat(single), mode="replicate")
+            amounts = tuple((0, 0) if n == 1 else p for p, n in zip(amounts, sizes, strict=True))
+            continue
+        now = tuple(
+            (min(b, n - 1), min(e, n - 1)) for (b, e), n in zip(amounts, sizes, strict=True)
+        )
+        x = F.pad(x, _flat(now), mode="reflect")
+        amounts = tuple(
+            (b - done_b, e - done_e) for (b, e), (done_b, done_e) in zip(amounts, now, strict=True)
+        )
+    return F.pad(x, _flat(amounts), mode="reflect") if any(map(any, amounts)) else x
+
+
+@torch.fx.wrap
+def crop(x: Tensor, amounts: Pairs) -> Tensor:
+    """`steps.Crop`; the result is dense in memory, as a convolution's would be.
+
+    Raises:
+        RuntimeError: If less than nothing is left, where torch's own layer raises too.
+    """
+    inside = tuple(slice(b or None, -e or None) for b, e in amounts)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        # Keeping the order of memory would compare symbolic strides.
+        return x[(..., *inside)].clone(memory_format=torch.contiguous_format)
+    sizes = x.shape[-len(amounts) :]
+    if any(n < b + e for n, (b, e) in zip(sizes, amounts, strict=True)):
+        raise RuntimeError(
+            f"the transposed convolution has no output for this input: cropping {amounts} from "
+            f"{tuple(sizes)} pixels leaves less than nothing; use a larger input"
+        )
+    return x[(..., *inside)].clone()
+
+
+@torch.fx.wrap
+def resize(x: Tensor, factors: tuple[int, ...], interpolation: Interpolation) -> Tensor:
+    """`steps.Resize`, also for unbatched inputs."""
+    if x.dim() == len(factors) + 1:
+        return resize(x[None], factors, interpolation)[0]
+    scale = [float(factor) for factor in factors]
+    if interpolation == "nearest":
+        return F.interpolate(x, scale_factor=scale, mode="nearest")
+    mode = _LINEAR[len(factors)]
+    return F.interpolate(x, scale_factor=scale, mode=mode, align_corners=False)
+
+
+@torch.fx.wrap
+def local_means(x: Tensor, reach: tuple[int, ...], groups: int) -> Tensor:
+    """`steps.LocalMeans`, also for unbatched inputs."""
+    n = len(reach)
+    if x.dim() == n + 1:
+        return local_means(x[None], reach, groups)[0]
+    means = F.pad(x, _flat(tuple((r, r) for r in reach)), mode="replicate")
+    channels = x.shape[1]
+    # A depthwise convolution for each axis: ten times as fast as torch's pooling on a CPU.
+    for axis, r in enumerate(reach):
+        if r:
+            # Computed, not written down: a tensor of constants would be state that graphs must hold.
+            distance = torch.arange(-r, r + 1, dtype=x.dtype, device=x.device).abs()
+            shape = [1] * (2 + n)
+            shape[2 + axis] = 2 * r + 1
+            kernel = ((r + 1 - distance) / (r + 1) ** 2).reshape(shape)
+            kernel = kernel.expand(channels, *shape[1:])
+            means = _CONVOLUTIONS[n](means, kernel, groups=channels)
+    if groups == 1:
+        return torch.cat([x, means], 1)
+    # (N, C, *L) twice -> (N, g, C/g, *L) twice -> (N, 2*C, *L)
+    both = [torch.unflatten(each, 1, (groups, -1)) for each in (x, means)]
+    return torch.cat(both, 2).flatten(1, 2)
+
+
+@torch.fx.wrap
+def pixel_shuffle(x: Tensor, factors: tuple[int, ...]) -> Tensor:
+    """`steps.PixelShuffle`: torch's own where it applies (two axes, one factor)."""
+    n = len(factors)
+    if n == 2 and factors[0] == factors[1]:
+        return F.pixel_shuffle(x, factors[0])
+    # (.., C*r_1*..*r_n, *L) -> (.., C, r_1, .., r_n, *L)
+    x = torch.unflatten(x, -n - 1, (-1, *factors))
+    if torch.compiler.is_compiling():
+        # One axis at a time: r_1 and L_1 to the end, merged, and so on until the order is restored.
+        # The strides of one large permutation tie symbolic sizes to each other.
+        for i in range(n):
+            x = x.movedim((i - 2 * n, -n), (-1, -2)).flatten(-2)
+        return x
+    # -> (.., C, L_1, r_1, .., L_n, r_n)
+    x = x.movedim(tuple(-2 * n + i for i in range(n)), tuple(-2 * n + 2 * i + 1 for i in range(n)))
+    for i in reversed(range(n)):
+        x = x.flatten(i - n - 1, i - n)
+    return x
+
+
+@torch.fx.wrap
+def zero_phases(
+    x: Tensor, blocks: tuple[int, ...], gaps: tuple[int, ...], strides: tuple[int, ...]
+) -> Tensor:
+    """`steps.ZeroPhases`."""
+    n = len(blocks)
+    # (.., C*r_1*..*r_n, *L) -> (.., C, r_1, .., r_n, *L)
+    x = torch.unflatten(x, -n - 1, (-1, *blocks))
+    for i, gap in enumerate(gaps):
+        if gap > 1 and blocks[i] > 1:
+            # (r) -> (r, 1) -> (r, gap) -> (r*gap)
+            dim = i - 2 * n
+            amounts = [0, 0] * (-dim - 1) + [0, gap - 1]
+            x = F.pad(x.unsqueeze(dim), amounts).flatten(dim - 1, dim)
+    # A block of one phase takes no gap: it is the first phase.
+    missing = [
+        s - (r * gap if r > 1 else 1) for r, gap, s in zip(blocks, gaps, strides, strict=True)
+    ]
+    amounts = [0, 0] * n + [amount for each in reversed(missing) for amount in (0, each)]
+    return F.pad(x, amounts).flatten(-2 * n - 1, -n - 1)
+
+
+@torch.fx.wrap
+def add_bias(x: Tensor, bias: Tensor, ndim: int) -> Tensor:
+    """`steps.AddBias`; under autocast the bias follows the convolution's dtype."""
+    return x + bias.to(x.dtype).reshape(-1, *(1,) * ndim)
+
+
+@torch.fx.wrap
+def conv_transpose(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Drop-in for torch.nn.functional.conv_transpose1d, 2d and 3d that runs the sub-pixel form.
+
+    The weight is rearranged while the model runs, by ordinary differentiable operations, so it may
+    be computed from the input (modulated convolutions), tied or parametrized. The number of groups
+    and the batch size may be symbolic.
+
+    Args:
+        input: (N, C_in, *L) or (C_in, *L).
+        weight: (C_in, C_out / groups, *kernel_size).
+        bias: (C_out,) or None.
+    """
+    ndim = weight.dim() - 2
+    compiled = _compile(
+        tuple(int(k) for k in weight.shape[2:]),
+        per_axis(stride, ndim),
+        per_axis(padding, ndim),
+        per_axis(output_padding, ndim),
+        per_axis(dilation, ndim),
+        bias is not None,
+    )
+    if bias is not None:
+        bias = rearrange_tensor(compiled.bias, bias)
+    return apply_steps(
+        compiled.steps, input, rearrange_tensor(compiled.weight, weight, groups), bias, groups
+    )
+
+
+def compile_exact(spec: ConvTransposeSpec) -> Compiled:
+    """The sub-pixel form of a layer with symmetric padding, remembered."""
+    padding = tuple(begin for begin, _ in spec.padding)
+    geometry = (spec.kernel_size, spec.stride, padding, spec.output_padding, spec.dilation)
+    compiled: Compiled = _compile(*geometry, spec.bias)
+    return compiled
+
+
+# torch.compile takes the result as a constant instead of tracing the arithmetic behind it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _compile(*geometry: Any) -> Compiled:
+    return _compile_cached(*geometry)
+
+
+@functools.lru_cache(maxsize=1024)
+def _compile_cached(
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    output_padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    bias: bool,
+) -> Compiled:
+    # Neither steps nor verbs depend on channels and groups, which may be symbolic here.
+    pairs = tuple((p, p) for p in padding)
+    spec = ConvTransposeSpec(1, 1, kernel_size, stride, pairs, output_padding, dilation, 1, bias)
+    return SUBPIXEL.compile(spec, Settings())
+
+
+def per_axis(value: Any, ndim: int) -> tuple[int, ...]:
+    """torch's shorthand: an int, or one entry, stands for every axis."""
+    if hasattr(value, "__index__"):
+        return (int(value),) * ndim
+    values = tuple(int(v) for v in value)
+    return values * ndim if len(values) == 1 else values
+
+
+def _flat(amounts: Pairs) -> list[int]:
+    """torch.nn.functional.pad wants the last axis first."""
+    return [n for pair in reversed(amounts) for n in pair]

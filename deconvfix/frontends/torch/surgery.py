@@ -1,0 +1,229 @@
+"""Changing a torch model: layers exchanged, weights corrected."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
+
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.errors import ModelError
+from deconvfix.forms import form
+from deconvfix.forms.base import Settings
+from deconvfix.frontends.torch.find import PLAIN, current_weight, has_own_forward, makes_weight
+from deconvfix.frontends.torch.layers import (
+    ConvertedConvTranspose,
+    ConvTransposeModule,
+    read_weight,
+    spec_of,
+)
+from deconvfix.plan import Decision
+
+__all__ = [
+    "check_geometry",
+    "converted_layer",
+    "exchange",
+    "put_weight",
+    "rebuilt_layer",
+    "set_weight",
+    "take_over",
+    "why_not_exchanged",
+]
+
+Layer = TypeVar("Layer", bound=nn.Module)
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+# Dictionaries of torch.nn.Module's own.
+_MODULE_STATE = frozenset(vars(nn.Module()))
+
+
+def why_not_exchanged(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
+    """Why a layer keeps its module and has its call rerouted instead."""
+    if type(module) not in PLAIN or has_own_forward(module):
+        return "its class is not torch's own"
+    if "weight" not in module._parameters or "bias" not in module._parameters:
+        return "its parameters are computed by a hook"
+    if set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
+        return "it has more than torch's own layer has"
+    if any(len(owners[id(parameter)]) > 1 for parameter in module.parameters()):
+        return "its parameters are shared"
+    return None
+
+
+def check_geometry(module: nn.Module, decision: Decision) -> None:
+    """A recipe must have been made for this layer.
+
+    Raises:
+        ModelError: If it was made for another geometry.
+    """
+    found = spec_of(module)
+    if found != decision.spec:
+        raise ModelError(
+            decision.name or "(model)",
+            f"the layer is {found}",
+            f"the plan was made for {decision.spec}",
+            "Use the recipe that was made for this model",
+        )
+
+
+def _complete(decision: Decision) -> tuple[ConvTransposeSpec, str, Settings]:
+    """What every decision to replace a layer has."""
+    assert decision.spec is not None
+    assert decision.form is not None
+    assert decision.settings is not None
+    return decision.spec, decision.form, decision.settings
+
+
+def converted_layer(module: nn.Module, decision: Decision) -> ConvertedConvTranspose:
+    """The layer in its new form, with the mode, hooks and attributes of the old one."""
+    assert isinstance(module, ConvTransposeModule)
+    spec, form_name, settings = _complete(decision)
+    weight, bias = current_weight(module), module.bias
+    kernel = weight.detach()
+    if form_name != "subpixel":
+        fitted = form(form_name).fit(spec, settings, read_weight(weight))
+        kernel = torch.from_numpy(fitted).to(weight)
+    new = ConvertedConvTranspose(
+        spec,
+        form_name,
+        settings,
+        kernel,
+        None if bias is None else bias.detach(),
+    )
+    for name, parameter in new.named_parameters():
+        source = bias if name.endswith("bias") else weight
+        parameter.requires_grad_(source is not None and source.requires_grad)
+    return take_over(new, module)
+
+
+def rebuilt_layer(
+    module: ConvertedConvTranspose,
+    settings: Settings,
+    kernel: NDArray[np.float64],
+    bias: NDArray[np.float64] | None,
+) -> ConvertedConvTranspose:
+    """A converted layer with other settings and another kernel and bias; see `Form.fit`."""
+    conv = module.convolution
+    new = ConvertedConvTranspose(
+        module.spec,
+        module.form_name,
+        settings,
+        torch.from_numpy(kernel).to(conv.weight),
+        None if bias is None else torch.from_numpy(bias).to(conv.weight),
+    )
+    for (_, parameter), (_, old) in zip(
+        new.named_parameters(), module.named_parameters(), strict=True
+    ):
+        parameter.requires_grad_(old.requires_grad)
+    return take_over(new, module)
+
+
+def take_over(new: Layer, old: nn.Module) -> Layer:
+    """Gives `new` the mode, hooks and attributes of the layer that it stands for."""
+    for name in _HOOKS:
+        setattr(new, name, getattr(old, name))
+    new._forward_pre_hooks = OrderedDict(
+        (key, hook) for key, hook in new._forward_pre_hooks.items() if not makes_weight(hook)
+    )
+    for name, value in vars(old).items():
+        if name not in vars(new) and not isinstance(value, Tensor):
+            object.__setattr__(new, name, value)
+    return new.train(old.training)
+
+
+def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Puts `new` wherever `old` is registered."""
+    if model is old:
+        return new
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+        for name, value in vars(parent).items():
+            if name not in _MODULE_STATE:
+                vars(parent)[name] = _swapped(value, old, new)
+    return model
+
+
+def _swapped(value: Any, old: nn.Module, new: nn.Module) -> Any:
+    """Plain lists, tuples and dicts that hold a layer without registering it; others as they are."""
+    if type(value) is list and any(each is old for each in value):
+        value[:] = [new if each is old else each for each in value]
+    elif type(value) is dict and any(each is old for each in value.values()):
+        value.update({key: new for key, each in value.items() if each is old})
+    elif type(value) is tuple and any(each is old for each in value):
+        return tuple(new if each is old else each for each in value)
+    return value
+
+
+def set_weight(module: nn.Module, decision: Decision) -> None:
+    """Gives the layer its corrected weight, and the geometry that goes with it."""
+    spec, form_name, settings = _complete(decision)
+    new_spec, kernel = form(form_name).equivalent(
+        spec, settings, read_weight(current_weight(module))
+    )
+    assert isinstance(module, ConvTransposeModule)
+    module.kernel_size = new_spec.kernel_size
+    module.padding = tuple(begin for begin, _ in new_spec.padding)
+    put_weight(module, kernel, None, decision.name)
+
+
+@torch.no_grad()
+def put_weight(
+    module: nn.Module,
+    kernel: NDArray[np.float64],
+    bias: NDArray[np.float64] | None,
+    name: str,
+) -> None:
+    """Sets a layer's weight, through its parametrization or hook if it has one, and its bias if given.
+
+    Raises:
+        ModelError: If the layer's parameters cannot hold the weight.
+    """
+    assert isinstance(module, ConvTransposeModule)
+    new = torch.from_numpy(kernel).to(module.weight)
+    if parametrize.is_parametrized(module, "weight"):
+        module.weight = new
+    elif "weight_v" in module._parameters:
+        norm = next(
+            each for each in module._forward_pre_hooks.values() if isinstance(each, WeightNorm)
+        )
+        _assign(module.get_parameter("weight_v"), new)
+        _assign(module.get_parameter("weight_g"), torch.norm_except_dim(new, 2, norm.dim))
+        module.weight = norm.compute_weight(module)
+    elif "weight" in module._parameters:
+        _assign(module.weight, new)
+    if bias is not None:
+        assert module.bias is not None
+        module.bias.copy_(torch.from_numpy(bias))
+    error = float((current_weight(module) - new).abs().max())
+    bound = 16 * torch.finfo(new.dtype).eps * float(new.abs().max())
+    if "weight" in module._buffers or not error <= bound:
+        raise ModelError(
+            name or "(model)",
+            f"its weight is computed from other parameters, and differs by {error:.3g} when set",
+            "the equalized form needs a weight that can be set",
+            "Remove the parametrization first, or use the form 'subpixel' or 'resize'",
+        )
+
+
+def _assign(parameter: Tensor, value: Tensor) -> None:
+    """Values of the same shape are copied, so that whatever shares the memory sees them."""
+    if parameter.shape == value.shape:
+        parameter.copy_(value)
+    else:
+        parameter.data = value.contiguous()

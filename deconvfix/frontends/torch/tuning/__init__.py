@@ -1,0 +1,1 @@
+"""Distillation: converted modules trained to follow the original."""

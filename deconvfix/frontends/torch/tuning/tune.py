@@ -1,0 +1,402 @@
+"""Tuned fits: distillation from the original network on inputs without labels.
+
+The converted layers start from their calibrated weights and follow the original's outputs (`descent`).
+They cannot leave their form: a resize-convolution has no other kernels, and the other forms are trained
+as Z w in the basis Z of the kernels that they can have (`forms.base.Design.basis`), beside what a strength
+below 1 leaves of an equalized layer's imbalance. Both are folded away at the end. Training runs on a copy,
+in eval mode, and its best state goes back into the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
+
+from deconvfix.core.rearrange import inverse, rearrange
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.fit.solve import MEMORY
+from deconvfix.fit.tuning import Tuning
+from deconvfix.forms import form
+from deconvfix.forms.base import Design
+from deconvfix.frontends.calibrate import fitted_decisions, kept_bytes
+from deconvfix.frontends.torch.calibrate import directions_of
+from deconvfix.frontends.torch.find import PLAIN, current_weight
+from deconvfix.frontends.torch.inputs import Inputs, copy_model, flat_tensors
+from deconvfix.frontends.torch.layers import (
+    ConvertedConvTranspose,
+    ConvTransposeModule,
+    LocalMeans,
+    read_weight,
+    spec_of,
+)
+from deconvfix.frontends.torch.samples import cut, join, split
+from deconvfix.frontends.torch.steps import carry_out, rearrange_tensor
+from deconvfix.frontends.torch.surgery import exchange, put_weight, take_over
+from deconvfix.frontends.torch.tuning.descent import Descent
+from deconvfix.frontends.torch.tuning.processes import average
+from deconvfix.frontends.torch.tuning.resume import Resume
+from deconvfix.plan import Plan
+
+__all__ = ["tune"]
+
+Array = NDArray[np.float64]
+
+
+# Muon makes the steps in all directions of a matrix equal, and a few outputs have no more than a few. With
+# such kernels left to Adam two networks ended 0.4 and 0.7 dB closer to the original.
+_SHORTEST_SIDE = 8
+# Samples in a step: of those given, and at most of those drawn, where their outputs have so many values.
+_GIVEN, _DRAWN, _MOST_VALUES = 8, 64, 2**20
+
+
+class _Subspace(nn.Module):
+    """Parametrization of a kernel as Z w + offset, from a matrix, (C_in * free numbers, C_out / groups).
+
+    Args:
+        design: With the basis Z.
+        offset: (C_in, C_out / groups, taps) or None; see `Design.offset`.
+        groups: Of the layer.
+        kernel: Where it starts, (.., C_out / groups, *taps).
+    """
+
+    basis: Tensor
+    offset: Tensor | None
+
+    def __init__(self, design: Design, offset: Array | None, groups: int, kernel: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.from_numpy(design.basis).to(kernel))
+        fixed = None if offset is None else torch.from_numpy(offset).to(kernel)
+        self.register_buffer("offset", fixed)
+        self.design = design
+        self.fixed = offset
+        self.groups = groups
+        self.shape = kernel.shape
+
+    def forward(self, w: Tensor) -> Tensor:
+        """The kernel; `Design.kernel` says what happens to the axes."""
+        # (C_in * free, C_out/g) -> (C_in, C_out/g, free)
+        kernel = w.unflatten(0, (-1, self.basis.shape[1])).mT @ self.basis.mT
+        if self.offset is not None:
+            kernel = kernel + self.offset
+        kernel = kernel.unflatten(-1, (self.design.copies, -1))
+        shaped: Tensor = kernel.unflatten(0, (self.groups, -1)).movedim(3, 1).reshape(self.shape)
+        return shaped
+
+    def right_inverse(self, kernel: Tensor) -> Tensor:
+        """The numbers w of a kernel of the form: Z is orthogonal to the offset."""
+        numbers = self.design.numbers(read_weight(kernel), self.groups)
+        return torch.from_numpy(numbers.swapaxes(1, 2).reshape(-1, numbers.shape[1])).to(kernel)
+
+
+class _Flat(nn.Module):
+    """Parametrization of a kernel that keeps its part along some directions of the input channels.
+
+    So the answers to what these directions stand for stay as they are, through all layers.
+
+    Args:
+        along: The directions, (groups, C_in / groups, n); see `fit.solve.solve`.
+        start: The kernel, (C_in, C_out / groups, *taps).
+        like: A tensor of the dtype and on the device.
+    """
+
+    along: Tensor
+    start: Tensor
+
+    def __init__(self, along: Array, start: Array, like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("along", torch.from_numpy(along).to(like))
+        self.register_buffer("start", torch.from_numpy(start).to(like))
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        """The kernel, with what `start` has along the directions."""
+        change = (kernel - self.start).flatten(1).unflatten(0, (len(self.along), -1))
+        kept = self.along @ (self.along.mT @ change)
+        moved: Tensor = self.start + (change - kept).flatten(0, 1).reshape(kernel.shape)
+        return moved
+
+
+class _WithMeans(nn.Module):
+    """The form 'notch' while it is trained: a transposed convolution of the channels and their means.
+
+    On a CPU it takes half of the time that the sub-pixel form takes.
+    """
+
+    def __init__(self, means: LocalMeans, up: Any) -> None:
+        super().__init__()
+        self.means = means
+        self.up: Any = up
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """As the layer: (N, C_in, *L) -> (N, C_out, *L_out)."""
+        output: Tensor = self.up(self.means(input), output_size)
+        return output
+
+
+def tune(
+    before: nn.Module,
+    after: nn.Module,
+    plan: Plan,
+    batches: Sequence[Inputs],
+    supply: Iterator[Inputs] | None,
+    tuning: Tuning,
+    flat: Sequence[Inputs] = (),
+    memory: float = MEMORY,
+) -> tuple[Plan, list[str]]:
+    """Distils, in place.
+
+    Args:
+        before: The original.
+        after: The converted model, calibrated.
+        plan: What was converted.
+        batches: Calibration inputs; every fourth sample is held out.
+        supply: Fresh inputs, one batch for each step, instead of the others.
+        tuning: Budget and loss.
+        flat: Inputs on which alone equalized layers must make no grid; none: on all.
+        memory: For the original's outputs, in GiB; they are computed again where it is not enough.
+
+    Returns:
+        The plan with what was measured, and a note.
+    """
+    names = [each.name for each in fitted_decisions(plan)]
+    teacher = copy_model(before).eval().requires_grad_(False)
+    student = copy_model(after).eval().requires_grad_(tuning.train_all)
+    for name in names:
+        along = directions_of(after, name, plan[name], flat) if flat else None
+        student = _freed(student, name, plan, before, along)
+    matrices: list[Any] = [
+        kernels.original
+        for kernels in student.modules()
+        if isinstance(kernels, parametrize.ParametrizationList)
+        and type(kernels[0]) is _Subspace
+        and min(kernels.original.shape) >= _SHORTEST_SIDE
+    ]
+    moving = [each for each in student.parameters() if each.requires_grad]
+    parameters = matrices + [each for each in moving if all(each is not own for own in matrices)]
+    samples, independent = cut(teacher, batches)
+    taught = _taught(teacher, samples, kept_bytes(memory)) if supply is None else None
+    fitted, heldout = split(samples if taught is None else taught)
+    size = tuning.batch_size or (_GIVEN if supply is None else _drawn_at_once(teacher, samples[0]))
+    if supply is None:
+        size = min(size, len(fitted)) if independent else 1
+        supplied = _endless(fitted, size, tuning.seed)
+    else:
+        draws = math.ceil(size * len(batches) / len(samples)) if independent else 1
+        supplied = iter(lambda: list(itertools.islice(supply, draws)), [])
+    distance = tuning.loss or mean_squared
+
+    def loss_on(chosen: Sequence[Inputs]) -> Tensor:
+        """The mean loss of some samples."""
+        losses = []
+        for each in join(chosen) if independent else chosen:
+            if taught is None:
+                inputs = each
+                with torch.no_grad():
+                    old = teacher(*inputs.args, **inputs.kwargs)
+            else:
+                inputs, old = each.args
+            losses.append(distance(student(*inputs.args, **inputs.kwargs), old))
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def heldout_loss() -> float:
+        parts = [heldout[i : i + size] for i in range(0, len(heldout), size)]
+        [loss] = average(sum(float(loss_on(p)) * len(p) for p in parts) / len(heldout))
+        return loss
+
+    resume = None
+    if tuning.resume is not None:
+        resume = Resume(Path(tuning.resume), _identity(tuning, plan))
+    descent = Descent(parameters, len(matrices), supplied, loss_on, heldout_loss, tuning, resume)
+    first, best = descent.run()
+    _transfer(student, after, names)
+    note = (
+        f"Tuned: the loss on {len(heldout)} held-out samples went from {first:.3g} to "
+        f"{best.loss:.3g} in {best.steps} steps at a learning rate of {best.rate:g}."
+    )
+    decided = tuple(
+        replace(each, reason=f"{each.reason}, then tuned") if each.name in names else each
+        for each in plan.decisions
+    )
+    return replace(plan, decisions=decided), [note]
+
+
+@torch.no_grad()
+def _drawn_at_once(teacher: nn.Module, sample: Inputs) -> int:
+    """Samples of a distribution in a step: they are free, and more of them lead further in a time."""
+    outputs = flat_tensors(teacher(*sample.args, **sample.kwargs))
+    values = sum(each.numel() for each in outputs)
+    return max(_GIVEN, min(_DRAWN, _MOST_VALUES // max(1, values)))
+
+
+def _identity(tuning: Tuning, plan: Plan) -> dict[str, Any]:
+    """What must be the same for a distillation to go on; its budget may be another."""
+    told = {
+        name: getattr(tuning, name) for name in ("seed", "learning_rate", "batch_size", "train_all")
+    }
+    return {**told, "plan": plan.to_json()}
+
+
+def _taught(
+    teacher: nn.Module, samples: Sequence[Inputs], most_bytes: float
+) -> list[Inputs] | None:
+    """Each sample with the original's outputs, which are so computed once; None if they are too large.
+
+    Outputs of classes that pytree does not know cannot be joined to batches: None for them too.
+    """
+    pairs: list[Inputs] = []
+    size = 0
+    for each in samples:
+        with torch.no_grad():
+            old = teacher(*each.args, **each.kwargs)
+        tensors = flat_tensors(old)
+        size += sum(tensor.nbytes for tensor in tensors)
+        if size > most_bytes or len(tensors) != len(
+            [leaf for leaf in pytree.tree_leaves(old) if isinstance(leaf, Tensor)]
+        ):
+            return None
+        pairs.append(Inputs((each, old), {}))
+    return pairs
+
+
+def mean_squared(new: Any, old: Any) -> Tensor:
+    """The mean squared error of all floating-point outputs, each relative to its power."""
+    errors = [
+        (one - other).square().mean()
+        / other.square().mean().clamp_min(torch.finfo(other.dtype).tiny)
+        for one, other in zip(flat_tensors(new), flat_tensors(old), strict=True)
+        if other.is_floating_point()
+    ]
+    return torch.stack(errors).mean()
+
+
+def _freed(
+    student: nn.Module, name: str, plan: Plan, before: nn.Module, along: Array | None
+) -> nn.Module:
+    """A layer made trainable inside its form.
+
+    A resize-convolution is left as it is; others are replaced by transposed convolutions of Z w.
+    """
+    layer = student.get_submodule(name)
+    design, offset = _kernels(name, plan, before)
+    if isinstance(layer, ConvertedConvTranspose):
+        if design.copies == 1:
+            layer.requires_grad_(True)
+            return student
+        chosen = form(layer.form_name)
+        verbs = chosen.compile(layer.spec, layer.settings).weight
+        back = inverse(verbs, layer.kernel_shape, layer.groups)
+        kernel = carry_out(back, layer.convolution.weight)
+        grown, _ = chosen.spread(layer.spec, layer.settings, read_weight(kernel))
+        wide = replace(grown, in_channels=len(kernel))
+        means = layer.get_submodule("means")
+        assert isinstance(means, LocalMeans)
+        up = _plain(wide, kernel, layer.bias)
+        new: nn.Module = _WithMeans(means, up)
+    else:
+        assert isinstance(layer, ConvTransposeModule)
+        kernel = current_weight(layer)
+        new = up = _plain(spec_of(layer), kernel, layer.bias)
+    if along is None:
+        kernels: nn.Module = _Subspace(design, offset, layer.groups, up.weight)
+    else:
+        kernels = _Flat(along, read_weight(kernel), kernel)
+        if up.bias is not None:
+            up.bias.requires_grad_(False)
+    parametrize.register_parametrization(up, "weight", kernels)
+    return exchange(student, layer, take_over(new, layer))
+
+
+def _plain(spec: ConvTransposeSpec, weight: Tensor, bias: Tensor | None) -> Any:
+    """A transposed convolution with copies of a weight and a bias."""
+    plain: Any = PLAIN[spec.ndim - 1]
+    new = plain(
+        spec.in_channels,
+        spec.out_channels,
+        spec.kernel_size,
+        spec.stride,
+        tuple(begin for begin, _ in spec.padding),
+        spec.output_padding,
+        spec.groups,
+        bias is not None,
+        spec.dilation,
+        device="meta",
+    )
+    new.weight = nn.Parameter(weight.detach().clone())
+    new.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    return new
+
+
+def _kernels(name: str, plan: Plan, before: nn.Module) -> tuple[Design, Array | None]:
+    """Basis, in a design, and offset of the kernels that a layer may have; see `forms.base.Design`."""
+    decision = plan[name]
+    assert decision.spec is not None
+    assert decision.form is not None
+    assert decision.settings is not None
+    chosen = form(decision.form)
+    design = chosen.design(decision.spec, decision.settings)
+    assert design is not None
+    trained = read_weight(current_weight(before.get_submodule(name)))
+    return design, design.offset(chosen.fit(decision.spec, decision.settings, trained))
+
+
+@torch.no_grad()
+def _transfer(
+    student: nn.Module,
+    after: nn.Module,
+    names: Sequence[str],
+) -> None:
+    """Writes what was trained into the model, in place, each layer under its own parametrization."""
+    own = dict(after.named_parameters())
+    for key, parameter in student.named_parameters():
+        if key in own and own[key].shape == parameter.shape:
+            own[key].copy_(parameter)
+    for name in names:
+        layer, trained = after.get_submodule(name), student.get_submodule(name)
+        if isinstance(trained, _WithMeans):
+            assert isinstance(layer, ConvertedConvTranspose)
+            compiled = form(layer.form_name).compile(layer.spec, layer.settings)
+            weight = rearrange(compiled.weight, _trained_kernel(trained.up), layer.groups)
+            layer.convolution.weight.copy_(torch.from_numpy(weight))
+            if layer.convolution.bias is not None and trained.up.bias is not None:
+                bias = rearrange_tensor(compiled.bias, trained.up.bias)
+                layer.convolution.bias.copy_(bias)
+        elif isinstance(layer, ConvTransposeModule):
+            assert isinstance(trained, ConvTransposeModule)
+            own_bias = None if trained.bias is None else read_weight(trained.bias)
+            put_weight(layer, _trained_kernel(trained), own_bias, name)
+
+
+def _trained_kernel(module: nn.Module) -> Array:
+    """What was trained as Z w, multiplied in float64: phase sums are equal to the rounding of the weight."""
+    parametrizations: Any = module.parametrizations
+    [kernels] = parametrizations.weight
+    if isinstance(kernels, _Flat):
+        kernels = copy_model(kernels).double()
+        with torch.no_grad():
+            return read_weight(kernels(parametrizations.weight.original.double()))
+    matrix = read_weight(parametrizations.weight.original)
+    numbers = matrix.reshape(-1, kernels.design.basis.shape[1], matrix.shape[1]).swapaxes(1, 2)
+    kernel = kernels.design.kernel(numbers, kernels.groups)
+    if kernels.fixed is not None:
+        kernel = kernel + kernels.fixed
+    return np.asarray(kernel.reshape(kernels.shape), np.float64)
+
+
+def _endless(samples: Sequence[Inputs], size: int, seed: int) -> Iterator[Sequence[Inputs]]:
+    """Batches of samples in a new random order for each round; a rest smaller than a batch is left."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(samples), generator=generator).tolist()
+        for begin in range(0, len(samples) - size + 1, size):
+            yield [samples[i] for i in order[begin : begin + size]]

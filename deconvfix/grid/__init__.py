@@ -1,0 +1,1 @@
+"""Checkerboard artifacts as numbers."""

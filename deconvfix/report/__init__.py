@@ -1,0 +1,1 @@
+"""Results of a conversion for people and programs: JSON, HTML, pictures."""

@@ -1,0 +1,196 @@
+"""The conversion report: plain data first; JSON, text and HTML are made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from deconvfix.core.decibels import decibels_in_words
+from deconvfix.diagnose.fidelity import Fidelity, Tone
+from deconvfix.parity.bounds import ParityReport
+from deconvfix.plan import Decision, Plan
+from deconvfix.report.curves import SamplesCurve, StrengthCurve
+
+if TYPE_CHECKING:
+    from deconvfix.diagnose.evidence import Evidence
+
+__all__ = [
+    "ConversionReport",
+    "LayerReport",
+    "finite",
+    "layer_reports",
+    "layers_with_ripples",
+]
+
+REPORT_FORMAT = "deconvfix.report/1"
+
+# Rows of a table of tones.
+_MOST_TONES = 12
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one layer; see `deconvfix.plan.Decision` for the fields.
+
+    Of fitted layers also the ripple of the answer to a constant, by the weights, before and after.
+    """
+
+    name: str
+    op: str
+    decision: str
+    form: str | None
+    reason: str
+    exact: bool
+    relative_residual: float | None
+    macs_before: int | None
+    macs_after: int | None
+    ripple_db_before: float | None = None
+    ripple_db_after: float | None = None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did, and the proof.
+
+    Attributes:
+        input: The model: a path, or its class.
+        output: Where it was written, None if it was not.
+        to: The form that was asked for.
+        layers: One entry for each transposed convolution.
+        parity: Converted against original (for fitted forms: against their definition); None if
+            it was switched off.
+        export: Parity of the written ONNX file in ONNX Runtime; None if none was written.
+        fidelity: For fitted forms; None for exact ones.
+        still_running: Transposed convolutions that ran after the conversion although they were to
+            be replaced. None without example inputs.
+        notes: What could not be seen, what was left out.
+        versions: Versions of deconvfix and of the libraries it ran with.
+        command: The command line that does the same again.
+        hashes: SHA-256 of the files that were read and written.
+        curve: Fidelity against ripple over the strength, where it was asked for.
+        evidence: What the HTML page draws.
+        samples_curve: How the distance falls with the number of calibration samples, if that was
+            asked for.
+    """
+
+    input: str
+    output: str | None
+    to: str
+    layers: tuple[LayerReport, ...]
+    parity: ParityReport | None
+    export: ParityReport | None = None
+    fidelity: Fidelity | None = None
+    still_running: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+    curve: StrengthCurve | None = None
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
+    samples_curve: SamplesCurve | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether all proofs that were made hold and nothing was missed."""
+        proofs = [each for each in (self.parity, self.export) if each is not None]
+        return all(each.ok for each in proofs) and not self.still_running
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        data = asdict(replace(self, evidence=None))
+        del data["evidence"]  # arrays; the HTML page shows them
+        return {"format": REPORT_FORMAT, "ok": self.ok, **finite(data)}
+
+    def to_json(self) -> str:
+        """The report as one JSON object."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def change(self) -> str | None:
+        """What was changed on purpose, in one or two sentences; None for exact forms."""
+        if self.fidelity is None:
+            return None
+        told = self.fidelity.sentence()
+        last = None if self.samples_curve is None else self.samples_curve.points[-1].psnr_db
+        if last is not None:
+            told += f" On samples that it has not seen: {last:.1f} dB."
+        return told
+
+    def verdict(self) -> str:
+        """One sentence."""
+        counts = {
+            kind: sum(layer.decision == kind for layer in self.layers)
+            for kind in ("replaced", "kept", "refused")
+        }
+        parts = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        found = len(self.layers)
+        what = f"{found} transposed convolution{'s' if found != 1 else ''} found"
+        outcome = "verified" if self.ok and self.parity else ("ok" if self.ok else "NOT VERIFIED")
+        return f"{what}: {parts or 'nothing to do'}; {outcome}."
+
+    def to_html(self) -> str:
+        """A page of its own, without scripts or anything from the network."""
+        import jinja2
+
+        from deconvfix.report.curves import draw_curve
+        from deconvfix.report.pictures import KERNELS, draw
+
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("deconvfix.report", "."),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        drawn = () if self.evidence is None else draw(self.evidence)
+        outputs = () if self.fidelity is None else self.fidelity.outputs
+        return environment.get_template("report.html.jinja").render(
+            report=self,
+            pictures=drawn,
+            curve_picture=None if self.curve is None else draw_curve(self.curve),
+            kernels=KERNELS,
+            told=[(each, each.strongest(_MOST_TONES)) for each in outputs if each.tones],
+            ripple=lambda value: "" if value is None else decibels_in_words(value),
+            decibels=lambda value: "below 10 dB" if value is None else f"{value:.1f} dB",
+            frequency=Tone.in_words,
+        )
+
+
+def layer_reports(plan: Plan) -> tuple[LayerReport, ...]:
+    """The decisions of a plan as the report shows them."""
+    return tuple(map(_layer_report, plan.decisions))
+
+
+def _layer_report(decision: Decision) -> LayerReport:
+    return LayerReport(
+        name=decision.name,
+        op=decision.op,
+        decision=decision.decision,
+        form=decision.form,
+        reason=decision.reason,
+        exact=decision.exact,
+        relative_residual=decision.relative_residual,
+        macs_before=decision.macs_before,
+        macs_after=decision.macs_after,
+    )
+
+
+def finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they become strings."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return str(value)
+    return value
+
+
+def layers_with_ripples(
+    plan: Plan, ripples: Mapping[str, tuple[float, float]]
+) -> tuple[LayerReport, ...]:
+    """The decisions as the report shows them, with the ripples of the layers that change."""
+    layers = []
+    for each in layer_reports(plan):
+        before, after = ripples.get(each.name, (None, None))
+        layers.append(replace(each, ripple_db_before=before, ripple_db_after=after))
+    return tuple(layers)
