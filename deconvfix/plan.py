@@ -15,23 +15,21 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Interpolation, PadMode
 from deconvfix.errors import CheckpointError, OptionError, Refusal
 from deconvfix.forms import FORMS, form
-from deconvfix.forms.base import Init, ReadWeight, Settings, known
-from deconvfix.forms.equalized import AS_IT_IS
+from deconvfix.forms.base import KEEP, Compiled, Form, Init, Need, ReadWeight, Settings, known
 
 __all__ = [
-    "WITH_STRENGTH",
     "Decision",
     "Fitted",
     "Match",
     "Options",
     "Plan",
+    "Replaced",
     "Verdict",
+    "lacking",
     "make_plan",
 ]
 
 RECIPE_FORMAT = "deconvfix.recipe/1"
-# Forms that can take away a part of the grid.
-WITH_STRENGTH = ("equalized", "notch")
 Verdict = Literal["replaced", "kept", "refused"]
 
 
@@ -48,10 +46,7 @@ class Match:
         input_sizes: Spatial input sizes seen on the example inputs, each once.
         calls: How often it ran on the example inputs; None without example inputs.
         obstacle: Why no form can be applied.
-        exact_only: Why only the exact form can be applied.
-        no_upsampling: Why the model cannot hold an upsampling of some kind.
-        no_means: Why the model cannot hold the local means of the form 'notch'.
-        fixed_weight: Why its weight cannot be set to other values, which the equalized form does.
+        lacks: What forms may need, and this layer or the model around it does not have, with the reason.
         read_weight: Gives the weight in float64, (C_in, C_out / groups, *kernel_size); None when it
             is computed while the model runs.
     """
@@ -63,11 +58,13 @@ class Match:
     input_sizes: tuple[tuple[int, ...], ...] = ()
     calls: int | None = None
     obstacle: Refusal | None = None
-    exact_only: Refusal | None = None
-    no_upsampling: Mapping[Interpolation, Refusal] = field(default_factory=dict, hash=False)
-    no_means: Refusal | None = None
-    fixed_weight: Refusal | None = None
+    lacks: Mapping[Need, Refusal] = field(default_factory=dict, hash=False)
     read_weight: ReadWeight | None = field(default=None, compare=False, repr=False)
+
+
+def lacking(found: Mapping[Need, Refusal | None]) -> dict[Need, Refusal]:
+    """For `Match.lacks`: the needs for which a search found a refusal."""
+    return {need: refusal for need, refusal in found.items() if refusal is not None}
 
 
 @dataclass(frozen=True)
@@ -90,9 +87,9 @@ class Options:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        known("to", self.to, tuple(each.name for each in FORMS))
+        known("to", self.to, tuple(form.name for form in FORMS))
         _ = self.settings  # checks itself
-        if self.to not in WITH_STRENGTH and self.strength != 1:
+        if not self.form.has_strength and self.strength != 1:
             raise OptionError(
                 "strength",
                 f"the value is {self.strength:g} and the form is {self.to!r}",
@@ -100,6 +97,11 @@ class Options:
                 "'equalized' and 'notch' can take away a part",
                 "Choose one of these forms, or leave `strength` out",
             )
+
+    @property
+    def form(self) -> Form:
+        """The form that was asked for."""
+        return form(self.to)
 
     @property
     def settings(self) -> Settings:
@@ -132,6 +134,8 @@ class Fitted:
 class Decision:
     """What happens to one layer.
 
+    A layer that is replaced is a `Replaced`, but for a call whose geometry is seen only when it runs.
+
     Attributes:
         name: The layer, as in `Match`.
         op: What was found.
@@ -161,14 +165,33 @@ class Decision:
     macs_after: int | None = None
     fitted: Fitted | None = field(default=None, compare=False, repr=False)
 
+
+@dataclass(frozen=True)
+class Replaced(Decision):
+    """A layer that gets a new form: its geometry, the form and the form's choices are known."""
+
+    form: str
+    spec: ConvTransposeSpec
+    settings: Settings
+
+    @property
+    def target(self) -> Form:
+        """The form that it gets."""
+        return form(self.form)
+
+    def compiled(self) -> Compiled:
+        """The layer in its new form."""
+        return self.target.compile(self.spec, self.settings)
+
     def kernel(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The kernel that the layer gets: the one that was fitted to data, or to its `weight`."""
+        """The kernel that the layer gets: the one that was fitted to data, or to its `weight`.
+
+        Args:
+            weight: The trained one, (C_in, C_out / groups, *kernel_size).
+        """
         if self.fitted is not None:
             return self.fitted.kernel
-        assert self.form is not None
-        assert self.spec is not None
-        assert self.settings is not None
-        return form(self.form).fit(self.spec, self.settings, weight)
+        return self.target.fit(self.spec, self.settings, weight)
 
 
 @dataclass(frozen=True)
@@ -181,8 +204,8 @@ class Plan:
     def to_json(self) -> str:
         """The recipe: enough to rebuild the converted architecture around a checkpoint."""
         data = asdict(replace(self, decisions=tuple(map(_without_weights, self.decisions))))
-        for each in data["decisions"]:
-            del each["fitted"]
+        for decision in data["decisions"]:
+            del decision["fitted"]
         return json.dumps({"format": RECIPE_FORMAT, **data}, indent=2)
 
     @classmethod
@@ -196,7 +219,7 @@ class Plan:
             data = json.loads(text)
             if data["format"] != RECIPE_FORMAT:
                 raise ValueError(f"format {data['format']!r}")
-            return cls(data["to"], tuple(_decision(each) for each in data["decisions"]))
+            return cls(data["to"], tuple(map(_decision, data["decisions"])))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 "recipe",
@@ -216,21 +239,34 @@ class Plan:
         """This plan and what an earlier one replaced: the way from the original architecture."""
         if earlier is None:
             return self
-        names = {each.name for each in self.decisions}
-        return Plan(
-            self.to,
-            (*(each for each in earlier.replaced if each.name not in names), *self.decisions),
-        )
+        names = {decision.name for decision in self.decisions}
+        gone = tuple(decision for decision in earlier.changed if decision.name not in names)
+        return Plan(self.to, gone + self.decisions)
 
     @property
     def refused(self) -> tuple[Decision, ...]:
         """The layers that were asked for and cannot be converted."""
-        return tuple(each for each in self.decisions if each.decision == "refused")
+        return tuple(decision for decision in self.decisions if decision.decision == "refused")
 
     @property
-    def replaced(self) -> tuple[Decision, ...]:
-        """The layers that get a new form."""
-        return tuple(each for each in self.decisions if each.decision == "replaced")
+    def changed(self) -> tuple[Decision, ...]:
+        """Everything that gets a new form, calls whose geometry is seen only when they run among it."""
+        return tuple(decision for decision in self.decisions if decision.decision == "replaced")
+
+    @property
+    def replaced(self) -> tuple[Replaced, ...]:
+        """The layers of known geometry that get a new form."""
+        return tuple(decision for decision in self.decisions if isinstance(decision, Replaced))
+
+    @property
+    def stays(self) -> frozenset[str]:
+        """Names of the layers that are a transposed convolution still: kept, refused, or corrected."""
+        return frozenset(
+            decision.name
+            for decision in self.decisions
+            if decision.decision != "replaced"
+            or (isinstance(decision, Replaced) and decision.target.keeps_layer)
+        )
 
 
 def make_plan(
@@ -250,8 +286,8 @@ def make_plan(
     """
     names = [match.name for match in matches]
     for option, pattern in (
-        *(("include", each) for each in options.include),
-        *(("exclude", each) for each in options.exclude),
+        *(("include", pattern) for pattern in options.include),
+        *(("exclude", pattern) for pattern in options.exclude),
     ):
         if names and not any(fnmatchcase(name, pattern) for name in names):
             raise OptionError(
@@ -264,42 +300,35 @@ def make_plan(
 
 
 def _decide(match: Match, options: Options, selects: Callable[[str], bool] | None) -> Decision:
-    spec = match.spec
+    spec, target = match.spec, options.form
 
     def decision(verdict: Verdict, reason: str) -> Decision:
         return Decision(match.name, match.op, verdict, None, reason, spec)
 
-    included = not options.include or any(fnmatchcase(match.name, p) for p in options.include)
-    excluded = any(fnmatchcase(match.name, p) for p in options.exclude)
-    if not included or excluded or (selects is not None and not selects(match.name)):
+    if not _is_selected(match.name, options, selects):
         return decision("kept", "not selected")
-    if options.to == "equalized" and options.strength == 0:
-        # Nothing is done to it, so nothing can stand in the way.
-        return decision("kept", AS_IT_IS)
+    untouched = target.why_untouched(options.settings)
+    if untouched is not None:
+        return decision("kept", untouched)
     if match.obstacle is not None:
         return decision("refused", match.obstacle.sentence(match.name))
-    if options.to != "subpixel" and match.exact_only is not None:
-        return decision("refused", match.exact_only.sentence(match.name))
-    missing = match.no_upsampling.get(options.interpolation)
-    if options.to == "resize" and missing is not None:
-        return decision("refused", missing.sentence(match.name))
-    if options.to == "equalized" and match.fixed_weight is not None:
-        return decision("refused", match.fixed_weight.sentence(match.name))
-    target = form(options.to)
+    refusal = _first_lacking(match, target.needs(options.settings))
+    if refusal is not None:
+        return decision("refused", refusal.sentence(match.name))
     if spec is None:
-        assert match.exact_only is not None, "what has no spec and no obstacle is an unseen call"
+        # What has neither geometry nor obstacle is a call that is converted where it runs.
         reason = "the same function; its geometry is seen when it runs"
         return replace(decision("replaced", reason), form=target.name, settings=options.settings)
     settled = target.settle(spec, options.settings, match.read_weight)
     if isinstance(settled, Refusal):
         return decision("refused", settled.sentence(match.name))
-    if target.name == "notch" and not settled.exact and match.no_means is not None:
-        return decision("refused", match.no_means.sentence(match.name))
-    if target.name == "equalized" and settled.exact:
+    refusal = _first_lacking(match, settled.needs)
+    if refusal is not None:
+        return decision("refused", refusal.sentence(match.name))
+    if settled.form == KEEP:
         return decision("kept", settled.note)
-    if target.name == "notch" and settled.exact:
-        target = form("subpixel")  # there is no grid to take out
-    return Decision(
+    target = target if settled.form is None else form(settled.form)
+    return Replaced(
         name=match.name,
         op=match.op,
         decision="replaced",
@@ -314,6 +343,17 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
     )
 
 
+def _is_selected(name: str, options: Options, selects: Callable[[str], bool] | None) -> bool:
+    included = not options.include or any(fnmatchcase(name, glob) for glob in options.include)
+    excluded = any(fnmatchcase(name, glob) for glob in options.exclude)
+    return included and not excluded and (selects is None or selects(name))
+
+
+def _first_lacking(match: Match, needs: Sequence[Need]) -> Refusal | None:
+    """Why a layer does not have what a form needs; None if it has everything."""
+    return next((match.lacks[need] for need in needs if need in match.lacks), None)
+
+
 def _without_weights(decision: Decision) -> Decision:
     return replace(decision, fitted=None)
 
@@ -322,7 +362,8 @@ def _decision(data: dict[str, Any]) -> Decision:
     if "fitted" in data:
         raise ValueError("a recipe holds no weights")
     spec, settings = data.pop("spec"), data.pop("settings")
-    decision = Decision(
+    kind: Any = Decision if None in (spec, settings, data["form"]) else Replaced
+    decision: Decision = kind(
         **data,
         spec=None if spec is None else ConvTransposeSpec.from_dict(spec),
         settings=None if settings is None else Settings(**settings),
@@ -331,7 +372,7 @@ def _decision(data: dict[str, Any]) -> Decision:
         raise TypeError("a layer's name and op are strings")
     known("decision", decision.decision, get_args(Verdict))
     if decision.form is not None:
-        known("form", decision.form, tuple(each.name for each in FORMS))
+        known("form", decision.form, tuple(form.name for form in FORMS))
     if (decision.decision == "replaced") != (None not in (decision.form, settings)):
         raise ValueError(f"layer {decision.name!r} lacks a form or settings")
     return decision

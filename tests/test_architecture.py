@@ -11,6 +11,7 @@ import pytest
 
 import deconvfix
 from deconvfix import errors
+from deconvfix.forms import FORMS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "deconvfix"
@@ -172,8 +173,8 @@ def test_wings_call_the_same_idea_by_the_same_name(wing):
     rooms = {
         module.removeprefix(f"{wing}.").split(".")[0]
         for module in MODULES
-        if room_of(module) == wing
-    } - {wing}
+        if room_of(module) == wing and module != wing
+    }
     assert rooms <= WING_NAMES
 
 
@@ -260,6 +261,29 @@ def test_what_others_use_is_in_all(name):
                     info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))
                 }
                 assert not missing - submodules, f"{path.name} imports {missing} from {name}"
+
+
+def form_names_compared(source):
+    """Comparisons with the name of a form, as line numbers."""
+    names = {form.name for form in FORMS}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            constants = {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
+            if constants & names:
+                yield node.lineno
+
+
+@pytest.mark.parametrize(("module", "source"), SOURCES)
+def test_no_name_of_a_form_is_compared_outside_of_forms(module, source):
+    """Forms say facts about themselves: a comparison with a name would have to know each new form."""
+    if room_of(module) != "forms":
+        assert list(form_names_compared(source)) == []
+
+
+def test_a_planted_comparison_is_seen():
+    assert list(form_names_compared("a = 1\nif form in ('notch', 'x'): pass")) == [2]
+    assert list(form_names_compared("x = form != 'subpixel'")) == [1]
+    assert list(form_names_compared("convert(to='notch')")) == []
 
 
 def test_every_error_has_four_parts():

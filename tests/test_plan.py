@@ -10,6 +10,7 @@ from strategies import specs
 
 from deconvfix import CheckpointError, ConvTransposeSpec, OptionError, Plan
 from deconvfix.errors import Refusal
+from deconvfix.forms.base import Need
 from deconvfix.plan import Match, Options, make_plan
 
 OBSTACLE = Refusal("it is made of stone", "it must be soft", "Use another one")
@@ -68,7 +69,7 @@ def test_obstacles_are_refusals_with_a_sentence():
 
 
 def test_layers_that_only_the_exact_form_fits():
-    matches = [match("up", exact_only=OBSTACLE)]
+    matches = [match("up", lacks={Need.STORED_WEIGHT: OBSTACLE})]
     assert decisions(make_plan(matches, Options())) == {"up": "replaced"}
     assert decisions(make_plan(matches, Options(to="resize"))) == {"up": "refused"}
 

@@ -10,8 +10,8 @@ import click
 from deconvfix.cli.jobs import job as jobs
 from deconvfix.cli.source_options import FILE, Command
 from deconvfix.fit.solve import MEMORY
+from deconvfix.forms import form
 from deconvfix.forms.base import Init
-from deconvfix.plan import WITH_STRENGTH
 
 __all__ = ["check_curve", "check_processes", "fit_options"]
 
@@ -125,7 +125,7 @@ def check_curve(
     for wrong, text in (
         (planned, "--curve runs the model at several strengths: leave out --dry-run and --recipe."),
         (
-            to not in WITH_STRENGTH,
+            not form(to).has_strength,
             "--curve is for --to equalized and notch: the other forms have no strength.",
         ),
         (calibration is None, "--curve compares outputs on inputs: give some with --calibration."),

@@ -17,6 +17,7 @@ from deconvfix.conversion import convert, inspect
 from deconvfix.core.decibels import LOWEST_DB
 from deconvfix.errors import OptionError
 from deconvfix.fit.solve import MEMORY
+from deconvfix.forms import FORMS
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Settings, known
 from deconvfix.frontends.registry import fitter_of, frontend_of, opened
 from deconvfix.frontends.torch.compare import psnr_on
@@ -24,7 +25,6 @@ from deconvfix.frontends.torch.diagnose import probe_module
 from deconvfix.frontends.torch.inputs import Inputs
 from deconvfix.frontends.torch.samples import calibration_inputs, cut, join, split
 from deconvfix.grid.flat_field import network_answers
-from deconvfix.plan import WITH_STRENGTH
 from deconvfix.report.curves import StrengthCurve, StrengthPoint
 
 __all__ = ["STRENGTHS", "strength_curve"]
@@ -74,7 +74,7 @@ def strength_curve(
         OptionError: An option has an unknown value, or there is nothing to fit to.
         ModelError: The model or its inputs cannot be used.
     """
-    known("to", to, WITH_STRENGTH)
+    known("to", to, tuple(form.name for form in FORMS if form.has_strength))
     known("init", init, ("fit", *FITTED_TO_DATA))
     chosen = sorted({float(Settings(strength=each).strength) for each in strengths})
     if not chosen:

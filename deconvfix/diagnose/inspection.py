@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deconvfix.diagnose.advice import Recommendation
+from deconvfix.forms.base import Recommendation
 from deconvfix.grid.flat_field import FlatField
 from deconvfix.grid.periods import GridFrequency
 from deconvfix.grid.spectra import Peak, RadialSpectrum

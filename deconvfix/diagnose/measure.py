@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from deconvfix.core.decibels import LOWEST_DB, decibels_in_words
 from deconvfix.diagnose.diagnosis import longest_period, outputs_with_grids
 from deconvfix.diagnose.fidelity import Fidelity, OutputChange, Tone
-from deconvfix.forms import form
 from deconvfix.frontends.base import Frontend, Probe, ReadsConverted
 from deconvfix.grid.flat_field import FlatField, flat_field_of, network_tables, with_channels
 from deconvfix.grid.kernel import ripple_db
@@ -66,10 +65,8 @@ def planned_ripples(matches: Sequence[Match], plan: Plan) -> Ripples:
             continue
         if match.spec is None or match.spec != decision.spec:
             continue
-        assert decision.form
-        assert decision.settings
         weight = match.read_weight()
-        new = form(decision.form).equivalent(match.spec, decision.settings, weight)
+        new = decision.target.equivalent(match.spec, decision.settings, weight)
         found[decision.name] = (ripple_db(match.spec, weight), ripple_db(*new))
     return found
 
@@ -81,14 +78,11 @@ def ripples_now(frontend: Frontend, model: Any, plan: Plan, planned: Ripples) ->
     """
     fitted = [each for each in plan.replaced if each.name in planned]
     after = {name: pair[1] for name, pair in planned.items()}
-    for each in fitted:
-        if each.fitted is not None:
-            assert each.form
-            assert each.spec
-            assert each.settings
-            kernel = each.fitted.kernel
-            after[each.name] = ripple_db(*form(each.form).spread(each.spec, each.settings, kernel))
-    corrected = {each.name for each in fitted if each.form == "equalized"}
+    for layer in fitted:
+        if layer.fitted is not None:
+            spread = layer.target.spread(layer.spec, layer.settings, layer.fitted.kernel)
+            after[layer.name] = ripple_db(*spread)
+    corrected = {layer.name for layer in fitted if layer.target.keeps_layer}
     if corrected:
         for match in frontend.find(model, None).matches:
             readable = match.spec is not None and match.read_weight is not None
@@ -98,8 +92,8 @@ def ripples_now(frontend: Frontend, model: Any, plan: Plan, planned: Ripples) ->
                 after[match.name] = ripple_db(match.spec, match.read_weight())
     exchanged = [each.name for each in fitted if each.name not in corrected]
     if exchanged and isinstance(frontend, ReadsConverted):
-        for name, layer in frontend.converted_weights(model, exchanged).items():
-            after[name] = ripple_db(*layer)
+        for name, converted in frontend.converted_weights(model, exchanged).items():
+            after[name] = ripple_db(*converted)
     return {name: (pair[0], after[name]) for name, pair in planned.items()}
 
 

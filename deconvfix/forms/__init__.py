@@ -13,4 +13,4 @@ FORMS: tuple[Form, ...] = (SUBPIXEL, RESIZE, EQUALIZED, NOTCH)
 
 def form(name: str) -> Form:
     """The form called `name`; KeyError if there is none."""
-    return {each.name: each for each in FORMS}[name]
+    return {known.name: known for known in FORMS}[name]

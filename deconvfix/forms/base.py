@@ -1,11 +1,13 @@
-"""What every form has: a name, and four pure functions of a `ConvTransposeSpec`."""
+"""What every form has: a name, facts about it, and pure functions of a `ConvTransposeSpec`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from enum import Enum, IntEnum
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +20,19 @@ from deconvfix.fit.design import Design, Phase
 
 __all__ = [
     "FITTED_TO_DATA",
+    "KEEP",
+    "UPSAMPLING",
+    "Candidate",
     "Compiled",
     "Design",
     "Form",
     "Init",
+    "Lacks",
+    "Merit",
+    "Need",
     "Phase",
     "ReadWeight",
+    "Recommendation",
     "Settings",
     "Settled",
     "known",
@@ -36,6 +45,8 @@ Init = Literal["exact", "fit", "random", "calibrated", "tuned"]
 # Fits that need inputs. A form starts them from its fit to the weights.
 FITTED_TO_DATA: tuple[Init, ...] = ("calibrated", "tuned")
 ReadWeight = Callable[[], NDArray[np.float64]]
+# Stands for a form where a layer stays as it is.
+KEEP = "keep"
 
 # A converted weight may grow by the factor below without a word. Past it, it is refused from this
 # many elements on (512 MiB in float32): only strange geometries get there, such as a dilation of 1e5.
@@ -110,12 +121,17 @@ class Settled:
         exact: Whether the converted layer computes the same function, border included.
         relative_residual: |new kernel - old kernel| / |old kernel| of a fit, None for exact forms.
         note: One clause for the report.
+        needs: What the layer must have for this on top of `Form.needs`.
+        form: The name of another form that this layer gets instead, or KEEP where it stays as it is.
+            None: the form that settled it.
     """
 
     settings: Settings
     exact: bool
     relative_residual: float | None
     note: str
+    needs: tuple[Need, ...] = ()
+    form: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,48 +152,149 @@ class Compiled:
     macs_per_position: int
 
 
-class Form(Protocol):
-    """A way to write a transposed convolution. Nothing here keeps state."""
+class Need(Enum):
+    """What a form asks of the layer, or of the model that holds it. A search says which of it is lacking."""
 
-    @property
-    def name(self) -> str:
-        """What `to` calls it."""
-        ...
+    STORED_WEIGHT = "a stored weight of the layer's own"
+    SETTABLE_WEIGHT = "a weight that can be set to other values"
+    NEAREST_UPSAMPLING = "nearest-neighbour upsampling"
+    LINEAR_UPSAMPLING = "linear upsampling"
+    LOCAL_MEANS = "local means"
 
+
+UPSAMPLING: Mapping[Interpolation, Need] = {
+    "nearest": Need.NEAREST_UPSAMPLING,
+    "linear": Need.LINEAR_UPSAMPLING,
+}
+Lacks = Mapping[Need, Refusal]
+
+
+class Merit(IntEnum):
+    """How well a form suits a layer; the highest is recommended."""
+
+    KEEPS_THE_GRID = 0
+    REMOVES_THE_GRID = 1
+    REMOVES_THE_GRID_KEEPS_DETAIL = 2
+    REMOVES_THE_GRID_KEEPS_LAYER = 3
+    SAME_FUNCTION = 4
+    SAME_FUNCTION_SIMPLER = 5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that forms are recommended for.
+
+    Attributes:
+        spec: Its geometry, with a stride above 1 on some axis.
+        weight: (C_in, C_out / groups, *kernel_size); None when it is computed while the model runs.
+        has_grid: Whether its phase sums differ by more than the rounding of the stored weights; None
+            without a weight.
+        lacks: What the layer or its model lacks.
+    """
+
+    spec: ConvTransposeSpec
+    weight: NDArray[np.float64] | None
+    has_grid: bool | None
+    lacks: Lacks
+
+    def lacks_any(self, needs: Sequence[Need]) -> bool:
+        """Whether one of the needs is lacking."""
+        return any(need in self.lacks for need in needs)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to do about a layer.
+
+    Attributes:
+        form: The name of a form, or KEEP for the layer as it is.
+        reason: A sentence: why, and at what cost.
+        relative_macs: Multiply-accumulates of that form, relative to the layer.
+    """
+
+    form: str
+    reason: str
+    relative_macs: float
+
+
+class Form(ABC):
+    """A way to write a transposed convolution. Nothing here keeps state.
+
+    Everything that the rest of the package must know about a form it says here: code outside of this
+    folder asks for these facts and never for a form's name.
+
+    Attributes:
+        name: What the option `to` calls it.
+        summary: What it is, in the words of the command's help.
+        is_exact: It never changes the function of a layer, and needs no stored weight.
+        keeps_layer: The layer stays the transposed convolution that it is, with other weights.
+        has_strength: It can remove a part of the grid only.
+        can_grow: Its kernel can have more taps than the trained one.
+        chooses_border: It leaves open how feature maps are extended at the border.
+        has_means: It takes local means of the layer's input.
+        tunes_from_weights: A distillation starts from its fit to the weights, not from a calibrated one.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    is_exact: ClassVar[bool] = False
+    keeps_layer: ClassVar[bool] = False
+    has_strength: ClassVar[bool] = False
+    can_grow: ClassVar[bool] = False
+    chooses_border: ClassVar[bool] = False
+    has_means: ClassVar[bool] = False
+    tunes_from_weights: ClassVar[bool] = False
+
+    def needs(self, settings: Settings) -> tuple[Need, ...]:
+        """What a layer must have before its weight is looked at; the first that it lacks is the refusal."""
+        return (Need.STORED_WEIGHT,)
+
+    def why_untouched(self, settings: Settings) -> str | None:
+        """Why every layer stays as it is, whatever it is: a clause for the report; None if it does not."""
+        return None
+
+    @abstractmethod
     def settle(
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
     ) -> Settled | Refusal:
         """Decides what is open, looking at the weight where that matters and where there is one."""
-        ...
 
+    @abstractmethod
     def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
         """Steps and rearrangements; `settings` come from `settle`."""
-        ...
 
+    @abstractmethod
     def fit(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """The form's kernel for a weight of shape (C_in, C_out / groups, *kernel_size)."""
-        ...
 
-    def design(self, spec: ConvTransposeSpec, settings: Settings) -> Design | None:
-        """The form as a linear model of its kernel; None if it is exact and nothing is fitted."""
-        ...
+    @abstractmethod
+    def spread(
+        self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
+    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
+        """The transposed convolution that the new layer is, away from the border, with that kernel.
+
+        Where the new layer is none, because it takes local means: the one that it is on constant inputs.
+        """
 
     def equivalent(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
-        """The transposed convolution that the new layer is, away from the border, after `fit`.
+        """The transposed convolution that the new layer is after `fit`; see `spread`."""
+        return self.spread(spec, settings, self.fit(spec, settings, weight))
 
-        Where the new layer is none ('notch'), the one that it is on constant inputs.
-        """
-        ...
+    def design(self, spec: ConvTransposeSpec, settings: Settings) -> Design | None:
+        """The form as a linear model of its kernel; None if it is exact and nothing is fitted."""
+        return None
 
-    def spread(
-        self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
-    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
-        """The same for a kernel that the form has, wherever its values are from."""
-        ...
+    def recommend(self, candidate: Candidate) -> tuple[Merit, Recommendation] | None:
+        """What it would bring to a layer, and how well that suits; None if it does not suit at all."""
+        return None
+
+    def relative_macs(self, spec: ConvTransposeSpec, settings: Settings) -> float:
+        """Multiply-accumulates of the new layer over those of the transposed convolution."""
+        return self.compile(spec, settings).macs_per_position / spec.macs_per_position()
 
 
 def known(option: str, value: object, values: Sequence[object]) -> None:

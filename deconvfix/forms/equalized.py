@@ -25,6 +25,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,27 +37,45 @@ from deconvfix.errors import Refusal
 from deconvfix.fit.least_squares import equal_phase_sums, relative_distance, sum_rule_basis
 from deconvfix.forms.base import (
     FITTED_TO_DATA,
+    KEEP,
+    Candidate,
     Compiled,
     Design,
+    Form,
+    Merit,
+    Need,
     Phase,
     ReadWeight,
+    Recommendation,
     Settings,
     Settled,
 )
 
-__all__ = ["AS_IT_IS", "EQUALIZED"]
+__all__ = ["EQUALIZED"]
 
-AS_IT_IS = "strength 0: it stays as it is"
+_AS_IT_IS = "strength 0: it stays as it is"
 
 # Below this the phase sums were equal already, up to the rounding of the stored weights.
 _EQUAL = 1e-6
 
 
 @dataclass(frozen=True)
-class Equalized:
+class Equalized(Form):
     """The same layer with equal phase sums; see the module's text for its algebra."""
 
-    name: str = "equalized"
+    name: ClassVar[str] = "equalized"
+    summary: ClassVar[str] = "the same layer, its weights corrected so that it makes no grid"
+    keeps_layer: ClassVar[bool] = True
+    has_strength: ClassVar[bool] = True
+    can_grow: ClassVar[bool] = True
+
+    def needs(self, settings: Settings) -> tuple[Need, ...]:
+        """A stored weight that can be set."""
+        return (Need.STORED_WEIGHT, Need.SETTABLE_WEIGHT)
+
+    def why_untouched(self, settings: Settings) -> str | None:
+        """At strength 0 nothing is done to a layer, so nothing can stand in the way."""
+        return _AS_IT_IS if settings.strength == 0 else None
 
     def settle(
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
@@ -69,7 +88,7 @@ class Equalized:
                 "Leave init out, or choose the form 'resize'",
             )
         if settings.strength == 0:
-            return Settled(replace(settings, init="exact"), True, 0.0, AS_IT_IS)
+            return Settled(replace(settings, init="exact"), True, 0.0, _AS_IT_IS, form=KEEP)
         grown = _grown(spec, settings)
         for axis, (k, s, d) in enumerate(
             zip(grown.kernel_size, grown.stride, grown.dilation, strict=True)
@@ -106,7 +125,8 @@ class Equalized:
             + ("" if settings.strength == 1 else f", strength {settings.strength:g}")
         )
         init = settings.init if settings.init in FITTED_TO_DATA and not exact else "fit"
-        return Settled(replace(settings, init=init), exact, residual, note)
+        settled = replace(settings, init=init)
+        return Settled(settled, exact, residual, note, form=KEEP if exact else None)
 
     def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
         """One step: the transposed convolution."""
@@ -125,12 +145,6 @@ class Equalized:
         spec = _grown(spec, settings)
         phases = phase_of_taps(spec.kernel_size, spec.stride, spec.dilation)
         return equal_phase_sums(weight, phases, spec.stride, settings.strength)
-
-    def equivalent(
-        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
-    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
-        """The layer with its corrected weight."""
-        return self.spread(spec, settings, self.fit(spec, settings, weight))
 
     def spread(
         self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
@@ -194,6 +208,19 @@ class Equalized:
         steps = (Pad(tuple(border), "zeros"),)
         basis = sum_rule_basis(taps, spec.stride)
         return Design(steps, tuple(phases), basis, has_offset=settings.strength != 1)
+
+    def recommend(self, candidate: Candidate) -> tuple[Merit, Recommendation] | None:
+        """For layers with a grid whose own weights can be corrected: nothing else changes in the model."""
+        weight = candidate.weight
+        if not candidate.has_grid or weight is None or candidate.lacks_any(self.needs(Settings())):
+            return None
+        if isinstance(self.settle(candidate.spec, Settings(), lambda: weight), Refusal):
+            return None
+        reason = (
+            "Its phase sums differ, which makes a grid: the same layer with corrected weights, at "
+            "x1.00 multiply-accumulates; calibrate them on a few inputs, weights alone lose much."
+        )
+        return Merit.REMOVES_THE_GRID_KEEPS_LAYER, Recommendation(self.name, reason, 1.0)
 
 
 EQUALIZED = Equalized()

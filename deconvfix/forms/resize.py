@@ -26,6 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +37,16 @@ from deconvfix.errors import Refusal
 from deconvfix.fit.least_squares import apply_operators, factor_out, relative_distance
 from deconvfix.forms.base import (
     FITTED_TO_DATA,
+    UPSAMPLING,
+    Candidate,
     Compiled,
     Design,
+    Form,
+    Merit,
+    Need,
     Phase,
     ReadWeight,
+    Recommendation,
     Settings,
     Settled,
     plain_layout,
@@ -49,6 +56,8 @@ from deconvfix.forms.base import (
 
 __all__ = ["RESIZE"]
 
+# Taps smaller than this part of the largest are rounding.
+_NEGLIGIBLE = 1e-5
 # A kernel divides when h * w meets it to a few roundings of the trained dtype's worst case, float32.
 _DIVIDES = 1e-6
 
@@ -112,10 +121,17 @@ def _operator(axis: _Axis, interpolation: Interpolation) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class ResizeForm:
+class ResizeForm(Form):
     """Resize-convolution; see the module's text for its algebra."""
 
-    name: str = "resize"
+    name: ClassVar[str] = "resize"
+    summary: ClassVar[str] = "upsampling and a convolution, which make no grid"
+    can_grow: ClassVar[bool] = True
+    chooses_border: ClassVar[bool] = True
+
+    def needs(self, settings: Settings) -> tuple[Need, ...]:
+        """A stored weight, and the upsampling that was chosen."""
+        return (Need.STORED_WEIGHT, UPSAMPLING[settings.interpolation])
 
     def settle(
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
@@ -236,12 +252,6 @@ class ResizeForm:
         phase = Phase((0,) * spec.ndim, ones, tuple(range(len(reached))), starts)
         return Design(tuple(steps), (phase,), np.eye(len(reached)))
 
-    def equivalent(
-        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
-    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
-        """The transposed convolution with the kernel h * w."""
-        return self.spread(spec, settings, self.fit(spec, settings, weight))
-
     def spread(
         self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
@@ -269,6 +279,50 @@ class ResizeForm:
         target[(..., *taps)] = weight
         return target
 
+    def recommend(self, candidate: Candidate) -> tuple[Merit, Recommendation] | None:
+        """Where the kernel divides: the same function, often much cheaper. Else it removes the grid."""
+        weight = candidate.weight
+        if weight is None or Need.STORED_WEIGHT in candidate.lacks:
+            return None
+        if not candidate.has_grid:
+            return self._recommend_divided(candidate, weight)
+        settled = self.settle(candidate.spec, Settings(), lambda: weight)
+        if candidate.lacks_any(self.needs(Settings())) or isinstance(settled, Refusal):
+            return None
+        cost = self.relative_macs(candidate.spec, settled.settings)
+        reason = (
+            "Its phase sums differ, which makes a grid, and its own weights cannot be corrected: a "
+            f"resize-convolution has no grid, at x{cost:.2f} multiply-accumulates; calibrate it on a few "
+            "inputs."
+        )
+        return Merit.REMOVES_THE_GRID, Recommendation(self.name, reason, cost)
+
+    def _recommend_divided(
+        self, candidate: Candidate, weight: NDArray[np.float64]
+    ) -> tuple[Merit, Recommendation] | None:
+        """The interpolation whose kernel divides the layer's, with the fewest taps left."""
+        spec = candidate.spec
+        best: tuple[int, Interpolation, float, NDArray[np.bool_]] | None = None
+        for interpolation, need in UPSAMPLING.items():
+            settings = Settings(interpolation=interpolation, init="exact")
+            settled = self.settle(spec, settings, lambda: weight)
+            if need in candidate.lacks or isinstance(settled, Refusal) or not settled.exact:
+                continue
+            kernel = self.fit(spec, replace(settled.settings, init="fit"), weight)
+            used = np.abs(kernel) > _NEGLIGIBLE * np.abs(kernel).max(initial=0)
+            taps = int(np.any(used, axis=(0, 1)).sum())
+            if best is None or taps < best[0]:
+                best = (taps, interpolation, self.relative_macs(spec, settled.settings), used)
+        if best is None:
+            return None
+        taps, interpolation, cost, used = best
+        reason = (
+            f"Its kernel divides by that of {interpolation} upsampling: a resize-convolution is the "
+            f"same function, at x{cost:.2f} multiply-accumulates"
+            f"{_less_than_a_convolution(spec, taps, interpolation, used)}."
+        )
+        return Merit.SAME_FUNCTION_SIMPLER, Recommendation(self.name, reason, cost)
+
     def _residual(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> float:
@@ -277,3 +331,27 @@ class ResizeForm:
 
 
 RESIZE = ResizeForm()
+
+
+def _less_than_a_convolution(
+    spec: ConvTransposeSpec, taps: int, interpolation: Interpolation, used: NDArray[np.bool_]
+) -> str:
+    """What would do instead of the whole convolution, as a clause; empty where nothing less does.
+
+    Args:
+        spec: The layer.
+        taps: How many positions of the kernel are not zero for some pair of channels.
+        interpolation: Of the upsampling.
+        used: Which values of the kernel are not zero, (C_in, C_out / groups, *taps).
+    """
+    connected = np.any(used, axis=tuple(range(2, used.ndim)))
+    per_channel = spec.groups == spec.in_channels == spec.out_channels or (
+        spec.groups == 1
+        and spec.in_channels == spec.out_channels > 1
+        and not connected[~np.eye(spec.in_channels, dtype=bool)].any()
+    )
+    if taps <= 1 and per_channel:
+        return f"; one tap per channel is not zero, so {interpolation} upsampling alone is enough"
+    if per_channel and spec.groups == 1:
+        return "; each channel depends on itself alone, so a depthwise convolution is enough"
+    return ""

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,19 @@ from deconvfix.core.rearrange import Flip, Merge, Permute, Repeat, Split, Verb, 
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import AddBias, Conv, Crop, PixelShuffle, Step, ZeroPhases
 from deconvfix.errors import Refusal
-from deconvfix.forms.base import Compiled, ReadWeight, Settings, Settled, too_large, zero_border
+from deconvfix.forms.base import (
+    Candidate,
+    Compiled,
+    Form,
+    Merit,
+    Need,
+    ReadWeight,
+    Recommendation,
+    Settings,
+    Settled,
+    too_large,
+    zero_border,
+)
 
 __all__ = ["SUBPIXEL"]
 
@@ -95,10 +108,16 @@ def _axes(spec: ConvTransposeSpec) -> tuple[_Axis, ...]:
 
 
 @dataclass(frozen=True)
-class Subpixel:
+class Subpixel(Form):
     """The exact form; see the module's text for its algebra."""
 
-    name: str = "subpixel"
+    name: ClassVar[str] = "subpixel"
+    summary: ClassVar[str] = "the same function, as a convolution and a pixel shuffle"
+    is_exact: ClassVar[bool] = True
+
+    def needs(self, settings: Settings) -> tuple[Need, ...]:
+        """Nothing: whatever the weight is, and wherever it comes from, it is only rearranged."""
+        return ()
 
     def settle(
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
@@ -153,20 +172,42 @@ class Subpixel:
         """The weight itself."""
         return weight
 
-    def design(self, spec: ConvTransposeSpec, settings: Settings) -> None:
-        """Nothing to fit: the form is exact."""
-
-    def equivalent(
-        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
-    ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
-        """The layer itself."""
-        return spec, weight
-
     def spread(
         self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
-        """The layer with another weight."""
+        """The layer itself."""
         return spec, kernel
+
+    def recommend(self, candidate: Candidate) -> tuple[Merit, Recommendation] | None:
+        """Always possible; the choice where there is no grid, and the last resort where there is one."""
+        settled = self.settle(candidate.spec, Settings(), None)
+        if isinstance(settled, Refusal):
+            return None
+        cost = self.relative_macs(candidate.spec, settled.settings)
+        at_cost = f"at x{cost:.2f} multiply-accumulates"
+        merit = Merit.KEEPS_THE_GRID
+        only = candidate.lacks.get(Need.STORED_WEIGHT)
+        if candidate.has_grid is None:
+            reason = (
+                "Its weight is computed while the model runs: only the exact form can be had, "
+                f"{at_cost}, which keeps whatever grid there is."
+            )
+        elif not candidate.has_grid:
+            merit = Merit.SAME_FUNCTION
+            reason = (
+                f"Its phase sums are equal, there is no grid to lose: the exact form, {at_cost}."
+            )
+        elif only is not None:
+            reason = (
+                f"Its phase sums differ, which makes a grid, but {only.found}: the exact form, "
+                f"{at_cost}, keeps the grid."
+            )
+        else:
+            reason = (
+                "Its phase sums differ, which makes a grid, and no other form can be had: the exact "
+                f"form, {at_cost}, keeps the grid."
+            )
+        return merit, Recommendation(self.name, reason, cost)
 
 
 SUBPIXEL = Subpixel()

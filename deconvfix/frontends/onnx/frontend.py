@@ -12,9 +12,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from deconvfix.core.steps import Interpolation
 from deconvfix.errors import ModelError, Refusal
-from deconvfix.forms.base import Init
+from deconvfix.forms.base import Init, Need
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import check_without_data, refuse_flat_inputs
 from deconvfix.frontends.onnx import parity as onnx_parity
@@ -25,14 +24,16 @@ from deconvfix.frontends.onnx.samples import calibration_feeds, count_samples
 from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
 from deconvfix.frontends.onnx.values import check_model
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Match, Options, Plan, make_plan
+from deconvfix.plan import Match, Options, Plan, lacking, make_plan
 
 __all__ = ["FRONTEND", "OnnxFrontend", "ReplaceTransposedConvs"]
 
-# Upsample and Resize as ONNX Runtime runs them; linear with half-pixel centres.
-_OLDEST_OPSET: dict[Interpolation, int] = {"nearest": 7, "linear": 11}
-# AveragePool, as it runs it.
-_OLDEST_OPSET_WITH_MEANS = 7
+# Upsample, Resize (linear with half-pixel centres) and AveragePool as ONNX Runtime runs them.
+_OLDEST_OPSET = {
+    Need.NEAREST_UPSAMPLING: ("nearest upsampling", 7),
+    Need.LINEAR_UPSAMPLING: ("linear upsampling", 11),
+    Need.LOCAL_MEANS: ("local means", 7),
+}
 
 
 class OnnxFrontend:
@@ -73,7 +74,7 @@ class OnnxFrontend:
                     "the plan must belong to this model",
                     "Use the recipe that was made for this model",
                 )
-            surgeon.operate(layer, decision)
+            surgeon.replace(layer, decision)
         return model
 
     def fit_to_data(
@@ -101,12 +102,7 @@ class OnnxFrontend:
 
     def left(self, model: ir.Model, plan: Plan, example_inputs: Any) -> Sequence[str]:
         """Names of the ConvTranspose nodes beyond those that the plan keeps."""
-        allowed = {
-            each.name
-            for each in plan.decisions
-            if each.decision != "replaced" or each.form == "equalized"
-        }
-        return [each.name for each in find_layers(model) if each.name not in allowed]
+        return [layer.name for layer in find_layers(model) if layer.name not in plan.stays]
 
     def verify(
         self, before: ir.Model, after: ir.Model, inputs: Sequence[Any], plan: Plan | None
@@ -153,20 +149,17 @@ def _match(layer: Layer) -> Match:
         dtype=layer.dtype,
         input_sizes=(tuple(n or 0 for n in layer.input_size),) if all(layer.input_size) else (),
         obstacle=layer.obstacle,
-        exact_only=_exact_only(layer),
-        no_upsampling={
-            kind: _needs_opset(f"{kind} upsampling", layer.opset, oldest)
-            for kind, oldest in _OLDEST_OPSET.items()
+        lacks=lacking({Need.STORED_WEIGHT: _not_own(layer)})
+        | {
+            need: _needs_opset(what, layer.opset, oldest)
+            for need, (what, oldest) in _OLDEST_OPSET.items()
             if layer.opset < oldest
         },
-        no_means=_needs_opset("local means", layer.opset, _OLDEST_OPSET_WITH_MEANS)
-        if layer.opset < _OLDEST_OPSET_WITH_MEANS
-        else None,
         read_weight=None if layer.weight is None else layer.read_weight,
     )
 
 
-def _exact_only(layer: Layer) -> Refusal | None:
+def _not_own(layer: Layer) -> Refusal | None:
     found = None
     if layer.weight is None:
         found = layer.weight_note

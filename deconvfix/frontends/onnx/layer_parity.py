@@ -27,7 +27,7 @@ from deconvfix.frontends.onnx.values import (
 from deconvfix.parity.arrays import compare_arrays
 from deconvfix.parity.bounds import LIMIT, Comparison, rounding_unit
 from deconvfix.parity.runtime import open_session, run_named
-from deconvfix.plan import Decision, Plan
+from deconvfix.plan import Plan, Replaced
 
 __all__ = ["compare_layers"]
 
@@ -54,7 +54,7 @@ def compare_layers(
 
 
 def _compare(
-    before: ir.Model, after: ir.Model, layer: Layer, decision: Decision
+    before: ir.Model, after: ir.Model, layer: Layer, decision: Replaced
 ) -> list[Comparison]:
     assert layer.spec
     spec, node = layer.spec, layer.node
@@ -110,7 +110,7 @@ def _compare(
 
 
 def _expected(
-    layer: Layer, decision: Decision, x: Array, values: dict[str, Array], original: Any
+    layer: Layer, decision: Replaced, x: Array, values: dict[str, Array], original: Any
 ) -> tuple[Array, Array]:
     """What the new nodes should give, and the sum of the magnitudes of its terms."""
     spec, settings = decision.spec, decision.settings
@@ -145,7 +145,7 @@ def _expected(
     return want.astype(x.dtype), magnitude
 
 
-def _failed(layer: Layer, decision: Decision, error: ExportError) -> Comparison:
+def _failed(layer: Layer, decision: Replaced, error: ExportError) -> Comparison:
     """For a corrected layer that ONNX Runtime does not run, as it does run the original.
 
     Raises:

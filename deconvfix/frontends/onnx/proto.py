@@ -52,7 +52,7 @@ class OnnxProtoFrontend:
 
     def apply(self, model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
         """Rewrites the model in place; where there is nothing to replace it stays as it is."""
-        if not plan.replaced:
+        if not plan.changed:
             return model
         new = ir.to_proto(onnx_model.FRONTEND.apply(from_proto(model), plan))
         carry_over(model, new)

@@ -23,14 +23,13 @@ from numpy.typing import NDArray
 from deconvfix.core.rearrange import Merge, Split, Verb, ZeroExtend, rearrange
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Conv, ConvTranspose, Crop, Step
-from deconvfix.forms import form
 from deconvfix.forms.base import Compiled, Settings
 from deconvfix.frontends.onnx.find import DynamicSize, Layer
 from deconvfix.frontends.onnx.names import OLDEST_IR_WITH_FREE_INITIALIZERS
 from deconvfix.frontends.onnx.steps import NEWEST_WITHOUT_BROADCAST, Writer
 from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, Operand, constant, is_quantizer
 from deconvfix.frontends.onnx.weights import Store, Weights
-from deconvfix.plan import Decision
+from deconvfix.plan import Replaced
 
 __all__ = ["Surgeon", "quantised_tail"]
 
@@ -49,22 +48,17 @@ class Surgeon:
         self.model = model
         self.store = Store(model)
 
-    def operate(self, layer: Layer, decision: Decision) -> None:
+    def replace(self, layer: Layer, decision: Replaced) -> None:
         """Carries out one decision of a plan."""
-        assert decision.spec
-        assert decision.settings
-        assert decision.form
         operands = layer.node.inputs[1:]
-        if decision.form == "equalized":
+        if decision.target.keeps_layer:
             self._set_weight(layer, decision)
         else:
             _Operation(self, layer, decision).replace()
         for value in operands:
             self._remove_if_unused(value)
 
-    def _set_weight(self, layer: Layer, decision: Decision) -> None:
-        assert decision.spec
-        assert decision.settings
+    def _set_weight(self, layer: Layer, decision: Replaced) -> None:
         assert layer.weight
         new = decision.kernel(layer.read_weight())
         writer = Writer(self.store.names, layer.name, layer.opset)
@@ -76,7 +70,7 @@ class Surgeon:
             bias = self.fitted_bias(layer.node, decision.fitted.bias, (), writer, layer.name)
             layer.node.replace_input_with(2, bias)
         layer.graph.insert_before(layer.node, writer.nodes)
-        (step,) = form("equalized").compile(decision.spec, decision.settings).steps
+        (step,) = decision.compiled().steps
         assert isinstance(step, ConvTranspose)
         if step.spec.kernel_size != decision.spec.kernel_size:
             _set_geometry(layer.node, step.spec)
@@ -119,7 +113,7 @@ class Surgeon:
                 graph.initializers.pop(str(value.name), None)
 
 
-def _own(decision: Decision) -> str | None:
+def _own(decision: Replaced) -> str | None:
     """What was fitted to data is the layer's own, even where the weight was shared."""
     return None if decision.fitted is None else decision.name
 
@@ -178,13 +172,11 @@ class _Written:
 class _Operation:
     """One layer of one model."""
 
-    def __init__(self, surgeon: Surgeon, layer: Layer, decision: Decision) -> None:
-        assert decision.spec
-        assert decision.settings
+    def __init__(self, surgeon: Surgeon, layer: Layer, decision: Replaced) -> None:
         self.surgeon = surgeon
         self.layer = layer
         self.decision = decision
-        self.form = str(decision.form)
+        self.form = decision.target
         self.settings: Settings = decision.settings
         self.node = layer.node
         self.dynamic: DynamicSize | None = layer.dynamic_size
@@ -200,7 +192,7 @@ class _Operation:
 
     def replace(self) -> None:
         """Writes the new nodes, and puts their result under the name of the old one."""
-        tail = quantised_tail(self.node) if self.form == "subpixel" else []
+        tail = quantised_tail(self.node) if self.form.is_exact else []
         plain = bool(tail) or self.layer.opset <= NEWEST_WITHOUT_BROADCAST
         written = self._written(plain)
         x, spec = self.node.inputs[0], self.spec
@@ -248,11 +240,11 @@ class _Operation:
     def _written(self, plain: bool) -> _Written:
         """The form's steps, cut at the convolution; `plain`: nothing but a Conv before the shuffle."""
         spec, verbs = (self.spec, ()) if not plain else _dense(self.spec)
-        compiled = form(self.form).compile(spec, self.settings)
-        if self.form == "subpixel" and _crops_first(compiled):
+        compiled = self.form.compile(spec, self.settings)
+        if self.form.is_exact and _crops_first(compiled):
             crop = Crop(spec.padding)
             spec = replace(spec, padding=((0, 0),) * spec.ndim)
-            compiled = form(self.form).compile(spec, self.settings)
+            compiled = self.form.compile(spec, self.settings)
             compiled = replace(compiled, steps=(*compiled.steps, crop))
         steps = compiled.steps
         cut = 1 + next(i for i, step in enumerate(steps) if isinstance(step, Conv))
@@ -262,7 +254,7 @@ class _Operation:
 
     def _weight(self, verbs: tuple[Verb, ...]) -> ir.Value:
         operand = Operand.of(self.node.inputs[1])
-        if self.form != "subpixel":
+        if not self.form.is_exact:
             assert self.layer.weight
             kernel = self.decision.kernel(self.layer.read_weight())
             array = rearrange(verbs, kernel, self.spec.groups)

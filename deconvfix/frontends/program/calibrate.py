@@ -1,6 +1,6 @@
 """Calibrated fits of torch.export programs: each converted layer regressed on what the original computes.
 
-As in `frontends.torch.calibrate`. Instead of a hook, a function takes the layer's place in a copy of the program: it
+As in `torch.calibrate`. Instead of a hook, a function takes the layer's place in a copy of the program: it
 keeps what the layer gets and gives, and ends the run.
 """
 

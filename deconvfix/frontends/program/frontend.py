@@ -22,8 +22,7 @@ from torch.nn import functional
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import ConvTranspose
 from deconvfix.errors import ModelError, Refusal
-from deconvfix.forms import form
-from deconvfix.forms.base import Init
+from deconvfix.forms.base import Init, Need
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import refuse_flat_inputs
 from deconvfix.frontends.program.calibrate import calibrate
@@ -46,7 +45,7 @@ from deconvfix.frontends.torch.modes import is_transposed
 from deconvfix.frontends.torch.parity import compare_modules
 from deconvfix.frontends.torch.samples import calibration_inputs, count_samples
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Decision, Match, Plan
+from deconvfix.plan import Decision, Match, Plan, Replaced, lacking
 
 __all__ = ["FRONTEND", "ExportedProgramFrontend"]
 
@@ -84,12 +83,12 @@ class ExportedProgramFrontend:
     def apply(self, model: ExportedProgram, plan: Plan) -> ExportedProgram:
         """Rewrites graph and state in place; torch then checks the program."""
         calls = dict(_named_calls(model))
-        for decision in plan.replaced:
+        for decision in plan.changed:
             found = _call_of(calls, decision)
-            if decision.form == "subpixel":
-                rewrite(found)
-            else:
+            if isinstance(decision, Replaced) and not decision.target.is_exact:
                 _fit(model, found, decision)
+            else:
+                rewrite(found)
         finish(model.graph_module)
         model.validate()
         return model
@@ -127,7 +126,7 @@ class ExportedProgramFrontend:
 
         A graph holds all that the program runs, on whichever branch.
         """
-        if any(each.decision != "replaced" or each.form == "equalized" for each in plan.decisions):
+        if plan.stays:
             return []
         return [
             f"{path}.{node.name}".removeprefix(".")
@@ -156,11 +155,11 @@ class ExportedProgramFrontend:
         """
         if not inputs and before.example_inputs is not None:
             inputs = [before.example_inputs]
-        if plan is not None and any(each.form != "subpixel" for each in plan.replaced):
+        if plan is not None and any(not layer.target.is_exact for layer in plan.replaced):
             before = self.prepare(before, None, inplace=False)
             calls = dict(_named_calls(before))
             for decision in plan.replaced:
-                if decision.form != "subpixel":
+                if not decision.target.is_exact:
                     _fit_call(before, _call_of(calls, decision), decision)
             finish(before.graph_module)
             plan = None
@@ -218,27 +217,25 @@ def _match(program: ExportedProgram, name: str, found: GraphCall) -> Match:
             "another form needs a weight of its own that the program stores",
             HINT,
         )
-        return replace(match, exact_only=computed)
+        return replace(match, lacks={Need.STORED_WEIGHT: computed})
     return replace(
         match,
-        exact_only=why_fixed(program, weight, "weight"),
+        lacks=lacking({Need.STORED_WEIGHT: why_fixed(program, weight, "weight")}),
         read_weight=None if weight.tensor.is_meta else lambda: read_weight(weight.tensor),
     )
 
 
-def _set_weights(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
+def _set_weights(program: ExportedProgram, found: GraphCall, decision: Replaced) -> None:
     """Stores the kernel of a fitted form, in the layout of its convolution, and a bias that was fitted."""
     place = stored(program, found, found.call.weight)
-    if place is None or decision.spec is None or decision.spec != match_call("", found).spec:
+    if place is None or decision.spec != match_call("", found).spec:
         raise ModelError(
             decision.name,
             f"the call is {match_call('', found).spec}",
             f"the plan was made for {decision.spec} with a stored weight",
             "Use the recipe that was made for this program",
         )
-    assert decision.form is not None
-    assert decision.settings is not None
-    verbs = form(decision.form).compile(decision.spec, decision.settings).weight
+    verbs = decision.compiled().weight
     new = torch.from_numpy(decision.kernel(read_weight(place.tensor))).to(place.tensor.detach())
     if verbs:
         new = torch_steps.rearrange_tensor(verbs, new, decision.spec.groups)
@@ -249,13 +246,9 @@ def _set_weights(program: ExportedProgram, found: GraphCall, decision: Decision)
         place.set(torch.from_numpy(decision.fitted.bias).to(place.tensor.detach()))
 
 
-def _steps_function(decision: Decision) -> Any:
+def _steps_function(decision: Replaced) -> Any:
     """The steps of a fitted form as a function of input, weight and bias."""
-    assert decision.spec is not None
-    assert decision.form is not None
-    assert decision.settings is not None
-    spec = decision.spec
-    compiled = form(decision.form).compile(spec, decision.settings)
+    spec, compiled = decision.spec, decision.compiled()
 
     # make_fx takes no argument with a default.
     def function(x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
@@ -278,11 +271,9 @@ def _conv_transpose(spec: ConvTransposeSpec, x: Tensor, weight: Tensor, *biases:
     return result
 
 
-def _grow(found: GraphCall, decision: Decision) -> None:
+def _grow(found: GraphCall, decision: Replaced) -> None:
     """The padding that belongs to a kernel that has grown: its operators take it as an argument."""
-    assert decision.spec is not None
-    assert decision.settings is not None
-    (step,) = form("equalized").compile(decision.spec, decision.settings).steps
+    (step,) = decision.compiled().steps
     assert isinstance(step, ConvTranspose)
     node, padding = found.node, [begin for begin, _ in step.spec.padding]
     if step.spec.kernel_size == decision.spec.kernel_size:
@@ -298,17 +289,17 @@ def _operands(found: GraphCall) -> list[Any]:
     return [each for each in (call.input, call.weight, call.bias) if each is not None]
 
 
-def _fit(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
+def _fit(program: ExportedProgram, found: GraphCall, decision: Replaced) -> None:
     """Replaces a layer by a fitted form."""
     _set_weights(program, found, decision)
-    if decision.form == "equalized":
+    if decision.target.keeps_layer:
         _grow(found, decision)
     else:
         # Composite operators even in decomposed programs: aten.upsample_* is one, and in every backend.
         inline(found.node, _steps_function(decision), _operands(found))
 
 
-def _fit_call(program: ExportedProgram, found: GraphCall, decision: Decision) -> None:
+def _fit_call(program: ExportedProgram, found: GraphCall, decision: Replaced) -> None:
     """The same by a function call, as the reference that the graph's operators are held against."""
     _set_weights(program, found, decision)
     found.node.args, found.node.kwargs = tuple(_operands(found)), {}

@@ -29,7 +29,7 @@ from deconvfix.frontends.torch.inputs import (
 from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight
 from deconvfix.grid.flat_field import layer_answer
 from deconvfix.grid.kernel import uneven_overlap
-from deconvfix.plan import Decision, Match, Plan
+from deconvfix.plan import Match, Plan, Replaced
 
 __all__ = [
     "gradient_advice",
@@ -217,11 +217,11 @@ def _array(tensor: Tensor) -> NDArray[np.float64]:
     return array
 
 
-def _kernel(before: nn.Module, after: nn.Module, decision: Decision) -> Kernel | None:
+def _kernel(before: nn.Module, after: nn.Module, decision: Replaced) -> Kernel | None:
     """The answers to one pixel, for the pair of channels with the largest weight."""
     old, new = before.get_submodule(decision.name), after.get_submodule(decision.name)
     spec = decision.spec
-    if not isinstance(old, ConvTransposeModule) or spec is None:
+    if not isinstance(old, ConvTransposeModule):
         return None
     weight = np.abs(read_weight(old.weight))
     largest = weight.reshape(*weight.shape[:2], -1).max(-1)

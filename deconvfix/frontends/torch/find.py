@@ -17,10 +17,11 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import Refusal
+from deconvfix.forms.base import Need
 from deconvfix.frontends.torch.calls import Observed, dtype_obstacle
 from deconvfix.frontends.torch.inputs import dtype_name
 from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight, spec_of
-from deconvfix.plan import Match
+from deconvfix.plan import Match, lacking
 
 __all__ = [
     "PLAIN",
@@ -43,6 +44,11 @@ _FUNCTION_NAME = re.compile(
     r"^(?:(?P<path>.*)\.)?(?P<function>conv_transpose(\dd)?|convolution)(#\d+)?$"
 )
 _RERUN_HINT = "Convert this layer to 'subpixel', or exclude it"
+_FUNCTION_CALL = Refusal(
+    "it is a function call in the code of a module",
+    "another form replaces a layer that has its own module",
+    _RERUN_HINT,
+)
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -114,15 +120,15 @@ def match_module(
     assert isinstance(module, ConvTransposeModule)
     weight = next(module.parameters())
     on_meta = weight.is_meta
-    exact_only: Refusal | None = None
+    not_own: Refusal | None = None
     if has_own_forward(module):
-        exact_only = Refusal(
+        not_own = Refusal(
             f"{type(module).__name__} has its own forward",
             "another form replaces torch's forward of the layer",
             _RERUN_HINT,
         )
     elif on_meta:
-        exact_only = Refusal(
+        not_own = Refusal(
             "its weight is on the meta device", "values are needed for a fit", _RERUN_HINT
         )
     else:
@@ -138,7 +144,7 @@ def match_module(
                 for key, parameter in module.named_parameters()
                 if len(owners.get(id(parameter), [])) > 1
             ]
-            exact_only = Refusal(
+            not_own = Refusal(
                 f"its {' and '.join(kinds)} is shared with {', '.join(shared)}",
                 "a fitted weight fits one place only",
                 _RERUN_HINT,
@@ -151,8 +157,9 @@ def match_module(
         input_sizes=sizes,
         calls=calls,
         obstacle=dtype_obstacle(weight),
-        exact_only=exact_only,
-        fixed_weight=_why_not_settable(module),
+        lacks=lacking(
+            {Need.STORED_WEIGHT: not_own, Need.SETTABLE_WEIGHT: _why_not_settable(module)}
+        ),
         read_weight=None if on_meta else lambda: read_weight(current_weight(module)),
     )
 
@@ -178,11 +185,7 @@ def match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
             input_sizes=tuple(dict.fromkeys(map(_sizes, calls))),
             calls=len(calls),
             obstacle=dtype_obstacle(weight),
-            exact_only=Refusal(
-                "it is a function call in the code of a module",
-                "another form replaces a layer that has its own module",
-                _RERUN_HINT,
-            ),
+            lacks={Need.STORED_WEIGHT: _FUNCTION_CALL},
         )
 
 

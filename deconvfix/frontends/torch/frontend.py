@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import ModelError, Refusal
-from deconvfix.forms.base import FITTED_TO_DATA, Init
+from deconvfix.forms.base import FITTED_TO_DATA, Init, Need
 from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe
 from deconvfix.frontends.calibrate import fitted_decisions
 from deconvfix.frontends.torch.calibrate import calibrate
@@ -59,7 +59,7 @@ from deconvfix.frontends.torch.surgery import (
 from deconvfix.frontends.torch.tuning.flat import told
 from deconvfix.frontends.torch.tuning.tune import tune
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Decision, Match, Plan
+from deconvfix.plan import Decision, Match, Plan, Replaced
 
 __all__ = ["FRONTEND", "TorchModuleFrontend"]
 
@@ -118,8 +118,10 @@ class TorchModuleFrontend:
             if is_layer(module):
                 ran = None if example_inputs is None else calls
                 match = match_module(name, module, owners, ran)
-                if name in used_elsewhere and match.exact_only is None:
-                    match = replace(match, exact_only=_USED_ELSEWHERE)
+                if name in used_elsewhere:
+                    match = replace(
+                        match, lacks={Need.STORED_WEIGHT: _USED_ELSEWHERE} | dict(match.lacks)
+                    )
                 matches[name] = match
             else:
                 for match in match_calls(name, calls):
@@ -131,7 +133,9 @@ class TorchModuleFrontend:
                 if is_rerouted(model.get_submodule(path)):
                     continue
                 name = f"{path}.conv_transpose".removeprefix(".")
-                matches[name] = Match(name, "conv_transpose", None, "unknown", exact_only=_UNSEEN)
+                matches[name] = Match(
+                    name, "conv_transpose", None, "unknown", lacks={Need.STORED_WEIGHT: _UNSEEN}
+                )
             notes.append(
                 "No example inputs: calls of torch.nn.functional.conv_transpose* were searched in "
                 "the code of the model only; give example inputs to see every one that runs."
@@ -153,15 +157,15 @@ class TorchModuleFrontend:
         """Exchanges layers and reroutes calls as the plan says."""
         owners = owners_of_parameters(model)
         rerouted: dict[nn.Module, set[tuple[str, ConvTransposeSpec]]] = {}
-        for decision in plan.replaced:
+        for decision in plan.changed:
             module = _module_of(model, decision)
-            if not is_layer(module):
+            if not is_layer(module) or not isinstance(decision, Replaced):
                 rerouted.setdefault(module, set())
                 continue
             check_geometry(module, decision)
-            if decision.form == "equalized":
+            if decision.target.keeps_layer:
                 set_weight(module, decision)
-            elif decision.form == "subpixel" and why_not_exchanged(module, owners):
+            elif decision.target.is_exact and why_not_exchanged(module, owners):
                 rerouted.setdefault(module, set())
             else:
                 model = exchange(model, module, converted_layer(module, decision))
@@ -224,7 +228,7 @@ class TorchModuleFrontend:
 
     def left(self, model: nn.Module, plan: Plan, example_inputs: Any) -> Sequence[str]:
         """Runs a copy under a dispatch mode and names what it still sees."""
-        kept = [d for d in plan.decisions if d.decision != "replaced" or d.form == "equalized"]
+        kept = [decision for decision in plan.decisions if decision.name in plan.stays]
         paths = [call_path(each.name, each.op) for each in kept]
         allowed = {d.name if path is None else path for d, path in zip(kept, paths, strict=True)}
         allowed |= {name for name, module in model.named_modules() if keeps_some(module)}

@@ -23,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from deconvfix.errors import Refusal
+from deconvfix.forms.base import Need
 from deconvfix.frontends.base import Findings
 from deconvfix.frontends.calibrate import check_without_data
 from deconvfix.frontends.torch import steps as torch_steps
@@ -44,7 +45,7 @@ __all__ = [
     "rewrite",
 ]
 
-_EXACT_ONLY = Refusal(
+_FUNCTION_CALL = Refusal(
     "it is a function call in the graph",
     "another form replaces a layer that has its own module",
     "Convert this layer to 'subpixel', or exclude it",
@@ -87,7 +88,7 @@ class FxFrontend(TorchModuleFrontend):
         calls = dict(find_calls(model))
         layers = tuple(each for each in plan.decisions if each.name not in calls)
         super().apply(model, Plan(plan.to, layers))
-        for decision in plan.replaced:
+        for decision in plan.changed:
             if decision.name in calls:
                 rewrite(calls[decision.name])
         finish(model)
@@ -116,7 +117,7 @@ class ReplaceTransposedConvs(PassBase):
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Returns the graph module, and whether anything was replaced."""
         plan = self.plan(graph_module)
-        return PassResult(FRONTEND.apply(graph_module, plan), bool(plan.replaced))
+        return PassResult(FRONTEND.apply(graph_module, plan), bool(plan.changed))
 
     def plan(self, graph_module: fx.GraphModule) -> Plan:
         """What `call` would do: decisions and refusals."""
@@ -165,7 +166,7 @@ def match_call(name: str, found: GraphCall) -> Match:
         dtype="unknown" if weight is None else dtype_name(weight),
         input_sizes=sizes,
         obstacle=obstacle,
-        exact_only=_EXACT_ONLY,
+        lacks={Need.STORED_WEIGHT: _FUNCTION_CALL},
     )
 
 

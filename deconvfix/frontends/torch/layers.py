@@ -16,7 +16,7 @@ from deconvfix.core import steps
 from deconvfix.core.rearrange import inverse
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.forms import form
-from deconvfix.forms.base import Settings
+from deconvfix.forms.base import Compiled, Form, Settings
 from deconvfix.frontends.torch import steps as torch_steps
 
 __all__ = [
@@ -209,12 +209,21 @@ class ConvertedConvTranspose(nn.Sequential):
         )
         compiled = (
             torch_steps.compile_exact(spec)
-            if self.form_name == "subpixel"
-            else form(self.form_name).compile(spec, self.settings)
+            if self.form.is_exact
+            else self.form.compile(spec, self.settings)
         )
         conv = self.convolution
         bias = self.bias if self._adds_bias else conv.bias
         return torch_steps.apply_steps(compiled.steps, input, conv.weight, bias, conv.groups)
+
+    @property
+    def form(self) -> Form:
+        """The form that the layer is written in."""
+        return form(self.form_name)
+
+    def compiled(self) -> Compiled:
+        """The steps, and how kernel and bias are rearranged for them."""
+        return self.form.compile(self.spec, self.settings)
 
     @property
     def convolution(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
@@ -229,11 +238,11 @@ class ConvertedConvTranspose(nn.Sequential):
 
         Other forms have none: code that uses the weight elsewhere must not get another one.
         """
-        if self.form_name != "subpixel":
+        if not self.form.is_exact:
             raise AttributeError(
                 f"a {self.form_name}-convolution has no transposed weight; its own is `conv.weight`"
             )
-        compiled = form(self.form_name).compile(self.spec, self.settings)
+        compiled = self.compiled()
         back = inverse(compiled.weight, self.kernel_shape, self.groups)
         return torch_steps.carry_out(back, self.convolution.weight)
 
@@ -244,7 +253,7 @@ class ConvertedConvTranspose(nn.Sequential):
             return self.get_parameter("add_bias.bias")
         if self.convolution.bias is None:
             return None
-        compiled = form(self.form_name).compile(self.spec, self.settings)
+        compiled = self.compiled()
         back = inverse(compiled.bias, (self.out_channels,))
         return torch_steps.carry_out(back, self.convolution.bias)
 
@@ -273,12 +282,11 @@ def spread_weight(
     module: ConvertedConvTranspose,
 ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
     """The transposed convolution that a converted layer is with the weights it has now."""
-    chosen = form(module.form_name)
-    verbs = chosen.compile(module.spec, module.settings).weight
+    verbs = module.compiled().weight
     kernel = torch_steps.carry_out(
         inverse(verbs, module.kernel_shape, module.groups), module.convolution.weight
     )
-    return chosen.spread(module.spec, module.settings, read_weight(kernel))
+    return module.form.spread(module.spec, module.settings, read_weight(kernel))
 
 
 def output_padding_for(

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
-from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import ModelError
-from deconvfix.forms import form
 from deconvfix.forms.base import Settings
 from deconvfix.frontends.torch.find import PLAIN, current_weight, has_own_forward, makes_weight
 from deconvfix.frontends.torch.layers import (
@@ -23,7 +21,7 @@ from deconvfix.frontends.torch.layers import (
     read_weight,
     spec_of,
 )
-from deconvfix.plan import Decision
+from deconvfix.plan import Decision, Replaced
 
 __all__ = [
     "check_geometry",
@@ -80,27 +78,17 @@ def check_geometry(module: nn.Module, decision: Decision) -> None:
         )
 
 
-def _complete(decision: Decision) -> tuple[ConvTransposeSpec, str, Settings]:
-    """What every decision to replace a layer has."""
-    assert decision.spec is not None
-    assert decision.form is not None
-    assert decision.settings is not None
-    return decision.spec, decision.form, decision.settings
-
-
-def converted_layer(module: nn.Module, decision: Decision) -> ConvertedConvTranspose:
+def converted_layer(module: nn.Module, decision: Replaced) -> ConvertedConvTranspose:
     """The layer in its new form, with the mode, hooks and attributes of the old one."""
     assert isinstance(module, ConvTransposeModule)
-    spec, form_name, settings = _complete(decision)
     weight, bias = current_weight(module), module.bias
     kernel = weight.detach()
-    if form_name != "subpixel":
-        fitted = form(form_name).fit(spec, settings, read_weight(weight))
-        kernel = torch.from_numpy(fitted).to(weight)
+    if not decision.target.is_exact:
+        kernel = torch.from_numpy(decision.kernel(read_weight(weight))).to(weight)
     new = ConvertedConvTranspose(
-        spec,
-        form_name,
-        settings,
+        decision.spec,
+        decision.form,
+        decision.settings,
         kernel,
         None if bias is None else bias.detach(),
     )
@@ -170,11 +158,10 @@ def _swapped(value: Any, old: nn.Module, new: nn.Module) -> Any:
     return value
 
 
-def set_weight(module: nn.Module, decision: Decision) -> None:
+def set_weight(module: nn.Module, decision: Replaced) -> None:
     """Gives the layer its corrected weight, and the geometry that goes with it."""
-    spec, form_name, settings = _complete(decision)
-    new_spec, kernel = form(form_name).equivalent(
-        spec, settings, read_weight(current_weight(module))
+    new_spec, kernel = decision.target.equivalent(
+        decision.spec, decision.settings, read_weight(current_weight(module))
     )
     assert isinstance(module, ConvTransposeModule)
     module.kernel_size = new_spec.kernel_size
