@@ -1,4 +1,4 @@
-"""find -> plan -> apply -> verify: the few lines that everyone calls."""
+"""find -> plan -> apply -> prove: the few lines that everyone calls."""
 
 from __future__ import annotations
 
@@ -9,33 +9,44 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from deconvfix import __version__
+from deconvfix.core.options import documented
 from deconvfix.core.steps import Interpolation, PadMode
-from deconvfix.diagnose.diagnosis import check_sample_rate, diagnose
-from deconvfix.diagnose.evidence import gather
+from deconvfix.diagnose.diagnosis import diagnose
+from deconvfix.diagnose.evidence import Evidence, gather
+from deconvfix.diagnose.fidelity import Fidelity
 from deconvfix.diagnose.inspection import Inspection
-from deconvfix.diagnose.measure import fidelity_of, planned_ripples, ripples_now, with_runs
+from deconvfix.diagnose.measure import (
+    Ripples,
+    fidelity_of,
+    planned_ripples,
+    ripples_now,
+    with_runs,
+)
 from deconvfix.errors import ParityError, RefusedError
 from deconvfix.fit.solve import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
-from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs
-from deconvfix.frontends.calibrate import check_flat
-from deconvfix.frontends.registry import fitter_of, frontend_of, opened
+from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs, Translates
+from deconvfix.frontends.registry import enter, fitter_of, opened
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Options, Plan, make_plan
+from deconvfix.plan import Match, Plan, make_plan
 from deconvfix.report.report import ConversionReport, layers_with_ripples
+from deconvfix.request import Request, check_sample_rate
 
 __all__ = [
+    "Attempt",
     "Conversion",
-    "allow_no_refusal",
-    "check_proofs",
+    "Verify",
+    "attempt",
     "convert",
     "inspect",
     "parity_error",
-    "proof",
+    "prove",
+    "rewritten",
     "verify",
-    "versions",
 ]
+
+Verify = Callable[[Any, Any, Sequence[Any], Plan | None], ParityReport]
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,57 @@ class Conversion:
     report: ConversionReport
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A conversion that has been carried out and is not proven yet.
+
+    Attributes:
+        frontend: Of the model's kind.
+        before: The original; None where neither a proof nor a fit needs it.
+        after: The converted model.
+        plan: What was carried out.
+        matches: The layers that were found.
+        ripples: Flat-field ripple of the layers whose function changes, in dB before and after, by name.
+        fidelity: What is known of an intended change without a run; None for exact forms.
+        inputs: What the two models are compared on where the function changes: the last calibration
+            batch, or the example inputs.
+        still_running: Transposed convolutions that run although they were to be replaced; None without
+            example inputs.
+        notes: Sentences about what could not be seen or fitted.
+    """
+
+    frontend: Frontend
+    before: Any
+    after: Any
+    plan: Plan
+    matches: tuple[Match, ...]
+    ripples: Ripples
+    fidelity: Fidelity | None
+    inputs: Any | None
+    still_running: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+    def report(
+        self,
+        *,
+        parity: ParityReport | None = None,
+        evidence: Evidence | None = None,
+    ) -> ConversionReport:
+        """What was done, with the proofs that there are; `input` is to be filled in."""
+        return ConversionReport(
+            input="",
+            output=None,
+            to=self.plan.to,
+            layers=layers_with_ripples(self.plan, self.ripples),
+            parity=parity,
+            fidelity=self.fidelity,
+            still_running=self.still_running,
+            evidence=evidence,
+            notes=self.notes,
+            versions=_versions(),
+        )
+
+
 def inspect(
     model: Any, example_inputs: Any | None = None, *, sample_rate: float | None = None
 ) -> Inspection:
@@ -68,12 +130,11 @@ def inspect(
         sample_rate: Of one-dimensional outputs, in Hz: frequencies are given in Hz too.
 
     Raises:
-        OptionError: If the sample rate is no positive number.
+        OptionError: If the sample rate is not a positive number.
         ModelError: If the model is of another kind, or does not accept the inputs.
     """
     check_sample_rate(sample_rate)
-    model = opened(model)
-    frontend = frontend_of(model)
+    frontend, model = enter(model)
     # Only the shapes of lazy layers change a model, and only example inputs give them.
     prepared = frontend.prepare(model, example_inputs, inplace=example_inputs is None)
     findings = frontend.find(prepared, example_inputs)
@@ -81,6 +142,7 @@ def inspect(
     return diagnose(findings, probe, sample_rate)
 
 
+@documented(Request)
 def convert(
     model: Any,
     *,
@@ -109,52 +171,10 @@ def convert(
     """Replaces the transposed convolutions of a model and proves the result.
 
     Args:
-        model: A torch.nn.Module, torch.fx.GraphModule, torch.export.ExportedProgram,
-            onnx.ModelProto, onnx_ir.Model, or a path (.onnx gives an onnx.ModelProto back, .pt2 an
-            ExportedProgram). It is not changed unless `inplace`.
-        to: "subpixel" (the same function), or one of three forms free of checkerboard artifacts:
-            "resize" (upsampling and convolution), "equalized" (the same layer with corrected weights),
-            "notch" (the sub-pixel form without the grid of local means: closest to the original).
-        example_inputs: A tuple of positional inputs, or a pair (args tuple, kwargs dict). With it
-            functional calls are found by running a copy, and the model is compared end to end.
-            Programs have inputs of their own, and for ONNX models they can be made up.
-        interpolation: For "resize": "nearest" or "linear".
-        padding_mode: For "resize": "reflect", "replicate" or "zeros". None: "zeros" for layers
-            whose kernel divides (they stay the same function); for the others the closest on
-            the calibration inputs, and "reflect" without them.
-        init: "exact" (refuse layers whose function would change), "fit" (least squares on the
-            weights), "calibrated" (regression on what the original computes on inputs), "tuned"
-            (calibrated, then distilled from the original; modules only) or "random". None: exact where
-            possible, a fit elsewhere.
-        calibration: For "calibrated" and "tuned": an iterable of inputs, each as `example_inputs` (a
-            bare tensor is a tuple of one; for ONNX models arrays, by name or in order), or "normal" or
-            "uniform" to draw inputs of the shapes of `example_inputs`, of a program's own inputs, or of an
-            ONNX model's where they are fixed. The more of what the model will see they show, the better.
-        tuning: For "tuned": budget, seed and loss.
-        grow: Taps by which the kernels of "resize" and "equalized" grow on either side, on the axes
-            with a stride: closer to the original at a higher cost. An equalized layer then has another
-            kernel_size and padding.
-        reach: For "notch": the local mean is taken over so many pixels of the layer's input on either
-            side. More is closer to the original, less leaves less of a grid beside edges.
-        strength: For "equalized" and "notch": how much of the grid goes, from 0 (nothing changes) to 1
-            (all of it). Phase sums of an equalized layer differ by 1 - strength of what they did; the
-            less goes, the closer the rest stays to the original. What a strength does to a whole network
-            is for `deconvfix.strength_curve` to say.
-        flat_inputs: For "equalized" fitted to data: constant inputs, such as silence, on which alone
-            the grid has to go; an iterable as `calibration`, or "zeros". Vocoders need it: on other
-            constants the same frequencies are real tones.
-        memory: For "calibrated": most memory for the regression of a layer, in GiB. One that takes more
-            keeps its fit to the weights, and a note says so.
-        include: Glob patterns on layer names; only matching layers are converted.
-        exclude: Glob patterns on layer names to keep, or a predicate.
-        strict: Raise if a layer is refused.
-        inplace: Change the model itself.
-        plan: Carry out this plan instead of making one (the other options are ignored).
-        verify: Compare the converted layers, and the model, with the original. For fitted forms the grid
-            of both models is measured too: on a constant input, and in the outputs.
-        pictures: With `verify`: gather what `report.to_html()` draws of a fitted form (flat fields,
-            outputs, spectra, kernels).
-        sample_rate: Of one-dimensional outputs, in Hz: tones are given in Hz too.
+        model: A torch.nn.Module, torch.fx.GraphModule, torch.export.ExportedProgram, onnx.ModelProto,
+            onnx_ir.Model, or a path (.onnx gives an onnx.ModelProto back, .pt2 an ExportedProgram).
+        plan: Carry out this plan instead of making one (the options that concern the plan are ignored).
+        {options}
 
     Returns:
         The converted model, the plan and the report. `report.parity.ok` is True: otherwise an
@@ -166,91 +186,45 @@ def convert(
         RefusedError: A layer was refused and `strict` is set.
         ParityError: The converted model departs from the original.
     """
-    check_sample_rate(sample_rate)
-    named = os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
-    model = opened(model)
-    frontend = frontend_of(model)
-    options = Options(
+    request = Request.of(
         to=to,
+        example_inputs=example_inputs,
         interpolation=interpolation,
         padding_mode=padding_mode,
         init=init,
-        seed=seed,
+        calibration=calibration,
+        tuning=tuning,
         grow=grow,
         reach=reach,
         strength=strength,
-        include=_patterns(include),
-        exclude=() if callable(exclude) else _patterns(exclude),
+        flat_inputs=flat_inputs,
+        memory=memory,
+        seed=seed,
+        include=include,
+        exclude=exclude,
+        strict=strict,
+        inplace=inplace,
+        plan=plan,
+        verify=verify,
+        pictures=pictures,
+        sample_rate=sample_rate,
     )
-    if flat_inputs is not None:
-        check_flat(options, tuning)
-    working = frontend.prepare(model, example_inputs, inplace=inplace)
-    findings = frontend.find(working, example_inputs)
-    if plan is None:
-        selects = (lambda name: not exclude(name)) if callable(exclude) else None
-        plan = make_plan(findings.matches, options, selects)
-    if strict:
-        allow_no_refusal(plan)
-    to_data = {each.settings.init for each in plan.replaced if each.settings} & {*FITTED_TO_DATA}
-    reference = frontend.prepare(working, None, inplace=False) if verify or to_data else None
-    ripples = planned_ripples(findings.matches, plan)
-    notes = list(findings.notes)
-    fitter = fitter_of(frontend, calibration, to_data) if to_data else None
-    real_inputs = example_inputs
-    if real_inputs is None and isinstance(frontend, HasInputs):
-        real_inputs = frontend.own_inputs(working)
-    if fitter is not None and calibration is not None and not isinstance(calibration, str):
-        calibration = list(calibration)
-        real_inputs = calibration[-1] if calibration else example_inputs
-    converted = frontend.apply(working, plan)
-    if fitter is not None and calibration is not None:
-        choices = (tuning or Tuning(), padding_mode is None, flat_inputs, memory)
-        data = CalibrationData(calibration, example_inputs, *choices)
-        converted, plan, more = fitter.fit_to_data(reference, converted, plan, data)
-        notes += more
-    ripples = ripples_now(frontend, converted, plan, ripples)
-    fidelity = fidelity_of(ripples, plan)
-    if fitter is not None and fidelity is not None and calibration is not None:
-        samples = fitter.count_samples(reference, calibration, example_inputs)
-        seen = not isinstance(calibration, str)
-        fidelity = replace(fidelity, calibration_samples=samples, psnr_seen=seen)
-    still_running = None
-    if example_inputs is not None:
-        still_running = tuple(frontend.left(converted, plan, example_inputs))
-    parity = evidence = None
-    if verify:
-        parity, more = proof(frontend, reference, converted, plan, example_inputs)
-        notes += more
-        if fidelity is not None and real_inputs is not None:
-            fidelity, more = with_runs(
-                fidelity,
-                *(frontend, reference, converted, findings.matches, real_inputs),
-                sample_rate=sample_rate,
-            )
-            notes += more
-            if pictures:
-                evidence = gather(
-                    *(frontend, reference, converted, plan, real_inputs, fidelity.outputs),
-                    sample_rate=sample_rate,
-                )
-    report = ConversionReport(
-        input=named,
-        output=None,
-        to=plan.to,
-        layers=layers_with_ripples(plan, ripples),
-        parity=parity,
-        fidelity=fidelity,
-        still_running=still_running,
-        evidence=evidence,
-        notes=tuple(notes),
-        versions=versions(),
-    )
-    check_proofs(report)
-    return Conversion(converted, plan, report)
+    name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
+    model = opened(model)
+    frontend, working = enter(model)
+    tried = attempt(frontend, working, request)
+    report = prove(tried, request, name=name) if verify else tried.report()
+    report = replace(report, input=name)
+    converted = tried.after
+    if isinstance(frontend, Translates):
+        converted = frontend.leave(
+            converted, model, changed=bool(tried.plan.changed), inplace=inplace
+        )
+    return Conversion(converted, tried.plan, report)
 
 
 def verify(before: Any, after: Any, inputs: Any) -> ParityReport:
-    """Holds a converted model against the original.
+    """Compares a converted model with the original.
 
     Args:
         before: The original model.
@@ -261,32 +235,159 @@ def verify(before: Any, after: Any, inputs: Any) -> ParityReport:
     Returns:
         The report; `ok` says whether the two agree up to rounding.
     """
-    before, after = opened(before), opened(after)
+    frontend, before = enter(before)
+    _, after = enter(after)
     examples: Sequence[Any] = inputs if isinstance(inputs, list) else [inputs]
-    return frontend_of(before).verify(before, after, examples, None)
+    return frontend.verify(before, after, examples, None)
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that take part, as far as they are installed."""
-    found = {"deconvfix": __version__}
-    for name in ("torch", "onnx", "onnx-ir", "onnxruntime", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
+    """Converts a model: searches, plans, applies, and fits to data where that is asked for.
 
-
-def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-def allow_no_refusal(plan: Plan) -> None:
-    """For `strict`.
+    Args:
+        frontend: Of the model's kind.
+        model: The model, as the front end works on it; changed only if the request says `inplace`.
+        request: What was asked for.
 
     Raises:
-        RefusedError: If a layer was refused.
+        OptionError, ModelError, RefusedError: As `convert`.
     """
+    working = frontend.prepare(model, request.example_inputs, inplace=request.inplace)
+    findings = frontend.find(working, request.example_inputs)
+    plan = request.plan or make_plan(findings.matches, request, request.selects)
+    if request.strict:
+        _allow_no_refusal(plan)
+    # The original is kept for what looks at it later. Its ripples are taken from the weights before they
+    # change, and whatever stands in the way of a fit is said before anything is changed.
+    inits = {layer.settings.init for layer in plan.replaced} & {*FITTED_TO_DATA}
+    before = None
+    if request.verify or inits:
+        before = frontend.prepare(working, None, inplace=False)
+    ripples = planned_ripples(findings.matches, plan)
+    fitter = fitter_of(frontend, request.calibration, inits) if inits else None
+    calibration = request.calibration
+    given = None
+    if fitter is not None and calibration is not None and not isinstance(calibration, str):
+        calibration = given = list(calibration)
+    inputs = request.example_inputs
+    if inputs is None and isinstance(frontend, HasInputs):
+        inputs = frontend.own_inputs(working)
+    after, notes = frontend.apply(working, plan), list(findings.notes)
+    samples = None
+    if fitter is not None and calibration is not None:
+        data = CalibrationData(
+            inputs=calibration,
+            example_inputs=request.example_inputs,
+            tuning=request.tuning or Tuning(),
+            choose_padding=request.padding_mode is None,
+            flat=request.flat_inputs,
+            memory=request.memory,
+        )
+        after, plan, more = fitter.fit_to_data(before, after, plan, data)
+        notes += more
+        samples = fitter.count_samples(before, calibration, request.example_inputs)
+        if given is not None:
+            inputs = given[-1] if given else request.example_inputs
+        elif inputs is None:
+            # Other values than those that the layers were fitted to.
+            inputs = fitter.drawn_inputs(before, str(calibration), request.seed + 1)
+    ripples = ripples_now(frontend, after, plan, ripples)
+    fidelity = fidelity_of(ripples, plan)
+    if fidelity is not None and samples is not None:
+        fidelity = replace(fidelity, calibration_samples=samples, psnr_seen=given is not None)
+    still_running = None
+    if request.example_inputs is not None:
+        still_running = tuple(frontend.left(after, plan, request.example_inputs))
+        _check_nothing_left(still_running)
+    return Attempt(
+        frontend, before, after, plan, findings.matches, ripples, fidelity, inputs, still_running,
+        tuple(notes),
+    )  # fmt: skip
+
+
+def rewritten(tried: Attempt, after: Any) -> Attempt:
+    """A conversion as it was written to a file, and read from it again."""
+    ripples = ripples_now(tried.frontend, after, tried.plan, tried.ripples)
+    fidelity = tried.fidelity
+    if fidelity is not None:
+        written = fidelity_of(ripples, tried.plan)
+        assert written is not None
+        fidelity = replace(fidelity, ripple_db_after=written.ripple_db_after)
+    return replace(tried, after=after, ripples=ripples, fidelity=fidelity)
+
+
+def prove(
+    tried: Attempt, request: Request, *, name: str = "(model)", verify: Verify | None = None
+) -> ConversionReport:
+    """Compares a conversion with the original, and measures what it changes on purpose.
+
+    Args:
+        tried: The conversion. Where a file was written, `after` is what was read from it: the proof is
+            of the file.
+        request: What was asked for.
+        name: Of the model, for the error.
+        verify: Compares the two models; None: as the front end does.
+
+    Raises:
+        ParityError: If the converted model departs from the original.
+    """
+    frontend, before, after, plan = tried.frontend, tried.before, tried.after, tried.plan
+    examples = [] if request.example_inputs is None else [request.example_inputs]
+    parity: ParityReport | None = (verify or frontend.verify)(before, after, examples, plan)
+    if parity is not None and not parity.comparisons and plan.changed and not examples:
+        note = "Nothing could be compared without a run: give example inputs."
+        parity, tried = None, replace(tried, notes=(*tried.notes, note))
+    if parity is not None and not parity.ok:
+        raise parity_error(parity, name)
+    fidelity, evidence = tried.fidelity, None
+    if fidelity is not None and tried.inputs is not None:
+        fidelity, notes = with_runs(
+            fidelity,
+            frontend,
+            before,
+            after,
+            tried.matches,
+            tried.inputs,
+            sample_rate=request.sample_rate,
+        )
+        tried = replace(tried, fidelity=fidelity, notes=(*tried.notes, *notes))
+        if request.pictures:
+            evidence = gather(
+                frontend,
+                before,
+                after,
+                plan,
+                tried.inputs,
+                fidelity.outputs,
+                sample_rate=request.sample_rate,
+            )
+    return tried.report(parity=parity, evidence=evidence)
+
+
+def parity_error(parity: ParityReport, where: str) -> ParityError:
+    """The error for a proof that failed; `where` names the model if no layer departs."""
+    return ParityError(
+        parity.first_departure or where,
+        " ".join(parity.problems).rstrip("."),
+        "the converted model must agree with the original up to rounding",
+        "Exclude the layer that is named, and report this as a bug with the layer's geometry",
+    )
+
+
+def _check_nothing_left(still_running: Sequence[str]) -> None:
+    """Raises if a layer that was to be replaced still runs."""
+    if still_running:
+        raise ParityError(
+            still_running[0] or "(model)",
+            "a transposed convolution still runs there after the conversion "
+            f"({len(still_running)} in all)",
+            "every layer that is replaced must be gone",
+            "Exclude it to keep it, and report this as a bug with the code that calls it",
+        )
+
+
+def _allow_no_refusal(plan: Plan) -> None:
+    """Raises if a layer was refused."""
     if not plan.refused:
         return
     first, *others = plan.refused
@@ -298,40 +399,12 @@ def allow_no_refusal(plan: Plan) -> None:
     )
 
 
-def proof(
-    frontend: Frontend, before: Any, after: Any, plan: Plan, example_inputs: Any | None
-) -> tuple[ParityReport | None, tuple[str, ...]]:
-    """The comparison with the original, and a note; None if nothing could be compared."""
-    inputs = [] if example_inputs is None else [example_inputs]
-    parity = frontend.verify(before, after, inputs, plan)
-    if not parity.comparisons and plan.replaced and example_inputs is None:
-        return None, ("Nothing could be compared without a run: give example inputs.",)
-    return parity, ()
-
-
-def check_proofs(report: ConversionReport) -> None:
-    """Looks at what was compared.
-
-    Raises:
-        ParityError: If the converted model departs, or a layer was missed.
-    """
-    if report.parity is not None and not report.parity.ok:
-        raise parity_error(report.parity, report.input)
-    if report.still_running:
-        raise ParityError(
-            report.still_running[0] or report.input,
-            "a transposed convolution still runs there after the conversion "
-            f"({len(report.still_running)} in all)",
-            "every layer that is replaced must be gone",
-            "Exclude it to keep it, and report this as a bug with the code that calls it",
-        )
-
-
-def parity_error(parity: ParityReport, where: str) -> ParityError:
-    """The error for a proof that failed; `where` names the model if no layer departs."""
-    return ParityError(
-        parity.first_departure or where,
-        " ".join(parity.problems).rstrip("."),
-        "the converted model must agree with the original up to rounding",
-        "Exclude the layer that is named, and report this as a bug with the layer's geometry",
-    )
+def _versions() -> dict[str, str]:
+    """Versions of the packages that take part, as far as they are installed."""
+    found = {"deconvfix": __version__}
+    for name in ("torch", "onnx", "onnx-ir", "onnxruntime", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

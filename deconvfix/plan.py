@@ -11,11 +11,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.options import option, taken_from
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.core.steps import Interpolation, PadMode
 from deconvfix.errors import CheckpointError, OptionError, Refusal
 from deconvfix.forms import FORMS, form
-from deconvfix.forms.base import KEEP, Compiled, Form, Init, Need, ReadWeight, Settings, known
+from deconvfix.forms.base import KEEP, Compiled, Form, Need, ReadWeight, Settings, known
 
 __all__ = [
     "Decision",
@@ -67,34 +67,32 @@ def lacking(found: Mapping[Need, Refusal | None]) -> dict[Need, Refusal]:
     return {need: refusal for need, refusal in found.items() if refusal is not None}
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(Settings):
     """The options of `deconvfix.convert` that concern the plan.
 
     Raises:
         OptionError: If a value does not exist.
     """
 
-    to: str = "subpixel"
-    interpolation: Interpolation = "nearest"
-    padding_mode: PadMode | None = None
-    init: Init | None = None
-    seed: int = 0
-    grow: int = 0
-    reach: int = 4
-    strength: float = 1.0
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    to: str = option(
+        "subpixel",
+        f"What a layer becomes. {'; '.join(f'{form.name}: {form.summary}' for form in FORMS)}.",
+    )
+    include: tuple[str, ...] = option(
+        (), "Convert only the layers whose names match.", metavar="GLOB"
+    )
+    exclude: tuple[str, ...] = option((), "Keep the layers whose names match.", metavar="GLOB")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known("to", self.to, tuple(form.name for form in FORMS))
-        _ = self.settings  # checks itself
         if not self.form.has_strength and self.strength != 1:
             raise OptionError(
                 "strength",
                 f"the value is {self.strength:g} and the form is {self.to!r}",
                 "a resize-convolution has no grid, and a sub-pixel convolution keeps all of it: only "
-                "'equalized' and 'notch' can take away a part",
+                f"{' and '.join(repr(form.name) for form in FORMS if form.has_strength)} can remove a part",
                 "Choose one of these forms, or leave `strength` out",
             )
 
@@ -106,15 +104,7 @@ class Options:
     @property
     def settings(self) -> Settings:
         """The part that forms look at."""
-        return Settings(
-            interpolation=self.interpolation,
-            padding_mode=self.padding_mode,
-            init=self.init,
-            seed=self.seed,
-            grow=self.grow,
-            reach=self.reach,
-            strength=self.strength,
-        )
+        return taken_from(Settings, self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,13 +275,12 @@ def make_plan(
         OptionError: If a pattern matches no layer at all.
     """
     names = [match.name for match in matches]
-    for option, pattern in (
-        *(("include", pattern) for pattern in options.include),
-        *(("exclude", pattern) for pattern in options.exclude),
-    ):
+    asked = [("include", glob) for glob in options.include]
+    asked += [("exclude", glob) for glob in options.exclude]
+    for which, pattern in asked:
         if names and not any(fnmatchcase(name, pattern) for name in names):
             raise OptionError(
-                option,
+                which,
                 f"the pattern {pattern!r} matches none of the {len(names)} layers found",
                 "each pattern must match a layer's name",
                 f"Choose from: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",

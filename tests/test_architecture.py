@@ -26,7 +26,7 @@ FLOORS = (
     ("frontends",),
     ("frontends.torch", "frontends.onnx"),
     ("frontends.program", "diagnose"),
-    ("report",),
+    ("request", "report"),
     ("conversion",),
     ("curves",),
     ("cli",),

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from rich.console import Console
@@ -21,18 +21,35 @@ from rich.progress import Progress as Bar
 
 from deconvfix import __version__
 from deconvfix.cli import text
-from deconvfix.cli.bench import bench as bench_runners
-from deconvfix.cli.fit_options import check_curve, check_processes, fit_options
-from deconvfix.cli.jobs import job as jobs
+from deconvfix.cli.bench import bench as time_runners
+from deconvfix.cli.jobs.job import (
+    Job,
+    can_share,
+    convert_file,
+    kind_of,
+    needs_architecture,
+    take_part,
+)
+from deconvfix.cli.options import (
+    FILE,
+    BenchOptions,
+    ConvertOptions,
+    ExportOptions,
+    InspectOptions,
+    SourceOptions,
+    VerifyOptions,
+    takes,
+)
 from deconvfix.cli.processes import share, together
-from deconvfix.cli.report_options import check_report, draws, evidence_options, write_report
-from deconvfix.cli.samples import calibration_files
-from deconvfix.cli.source_options import FILE, NAMES, named_source, source_options
-from deconvfix.core.steps import Interpolation, PadMode
+from deconvfix.cli.samples import CalibrationFiles, calibration_files
+from deconvfix.cli.source import Source
+from deconvfix.core.options import taken_from
 from deconvfix.errors import DeconvfixError
-from deconvfix.files import sha256
+from deconvfix.files import check_output, output_folder, sha256
 from deconvfix.fit.tuning import Progress, Tuning
-from deconvfix.forms import FORMS
+from deconvfix.forms import form
+from deconvfix.report.report import ConversionReport
+from deconvfix.request import Request
 
 __all__ = ["main"]
 
@@ -85,41 +102,20 @@ def main() -> None:
     """
 
 
-_dynamic = click.option(
-    "--dynamic",
-    multiple=True,
-    metavar="NAME=AXES",
-    help="Axes of an input that may change in the ONNX file, e.g. x=0,2,3. Repeatable.",
-)
-_opset = click.option("--opset", type=int, help="ONNX opset, 18 or newer.")
-_force = click.option("--force", is_flag=True, help="Replace existing files.")
-_as_json = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
-)
-_output = click.option("-o", "--output", type=FILE, help="The file to write.")
-
-
 @main.command(epilog="Example: deconvfix inspect net.onnx")
 @click.argument("model", type=FILE)
-@source_options
-@click.option(
-    "--sample-rate",
-    type=float,
-    metavar="HZ",
-    help="Of the sound that the model makes: frequencies are given in Hz.",
-)
-@_as_json
-def inspect(model: Path, as_json: bool, sample_rate: float | None, **source: Any) -> None:
+@takes(SourceOptions, "source")
+@takes(InspectOptions, "options")
+def inspect(model: Path, source: SourceOptions, options: InspectOptions) -> None:
     """List the transposed convolutions of MODEL and the grids that they make.
 
     With inputs (--inputs or --input) the model is run, its outputs are searched for the grid, and its
     answer to constant inputs is measured.
     """
+    named = _named(model, source)
     with _working("Searching"):
-        found = jobs.of_file(model).inspect_file(
-            named_source(model, **source), sample_rate=sample_rate
-        )
-    _show(found.to_dict() if as_json else text.inspection(found))
+        found = kind_of(model).inspect(named, options.sample_rate)
+    _show(found.to_dict() if options.as_json else text.inspection(found))
 
 
 @main.command(
@@ -127,66 +123,11 @@ def inspect(model: Path, as_json: bool, sample_rate: float | None, **source: Any
     "deconvfix convert net.pth --arch net:Generator --input x=1x64x8x8 -o net.onnx"
 )
 @click.argument("model", type=FILE)
-@_output
-@source_options
-@click.option(
-    "--to",
-    default="subpixel",
-    show_default=True,
-    type=click.Choice([each.name for each in FORMS]),
-    help="subpixel is the same function; resize, equalized and notch have no checkerboard.",
-)
-@click.option(
-    "--interpolation",
-    default="nearest",
-    show_default=True,
-    type=click.Choice(get_args(Interpolation)),
-    help="For resize.",
-)
-@click.option(
-    "--padding-mode",
-    type=click.Choice(get_args(PadMode)),
-    help="For resize. Default: zeros where the kernel divides exactly, reflect elsewhere.",
-)
-@fit_options
-@click.option("--include", multiple=True, metavar="GLOB", help="Convert these layers only.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Keep these layers.")
-@click.option("--strict", is_flag=True, help="Fail if a layer is refused.")
-@click.option("--dry-run", is_flag=True, help="Plan only; write nothing but the --recipe.")
-@click.option(
-    "--recipe",
-    type=FILE,
-    help="Carry out this plan; with --dry-run: the file to write the plan to.",
-)
-@evidence_options
-@_dynamic
-@_opset
-@_force
-@_as_json
+@takes(SourceOptions, "source")
+@takes(ConvertOptions, "options")
 @click.pass_context
 def convert(
-    ctx: click.Context,
-    /,
-    model: Path,
-    output: Path | None,
-    dry_run: bool,
-    recipe: Path | None,
-    report_file: Path | None,
-    force: bool,
-    as_json: bool,
-    opset: int | None,
-    calibration: str | None,
-    flat: str | None,
-    samples: int,
-    value_range: tuple[float, float],
-    curve: bool,
-    seconds: float,
-    steps: int | None,
-    resume: Path | None,
-    train_all: bool,
-    sample_rate: float | None,
-    samples_curve: bool,
-    **fit: Any,
+    ctx: click.Context, /, model: Path, source: SourceOptions, options: ConvertOptions
 ) -> None:
     """Replace the transposed convolutions of MODEL.
 
@@ -194,59 +135,30 @@ def convert(
     .pt, .pth, .ckpt; deconvfix.load reads it), a program (.pt2) or an ONNX file (.onnx). It appears
     only after the result was verified.
     """
-    if output is None and not dry_run:
-        raise click.UsageError("Give an output file with -o, or use --dry-run.", ctx)
-    if dry_run and samples_curve:
-        raise click.UsageError("A --dry-run fits nothing: leave out --samples-curve.", ctx)
-    named = named_source(model, **{name: fit.pop(name) for name in NAMES})
-    if report_file is not None:
-        others = [each for each in (output, recipe) if each is not None]
-        inputs = (model, *filter(None, (named.inputs_file,)))
-        check_report(ctx, report_file, others, inputs, force)
+    named = _named(model, source, options.dynamic)
+    _check_usage(ctx, model, options)
+    _check_report(ctx, named, options)
     own = share()
-    shared = calibration is not None and not dry_run and jobs.can_share(model)
+    shared = options.calibration is not None and not options.dry_run and can_share(model)
     if own.rank and not shared:
         return  # the first process converts
-    check_processes(ctx, own.world, curve or samples_curve)
-    read: dict[str, Any] = {"samples": samples, "value_range": value_range}
-    if calibration is not None:
-        turns = (own.rank, own.world) if shared else (0, 1)
-        fit["calibration"] = calibration_files(named, calibration, **read, share=turns)
-    if flat is not None:
-        fit["flat_inputs"] = flat if flat == "zeros" else calibration_files(named, flat, **read)
-    budget = Tuning(
-        seconds=seconds, steps=steps, seed=fit["seed"], train_all=train_all, resume=resume
-    )
+    job = _job(named, options, (own.rank, own.world) if shared else (0, 1))
     if own.rank:
         with contextlib.redirect_stdout(sys.stderr):
-            jobs.of_file(model).take_part(named, output, recipe=recipe, tuning=budget, **fit)
+            take_part(job)
         return
-    if curve:
-        check_curve(ctx, model, fit["to"], calibration, dry_run or recipe is not None)
-        fit["curve"] = True
     with _working("Converting and verifying") as progress:
-        report = jobs.of_file(model).convert_file(
-            named,
-            output,
-            recipe=recipe,
-            dry_run=dry_run,
-            overwrite=force,
-            opset=opset,
-            pictures=draws(report_file),
-            samples_curve=samples_curve,
-            sample_rate=sample_rate,
-            tuning=replace(budget, progress=progress),
-            **fit,
-        )
-    files = [each for each in (*named.files, output) if each is not None and each.is_file()]
+        tuning = replace(job.request.tuning or Tuning(), progress=progress)
+        report = convert_file(replace(job, request=replace(job.request, tuning=tuning)))
+    files = [path for path in (*named.files, options.output) if path is not None and path.is_file()]
     report = replace(
         report,
         command=shlex.join(["deconvfix", *ctx.meta[_TYPED]]),
-        hashes={str(each): sha256(each) for each in files},
+        hashes={str(path): sha256(path) for path in files},
     )
-    if report_file is not None:
-        write_report(report, report_file)
-    _show(report.to_dict() if as_json else text.conversion(report))
+    if options.report_file is not None:
+        _write_report(report, options.report_file)
+    _show(report.to_dict() if options.as_json else text.conversion(report))
     ctx.exit(0 if report.ok else 1)
 
 
@@ -255,38 +167,37 @@ def convert(
 )
 @click.argument("before", type=FILE)
 @click.argument("after", type=FILE)
-@source_options
-@_as_json
+@takes(SourceOptions, "source")
+@takes(VerifyOptions, "options")
 @click.pass_context
-def verify(ctx: click.Context, /, before: Path, after: Path, as_json: bool, **source: Any) -> None:
-    """Hold AFTER (a converted file, or an ONNX file) against BEFORE, the file that it comes from."""
+def verify(
+    ctx: click.Context,
+    /,
+    before: Path,
+    after: Path,
+    source: SourceOptions,
+    options: VerifyOptions,
+) -> None:
+    """Compare AFTER (a converted or exported file) with BEFORE, the file it was made from."""
+    named = _named(before, source)
     with _working("Verifying"):
-        report = jobs.of_file(before).verify_files(named_source(before, **source), after)
-    _show(report.to_dict() if as_json else text.parity(report))
+        report = kind_of(before).verify(named, after)
+    _show(report.to_dict() if options.as_json else text.parity(report))
     ctx.exit(0 if report.ok else 1)
 
 
 @main.command(epilog="Example: deconvfix bench net.onnx fixed.onnx --threads 4")
 @click.argument("before", type=FILE)
 @click.argument("after", type=FILE)
-@source_options
-@click.option("--repeats", default=20, show_default=True, help="Runs of each.")
-@click.option(
-    "--threads",
-    default=1,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="That each may use.",
-)
-@_as_json
-def bench(
-    before: Path, after: Path, repeats: int, threads: int, as_json: bool, **source: Any
-) -> None:
+@takes(SourceOptions, "source")
+@takes(BenchOptions, "options")
+def bench(before: Path, after: Path, source: SourceOptions, options: BenchOptions) -> None:
     """Time BEFORE and AFTER (a converted file, or an ONNX file) in turns, on the same inputs."""
+    named = _named(before, source)
     with _working("Timing"):
-        pair = jobs.of_file(before).runners(named_source(before, **source), after, threads)
-        report = bench_runners(*pair, repeats=repeats, threads=threads)
-    _show(report.to_dict() if as_json else text.bench(report))
+        pair = kind_of(before).runners(named, after, options.threads)
+        report = time_runners(*pair, repeats=options.repeats, threads=options.threads)
+    _show(report.to_dict() if options.as_json else text.bench(report))
 
 
 @main.command(
@@ -294,31 +205,137 @@ def bench(
     "--dynamic x=0,2,3 -o net.onnx"
 )
 @click.argument("model", type=FILE)
-@_output
-@source_options
-@_dynamic
-@_opset
-@_force
-@_as_json
+@takes(SourceOptions, "source")
+@takes(ExportOptions, "options")
 @click.pass_context
 def export(
-    ctx: click.Context,
-    /,
-    model: Path,
-    output: Path | None,
-    opset: int | None,
-    force: bool,
-    as_json: bool,
-    **source: Any,
+    ctx: click.Context, /, model: Path, source: SourceOptions, options: ExportOptions
 ) -> None:
-    """Export MODEL to ONNX as it is, and hold ONNX Runtime against torch."""
-    if output is None:
+    """Export MODEL to ONNX as it is, and compare ONNX Runtime with torch."""
+    if options.output is None:
         raise click.UsageError("Give an output file with -o.", ctx)
+    named = _named(model, source, options.dynamic)
     with _working("Exporting and verifying"):
-        report = jobs.of_file(model).export_file(
-            named_source(model, **source), output, opset=opset, overwrite=force
+        report = kind_of(model).export_file(
+            named, options.output, opset=options.opset, overwrite=options.force
         )
-    _show(report.to_dict() if as_json else text.export(report))
+    _show(report.to_dict() if options.as_json else text.export(report))
+
+
+# --- from what was typed to what is asked for -----------------------------------------------------
+
+
+def _named(path: Path, options: SourceOptions, dynamic: tuple[str, ...] = ()) -> Source:
+    """The model that a command names."""
+    if options.arch is None and needs_architecture(path):
+        raise click.UsageError("Missing option '--arch': a checkpoint holds weights only.")
+    return options.source(path, dynamic)
+
+
+def _check_usage(ctx: click.Context, model: Path, options: ConvertOptions) -> None:
+    """Refuses options that contradict each other, before any work is done."""
+    curves = options.curve or options.samples_curve
+    curve = options.curve
+    planned = options.dry_run or options.recipe is not None
+    wrong = (
+        (
+            options.output is None and not options.dry_run,
+            "Give an output file with -o, or use --dry-run.",
+        ),
+        (
+            options.dry_run and options.samples_curve,
+            "A --dry-run fits nothing: leave out --samples-curve.",
+        ),
+        (
+            curves and share().world > 1,
+            "--curve and --samples-curve are measured by one process: leave out torchrun.",
+        ),
+        (
+            curve and planned,
+            "--curve runs the model at several strengths: leave out --dry-run and --recipe.",
+        ),
+        (
+            curve and not form(options.to).has_strength,
+            "--curve is for --to equalized and notch: the other forms have no strength.",
+        ),
+        (
+            curve and options.calibration is None,
+            "--curve compares outputs on inputs: give some with --calibration.",
+        ),
+        (
+            curve and not needs_architecture(model),
+            "--curve fits the layers of a module: give a checkpoint and --arch.",
+        ),
+    )
+    for is_wrong, sentence in wrong:
+        if is_wrong:
+            raise click.UsageError(sentence, ctx)
+
+
+def _check_report(ctx: click.Context, source: Source, options: ConvertOptions) -> None:
+    """Refuses a report file that cannot be written, or that is another file too."""
+    path = options.report_file
+    if path is None:
+        return
+    if path.suffix not in (".json", ".html"):
+        raise click.UsageError("The report's suffix must be .json or .html.", ctx)
+    others = [other for other in (options.output, options.recipe) if other is not None]
+    if any(other.absolute() == path.absolute() for other in others):
+        raise click.UsageError("The report needs a file of its own.", ctx)
+    check_output(path, overwrite=options.force, inputs=source.files)
+
+
+def _job(source: Source, options: ConvertOptions, turns: tuple[int, int]) -> Job:
+    """The conversion that is asked for.
+
+    Args:
+        source: The model.
+        options: What was typed.
+        turns: Number of this process, and of all, which take turns with the calibration samples.
+    """
+    calibration: CalibrationFiles | str | None = None
+    flat: CalibrationFiles | str | None = options.flat
+    if options.calibration is not None:
+        calibration = calibration_files(
+            source,
+            options.calibration,
+            samples=options.samples,
+            value_range=options.value_range,
+            share=turns,
+        )
+    if options.flat is not None and options.flat != "zeros":
+        flat = calibration_files(
+            source, options.flat, samples=options.samples, value_range=options.value_range
+        )
+    request = taken_from(
+        Request,
+        options,
+        calibration=calibration,
+        flat_inputs=flat,
+        tuning=taken_from(Tuning, options),
+        pictures=options.report_file is not None and options.report_file.suffix == ".html",
+    )
+    return Job(
+        source,
+        options.output,
+        request,
+        recipe=options.recipe,
+        dry_run=options.dry_run,
+        overwrite=options.force,
+        opset=options.opset,
+        samples_curve=options.samples_curve,
+        curve=options.curve,
+    )
+
+
+# --- what people see ------------------------------------------------------------------------------
+
+
+def _write_report(report: ConversionReport, path: Path) -> None:
+    """Writes it, whole or not at all; the suffix chooses the kind."""
+    content = report.to_html() if path.suffix == ".html" else report.to_json()
+    with output_folder(path, overwrite=True) as folder:
+        (folder / path.name).write_text(content, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -346,7 +363,7 @@ def _working(what: str) -> Iterator[Callable[[Progress], None] | None]:
 
 
 def _show(value: Any) -> None:
-    """JSON alone, or what `_cli_text` made for people."""
+    """JSON alone, or what `cli.text` made for people."""
     if isinstance(value, dict):
         click.echo(json.dumps(text.finite(value), indent=2, allow_nan=False))
         return

@@ -11,13 +11,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from deconvfix.conversion import convert
+from deconvfix.conversion import attempt
 from deconvfix.errors import OptionError
 from deconvfix.forms.base import FITTED_TO_DATA, Init
-from deconvfix.plan import Plan
+from deconvfix.frontends.registry import enter
+from deconvfix.plan import Plan, Replaced
 from deconvfix.report.curves import SamplesCurve, SamplesPoint
+from deconvfix.request import Request
 
-__all__ = ["samples_curve"]
+__all__ = ["measure_samples", "samples_curve"]
 
 # Every so many samples are fitted to.
 _STEPS = (4, 2, 1)
@@ -43,18 +45,26 @@ def samples_curve(
         init: "calibrated" or "tuned". Tuned conversions are compared by the calibrated fit that they
             start from.
         plan: Says it instead of `init` and the other options.
-        options: Further ones.
+        options: Further ones of `deconvfix.convert`.
 
     Returns:
-        The distances on the held-out samples, as PSNR.
+        The PSNR of each fit on the held-out samples.
 
     Raises:
-        OptionError: If there are less than 8 samples, or no layer is fitted to them.
+        OptionError: If there are fewer than 8 samples, or no layer is fitted to them.
     """
-    inits = (
-        [init] if plan is None else [each.settings.init for each in plan.replaced if each.settings]
+    request = Request.of(
+        calibration=calibration, example_inputs=example_inputs, init=init, plan=plan, **options
     )
-    if calibration is None or not set(inits) & set(FITTED_TO_DATA):
+    return measure_samples(model, request)
+
+
+def measure_samples(model: Any, request: Request) -> SamplesCurve:
+    """The curve for a conversion as it was asked for; see `samples_curve`."""
+    inits = [request.init]
+    if request.plan is not None:
+        inits = [layer.settings.init for layer in request.plan.replaced]
+    if request.calibration is None or not set(inits) & set(FITTED_TO_DATA):
         raise OptionError(
             "samples-curve",
             "no layer is to be fitted to calibration samples",
@@ -64,7 +74,7 @@ def samples_curve(
     from deconvfix.frontends.torch.compare import psnr_on
     from deconvfix.frontends.torch.samples import calibration_inputs, cut, join, split
 
-    batches, _ = calibration_inputs(calibration, example_inputs, options.get("seed", 0))
+    batches, _ = calibration_inputs(request.calibration, request.example_inputs, request.seed)
     samples, independent = cut(model, batches)
     if len(samples) < _FEWEST:
         raise OptionError(
@@ -75,17 +85,16 @@ def samples_curve(
             "Give more samples, or leave this out",
         )
     fitted, heldout = split(samples)
-    options |= {"init": "calibrated", "plan": _untuned(plan), "inplace": False, "verify": False}
+    frontend, model = enter(model)
+    request = replace(
+        request, init="calibrated", plan=_untuned(request.plan), inplace=False, verify=False
+    )
     points = []
     for step in _STEPS:
         chosen = fitted[::step]
-        converted = convert(
-            model,
-            calibration=join(chosen) if independent else chosen,
-            example_inputs=example_inputs,
-            **options,
-        )
-        psnr = psnr_on(model, converted.model, join(heldout) if independent else heldout)
+        batches = join(chosen) if independent else chosen
+        after = attempt(frontend, model, replace(request, calibration=batches)).after
+        psnr = psnr_on(model, after, join(heldout) if independent else heldout)
         points.append(SamplesPoint(len(chosen), psnr))
     return SamplesCurve(len(heldout), tuple(points))
 
@@ -95,9 +104,9 @@ def _untuned(plan: Plan | None) -> Plan | None:
     if plan is None:
         return None
     decisions = tuple(
-        replace(each, settings=replace(each.settings, init="calibrated"))
-        if each.settings is not None and each.settings.init == "tuned"
-        else each
-        for each in plan.decisions
+        replace(decision, settings=replace(decision.settings, init="calibrated"))
+        if isinstance(decision, Replaced) and decision.settings.init == "tuned"
+        else decision
+        for decision in plan.decisions
     )
     return replace(plan, decisions=decisions)

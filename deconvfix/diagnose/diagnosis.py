@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from deconvfix.core.decibels import INVISIBLE_DB, LOWEST_DB
 from deconvfix.diagnose.advice import recommend
 from deconvfix.diagnose.inspection import Inspection, Layer, OutputDiagnosis
-from deconvfix.errors import OptionError
 from deconvfix.frontends.base import Findings, Probe
 from deconvfix.grid.flat_field import flat_field_of, network_answers, with_channels
 from deconvfix.grid.kernel import frequency_ripples_db, ripple_db, sum_rule_holds, uneven_overlap
@@ -31,7 +29,6 @@ from deconvfix.grid.variance import PhaseVariance, phase_variance
 from deconvfix.plan import Match
 
 __all__ = [
-    "check_sample_rate",
     "describe",
     "diagnose",
     "longest_period",
@@ -39,24 +36,6 @@ __all__ = [
 ]
 
 Answers = dict[str, NDArray[np.float64]]
-
-
-def check_sample_rate(sample_rate: float | None) -> None:
-    """Checks the option.
-
-    Raises:
-        OptionError: If it is no positive number.
-    """
-    if sample_rate is None:
-        return
-    number = isinstance(sample_rate, (int, float)) and not isinstance(sample_rate, bool)
-    if not number or not math.isfinite(sample_rate) or sample_rate <= 0:
-        raise OptionError(
-            "sample_rate",
-            f"the value is {sample_rate!r}",
-            "a positive number of Hz is needed",
-            "Give the sample rate of the model's output, for example 22050",
-        )
 
 
 def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Inspection:

@@ -24,6 +24,7 @@ from deconvfix.grid.spectra import spectral_peaks
 from deconvfix.plan import Match, Plan
 
 __all__ = [
+    "Ripples",
     "Runs",
     "fidelity_of",
     "flat_tables",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+from deconvfix.core.options import option
 from deconvfix.errors import OptionError
 
 __all__ = ["TUNED_FROM_WEIGHTS", "Progress", "Tuning"]
@@ -36,36 +37,46 @@ class Progress:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Options of `init="tuned"`.
-
-    Attributes:
-        seconds: Budget in seconds, where `steps` is None.
-        steps: Budget in steps. With it, the result depends on the seed and the inputs alone.
-        seed: Of the order of the inputs.
-        learning_rate: Of Adam, the highest one, and Muon's is in proportion; it rises over the first
-            twentieth of the budget and falls to zero. None: a fifth of the budget goes into trying some.
-        batch_size: Samples in a step, where the inputs can be cut along their first axis. None: 8, and of
-            a distribution up to 64, as many as have a million values in their outputs together.
-        train_all: Let all parameters follow, not only those of the converted layers.
-        loss: `loss(new_output, old_output)`, a scalar tensor. None: the mean squared error of all
-            floating-point outputs.
-        progress: Called after each evaluation on the held-out inputs.
-        resume: A .safetensors file. Where it is, is written there at each evaluation, and the same
-            conversion goes on from it: after an interruption, or with a larger budget.
+    """What a distillation may use (`init="tuned"`), declared as options.
 
     Raises:
         OptionError: If a number is out of range.
     """
 
-    seconds: float = 60.0
-    steps: int | None = None
-    seed: int = 0
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    train_all: bool = False
-    loss: Callable[[Any, Any], Any] | None = None
-    progress: Callable[[Progress], None] | None = None
-    resume: str | PathLike[str] | None = None
+    seconds: float = option(60.0, "Time budget of --init tuned, in seconds.")
+    steps: int | None = option(
+        None,
+        "Budget in steps instead of seconds.",
+        more="The result then depends on the seed and the inputs alone.",
+    )
+    seed: int = option(0, "Seed of the order of the inputs.")
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate of Adam; Muon's is in proportion. It rises over the first twentieth of the "
+        "budget and falls to zero. Default: a fifth of the budget is spent on trying several.",
+    )
+    batch_size: int | None = option(
+        None,
+        "Samples in a step, where the inputs can be cut along their first axis. Default: 8; for a "
+        "distribution up to 64, as many as have a million output values together.",
+    )
+    train_all: bool = option(
+        False, "Let --init tuned train all weights, not only those of the converted layers."
+    )
+    loss: Callable[[Any, Any], Any] | None = option(
+        None,
+        "`loss(new_output, old_output)`, a scalar tensor. Default: the mean squared error of all "
+        "floating-point outputs.",
+    )
+    progress: Callable[[Progress], None] | None = option(
+        None, "Called after each evaluation on the held-out inputs."
+    )
+    resume: str | PathLike[str] | None = option(
+        None,
+        "Checkpoint of the distillation itself (.safetensors): progress is saved there at each evaluation, "
+        "and the same conversion resumes from it.",
+        metavar="FILE",
+    )
 
     def __post_init__(self) -> None:
         for name in ("seconds", "steps", "learning_rate", "batch_size"):

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.options import option
 from deconvfix.core.rearrange import Flip, Merge, Permute, Verb
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Conv, Crop, Interpolation, Pad, PadMode, Pairs, Step
@@ -56,29 +57,55 @@ _MOST_ELEMENTS = 2**27
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices that a form leaves open. None means: choose for this layer.
-
-    Attributes:
-        interpolation: How a resize-convolution upsamples.
-        padding_mode: How a resize-convolution extends the border.
-        init: How the new weights are found.
-        seed: For random weights.
-        grow: Taps by which a fitted kernel grows on either side, on the axes with a stride.
-        reach: Of the local mean of the form 'notch', pixels on either side.
-        strength: How much of a kernel's imbalance an equalized layer loses: from 0 (the layer as it is)
-            to 1 (no checkerboard artifact).
+    """The choices that a form leaves open, declared as options. None means: choose for this layer.
 
     Raises:
         OptionError: If a value does not exist.
     """
 
-    interpolation: Interpolation = "nearest"
-    padding_mode: PadMode | None = None
-    init: Init | None = None
-    seed: int = 0
-    grow: int = 0
-    reach: int = 4
-    strength: float = 1.0
+    interpolation: Interpolation = option(
+        "nearest",
+        "How feature maps are upsampled before the convolution.",
+        applies="chooses_border",
+    )
+    padding_mode: PadMode | None = option(
+        None,
+        "How upsampled feature maps are extended at the border. Default: zeros where the kernel divides by "
+        "that of the upsampling (the layer then stays the same function); elsewhere the mode that fits the "
+        "calibration inputs best, or reflect without calibration.",
+        applies="chooses_border",
+    )
+    init: Init | None = option(
+        None,
+        "Where the new weights come from: exact (refuse layers whose function would change), fit (least "
+        "squares on the weights), calibrated (regression on what the original computes for given inputs), "
+        "tuned (calibrated, then distilled from the original; torch modules only) or random. Default: exact "
+        "where possible, fit elsewhere.",
+    )
+    seed: int = option(
+        0, "Seed of everything random: drawn inputs, the order of distillation, random weights."
+    )
+    grow: int = option(
+        0,
+        "Extra kernel taps on each side.",
+        more="On axes with a stride. They bring the outputs closer to the original at a higher cost; an "
+        "equalized layer then has another kernel_size and padding.",
+        applies="can_grow",
+    )
+    reach: int = option(
+        4,
+        "Radius of the local mean, in pixels of the layer's input.",
+        more="A larger one stays closer to the original; a smaller one leaves less of a grid beside edges.",
+        applies="has_means",
+    )
+    strength: float = option(
+        1.0,
+        "How much of the grid is removed, from 0 (none: the layer stays as it is) to 1 (all of it). Less "
+        "keeps the rest of the output closer to the original.",
+        more="`deconvfix.strength_curve` measures what each strength does to a network.",
+        applies="has_strength",
+        metavar="0..1",
+    )
 
     def __post_init__(self) -> None:
         known("interpolation", self.interpolation, get_args(Interpolation))

@@ -29,6 +29,7 @@ __all__ = [
     "Probe",
     "ReadsConverted",
     "ShowsKernels",
+    "Translates",
 ]
 
 
@@ -103,6 +104,10 @@ class FitsToData(Protocol):
         """How many samples the layers are fitted to."""
         ...
 
+    def drawn_inputs(self, model: Any, distribution: str, seed: int) -> Any | None:
+        """One batch of inputs from a distribution, where the model says their shapes; None where not."""
+        ...
+
 
 @runtime_checkable
 class ReadsConverted(Protocol):
@@ -121,6 +126,26 @@ class ShowsKernels(Protocol):
 
     def kernels(self, before: Any, after: Any, plan: Plan) -> tuple[Kernel, ...]:
         """Of the layers whose function changed; neither model is changed."""
+        ...
+
+
+@runtime_checkable
+class Translates(Protocol):
+    """A front end that works on its models in another form: once in, once out."""
+
+    def enter(self, model: Any) -> Any:
+        """The model as the other methods take it; the given one is not changed."""
+        ...
+
+    def leave(self, converted: Any, model: Any, *, changed: bool, inplace: bool) -> Any:
+        """A converted model in the kind of the original.
+
+        Args:
+            converted: What became of `enter(model)`.
+            model: The original.
+            changed: Whether anything was replaced; if not, the original is given back, or a copy.
+            inplace: Change the original itself, and return it.
+        """
         ...
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from deconvfix.errors import ModelError, OptionError
 from deconvfix.forms.base import Init
-from deconvfix.frontends.base import FitsToData, Frontend
+from deconvfix.frontends.base import FitsToData, Frontend, Translates
 from deconvfix.frontends.samples import nothing_to_fit_to
 
 __all__ = [
     "FILES",
     "FRONTENDS",
+    "enter",
     "fitter_of",
     "frontend_of",
     "opened",
@@ -58,6 +59,20 @@ def opened(model: Any) -> Any:
         )
     module, function = FILES[path.suffix]
     return getattr(importlib.import_module(module), function)(path)
+
+
+def enter(model: Any) -> tuple[Frontend, Any]:
+    """The front end for a model, and the model as the front end works on it.
+
+    Args:
+        model: A model of some kind, or the path of a file that holds one.
+
+    Raises:
+        ModelError: If there is no such front end, or the model cannot be read.
+    """
+    model = opened(model)
+    frontend = frontend_of(model)
+    return frontend, frontend.enter(model) if isinstance(frontend, Translates) else model
 
 
 def frontend_of(model: Any) -> Frontend:

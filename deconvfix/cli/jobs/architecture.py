@@ -48,9 +48,14 @@ class CheckpointSource(Source):
         return checkpoints.read(self.path, self.state_key)
 
     def architecture(self) -> nn.Module:
-        """A new instance of the architecture, in eval mode."""
+        """A new instance of the architecture, in eval mode.
+
+        Seeded: what a model draws when it is built and no checkpoint holds is the same in each instance.
+        """
         assert self.arch is not None
-        return _build(self.arch, self.arch_kwargs).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _build(self.arch, self.arch_kwargs).eval()
 
     def model(self, *, wide: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
         """The model with its weights (converted, if the checkpoint is), and notes about the file.

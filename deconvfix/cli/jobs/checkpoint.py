@@ -1,4 +1,4 @@
-"""What the command line does with checkpoint files, each job as one function."""
+"""What the command line does with checkpoint files."""
 
 from __future__ import annotations
 
@@ -12,212 +12,165 @@ from torch import nn
 import deconvfix.frontends.torch.checkpoint as checkpoints
 from deconvfix.cli.bench import Runner
 from deconvfix.cli.jobs.architecture import BoundFiles, CheckpointSource
-from deconvfix.cli.jobs.job import (
-    check_files,
-    read_recipe,
-    reloaded_error,
-    told_in_onnx,
-    told_of,
-    write_recipe,
-)
+from deconvfix.cli.jobs.job import Job, Opened, metadata_of, reloaded_error
 from deconvfix.cli.jobs.torch_bench import file_runner, module_runner
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
-from deconvfix.conversion import convert, inspect
-from deconvfix.curves.samples import samples_curve as measure_curve
+from deconvfix.conversion import Attempt, inspect
+from deconvfix.curves.samples import measure_samples
 from deconvfix.curves.strength import strength_curve
 from deconvfix.diagnose.inspection import Inspection
-from deconvfix.files import check_output, output_folder
+from deconvfix.files import check_output
 from deconvfix.frontends.torch.compare import equal
 from deconvfix.frontends.torch.export import ExportReport, export_onnx
-from deconvfix.frontends.torch.inputs import Inputs
+from deconvfix.frontends.torch.frontend import FRONTEND
 from deconvfix.frontends.torch.parity import compare_modules
 from deconvfix.frontends.torch.runtime_parity import verify_onnx
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.report.curves import StrengthCurve
-from deconvfix.report.report import ConversionReport
+from deconvfix.plan import Plan
+from deconvfix.report.curves import SamplesCurve, StrengthCurve
+from deconvfix.request import Request
 
-__all__ = ["convert_file", "export_file", "inspect_file", "runners", "take_part", "verify_files"]
+__all__ = ["KIND", "CheckpointKind"]
 
 _EXPORT_RUNS = "the export to ONNX runs the model"
 
 
-def inspect_file(source: Source, *, sample_rate: float | None = None) -> Inspection:
-    """Lists the transposed convolutions of a checkpoint's model."""
-    checkpoint = CheckpointSource.of(source)
-    model, notes = checkpoint.model()
-    found = inspect(model, checkpoint.example_inputs(model), sample_rate=sample_rate)
-    return replace(found, notes=(*notes, *found.notes))
+class CheckpointKind:
+    """A checkpoint in, a checkpoint or an ONNX file out."""
 
-
-def convert_file(
-    source: Source,
-    output: Path | None,
-    *,
-    recipe: Path | None = None,
-    dry_run: bool = False,
-    overwrite: bool = False,
-    opset: int | None = None,
-    pictures: bool = False,
-    samples_curve: bool = False,
-    curve: bool = False,
-    **options: Any,
-) -> ConversionReport:
-    """Converts a checkpoint into a checkpoint or an ONNX file.
-
-    Args:
-        source: The checkpoint.
-        output: .safetensors, .pt, .pth, .ckpt or .onnx; None only for a dry run.
-        recipe: A recipe to carry out; with `dry_run` the file to write it to.
-        dry_run: Plan only.
-        overwrite: Whether existing files may be replaced.
-        opset: Of an ONNX output.
-        pictures: Gather what an HTML report draws.
-        samples_curve: Report how the distance falls with the number of calibration samples.
-        curve: Measure what other strengths would do.
-        options: As for `deconvfix.convert`.
-    """
-    source = CheckpointSource.of(source)
     suffixes = (*checkpoints.SUFFIXES, ".onnx")
-    check_files(source, output, recipe, suffixes, dry_run=dry_run, overwrite=overwrite)
-    if dry_run:
-        model, notes = source.model()
+
+    def check(self, job: Job) -> None:
+        """Nothing is out of reach: there is a module."""
+
+    def open(self, job: Job) -> Opened:
+        """The architecture with the weights of the file, in float64 if they are and stay it."""
+        source = CheckpointSource.of(job.source)
+        model, notes = source.model(wide=job.output is not None and not job.exports)
         example = source.example_inputs(model)
-        options = _bound(options, model)
-        conversion = convert(model, example_inputs=example, verify=False, **options)
-        write_recipe(conversion.plan.after(source.checkpoint.recipe), recipe, overwrite)
-        return told_of(source, conversion, notes, None)
-    assert output is not None
-    plan = read_recipe(recipe)
-    onnx = output.suffix == ".onnx"
-    model, notes = source.model(wide=not onnx)
-    example = source.required_inputs(model, _EXPORT_RUNS) if onnx else source.example_inputs(model)
-    options = _bound(options, model)
-    # First: these are what may lack samples, and a distillation takes long.
-    by_samples = (
-        measure_curve(model, example_inputs=example, plan=plan, **options)
-        if samples_curve
-        else None
-    )
-    by_strength = _curve(model, example, options) if curve else None
-    conversion = convert(model, example_inputs=example, plan=plan, pictures=pictures, **options)
-    whole_plan = conversion.plan.after(source.checkpoint.recipe)
-    report = told_of(source, conversion, notes, output)
-    report = replace(report, samples_curve=by_samples, curve=by_strength)
-    if onnx:
-        exported = export_onnx(
-            conversion.model,
+        if job.exports:
+            example = source.required_inputs(model, _EXPORT_RUNS)
+        return Opened(FRONTEND, model, example, notes, source)
+
+    def bind(self, opened: Opened, files: CalibrationFiles) -> list[Any]:
+        """As arguments of the model."""
+        return list(BoundFiles(files, opened.model))
+
+    def whole_plan(self, opened: Opened, plan: Plan) -> Plan:
+        """The recipe of the file goes before."""
+        source: CheckpointSource = opened.file
+        return plan.after(source.checkpoint.recipe)
+
+    def curves(
+        self, opened: Opened, request: Request, job: Job
+    ) -> tuple[SamplesCurve | None, StrengthCurve | None]:
+        """Measured with the fit of the conversion."""
+        by_samples = measure_samples(opened.model, request) if job.samples_curve else None
+        by_strength = None
+        if job.curve:
+            assert request.calibration is not None
+            by_strength = strength_curve(
+                opened.model,
+                calibration=request.calibration,
+                to=request.to,
+                example_inputs=request.example_inputs,
+                init=request.init or "fit",
+                grow=request.grow,
+                reach=request.reach,
+                memory=request.memory,
+                seed=request.seed,
+                include=request.include,
+                exclude=request.exclude,
+            )
+        return by_samples, by_strength
+
+    def write(self, opened: Opened, tried: Attempt, path: Path) -> nn.Module:
+        """What was written must come back, bit for bit as far as its dtype goes."""
+        source: CheckpointSource = opened.file
+        after: nn.Module = tried.after
+        state = after.state_dict()
+        dtypes = checkpoints.stored_dtypes(
+            source.checkpoint, opened.model.state_dict(), state, tried.plan
+        )
+        plan = self.whole_plan(opened, tried.plan)
+        checkpoints.write(path, after, plan, source.checkpoint, dtypes)
+        architecture = source.architecture()
+        if any(value.dtype == torch.float64 for value in state.values()):
+            architecture = architecture.double()
+        again = checkpoints.load(path, architecture)
+        read = again.state_dict()
+        for name, value in state.items():
+            stored = value.to(dtypes.get(name, value.dtype)).to(read[name].dtype)
+            if not equal(stored.cpu(), read[name].cpu()):
+                raise reloaded_error(name)
+        return again
+
+    def verifier(self, opened: Opened, path: Path) -> None:
+        """The modules are compared, the converted one as it was read."""
+
+    def export(self, opened: Opened, tried: Attempt, job: Job) -> ParityReport | None:
+        """By torch's exporter, proven in ONNX Runtime."""
+        assert job.output is not None
+        return export_onnx(
+            tried.after,
+            job.output,
+            opened.example,
+            dynamic_shapes=job.source.dynamic_shapes(),
+            opset=job.opset,
+            overwrite=job.overwrite,
+            metadata=metadata_of(self.whole_plan(opened, tried.plan)),
+        ).parity
+
+    def inspect(self, source: Source, sample_rate: float | None) -> Inspection:
+        """Lists the transposed convolutions of a checkpoint's model."""
+        checkpoint = CheckpointSource.of(source)
+        model, notes = checkpoint.model()
+        found = inspect(model, checkpoint.example_inputs(model), sample_rate=sample_rate)
+        return replace(found, notes=(*notes, *found.notes))
+
+    def verify(self, source: Source, after: Path) -> ParityReport:
+        """Compares a converted checkpoint, or an ONNX file, with the original checkpoint."""
+        before = CheckpointSource.of(source)
+        model, _ = before.model()
+        if after.suffix == ".onnx":
+            example = before.required_inputs(model, "an ONNX file is verified by running it")
+            return verify_onnx(model, after, example)
+        inputs = before.example_inputs(model)
+        converted = _converted(before, after)
+        return compare_modules(model, converted, [] if inputs is None else [inputs], None)
+
+    def runners(self, source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
+        """A checkpoint's model, and a converted one or an ONNX file, ready to run on the same inputs."""
+        before = CheckpointSource.of(source)
+        model, _ = before.model()
+        inputs = before.required_inputs(model, "the files are timed by running them")
+        original = module_runner(model.eval(), inputs, threads)
+        if after.suffix == ".onnx":
+            return original, file_runner(after, inputs, threads)
+        return original, module_runner(_converted(before, after).eval(), inputs, threads)
+
+    def export_file(
+        self, source: Source, output: Path, *, opset: int | None, overwrite: bool
+    ) -> ExportReport:
+        """Exports a checkpoint's model (converted or not) to ONNX."""
+        checkpoint = CheckpointSource.of(source)
+        check_output(output, overwrite=overwrite, inputs=source.files)
+        model, _ = checkpoint.model()
+        return export_onnx(
+            model,
             output,
-            example,
+            checkpoint.required_inputs(model, _EXPORT_RUNS),
             dynamic_shapes=source.dynamic_shapes(),
             opset=opset,
             overwrite=overwrite,
-            metadata=told_in_onnx(whole_plan),
         )
-        return replace(report, export=exported.parity)
-    with output_folder(output, overwrite=overwrite) as folder:
-        written = folder / output.name
-        before, after = model.state_dict(), conversion.model.state_dict()
-        dtypes = checkpoints.stored_dtypes(source.checkpoint, before, after, conversion.plan)
-        checkpoints.write(written, conversion.model, whole_plan, source.checkpoint, dtypes)
-        _check_reload(written, conversion.model, source, dtypes)
-    return report
 
 
-def take_part(source: Source, output: Path, *, recipe: Path | None = None, **options: Any) -> None:
-    """Fits with the other processes of torch.distributed, the first of which verifies and writes.
-
-    Args:
-        source: As for `convert_file`, like what follows.
-        output: Likewise; nothing is written.
-        recipe: Likewise.
-        options: Likewise; the calibration samples are this process's own.
-    """
-    source = CheckpointSource.of(source)
-    model, _ = source.model(wide=output.suffix != ".onnx")
-    convert(
-        model,
-        example_inputs=source.example_inputs(model),
-        plan=read_recipe(recipe),
-        verify=False,
-        **_bound(options, model),
-    )
-
-
-def export_file(
-    source: Source, output: Path, *, opset: int | None = None, overwrite: bool = False
-) -> ExportReport:
-    """Exports a checkpoint's model (converted or not) to ONNX."""
-    source = CheckpointSource.of(source)
-    check_output(output, overwrite=overwrite, inputs=source.files)
-    model, _ = source.model()
-    return export_onnx(
-        model,
-        output,
-        source.required_inputs(model, _EXPORT_RUNS),
-        dynamic_shapes=source.dynamic_shapes(),
-        opset=opset,
-        overwrite=overwrite,
-    )
-
-
-def verify_files(source: Source, after: Path) -> ParityReport:
-    """Holds a converted checkpoint, or an ONNX file, against the original checkpoint."""
-    before = CheckpointSource.of(source)
-    model, _ = before.model()
-    if after.suffix == ".onnx":
-        example = before.required_inputs(model, "an ONNX file is verified by running it")
-        return verify_onnx(model, after, example)
-    inputs = before.example_inputs(model)
-    converted = _converted(before, after)
-    return compare_modules(model, converted, [] if inputs is None else [inputs], None)
-
-
-def runners(source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
-    """A checkpoint's model, and a converted one or an ONNX file, ready to run on the same inputs."""
-    before = CheckpointSource.of(source)
-    model, _ = before.model()
-    inputs = before.required_inputs(model, "the files are timed by running them")
-    original = module_runner(model.eval(), inputs, threads)
-    if after.suffix == ".onnx":
-        return original, file_runner(after, inputs, threads)
-    return original, module_runner(_converted(before, after).eval(), inputs, threads)
+KIND = CheckpointKind()
 
 
 def _converted(before: CheckpointSource, path: Path) -> nn.Module:
     """The model in a checkpoint that was made of another one."""
     model, _ = replace(before, path=path, state_key=None).model()
     return model
-
-
-def _curve(model: nn.Module, example: Inputs | None, options: dict[str, Any]) -> StrengthCurve:
-    """With the fit of the conversion."""
-    named = ("to", "calibration", "grow", "reach", "memory", "seed", "include", "exclude")
-    return strength_curve(
-        model,
-        example_inputs=example,
-        init=options["init"] or "fit",
-        **{name: options[name] for name in named},
-    )
-
-
-def _bound(options: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The options with calibration files read, once."""
-    return {
-        name: list(BoundFiles(value, model)) if isinstance(value, CalibrationFiles) else value
-        for name, value in options.items()
-    }
-
-
-def _check_reload(
-    path: Path, model: nn.Module, source: CheckpointSource, dtypes: dict[str, torch.dtype]
-) -> None:
-    """What was written must come back, bit for bit as far as its dtype goes."""
-    architecture = source.architecture()
-    if any(each.dtype == torch.float64 for each in model.state_dict().values()):
-        architecture = architecture.double()
-    again = checkpoints.load(path, architecture).state_dict()
-    for name, value in model.state_dict().items():
-        stored = value.to(dtypes.get(name, value.dtype)).to(again[name].dtype)
-        if not equal(stored.cpu(), again[name].cpu()):
-            raise reloaded_error(name)

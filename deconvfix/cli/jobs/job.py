@@ -1,50 +1,175 @@
-"""What the command line does with model files: one module of jobs for each kind of file.
+"""A conversion of a file, the same for every kind: check, read, convert, write, prove what was written.
 
-Each has the functions inspect_file, convert_file, verify_files, runners and export_file, and where several
-processes can share a conversion, take_part.
+A kind of file is a module with a `KIND`, and a line in `_KINDS` here.
 """
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from deconvfix import __version__
+from deconvfix.cli.bench import Runner
+from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
-from deconvfix.conversion import Conversion
+from deconvfix.conversion import Attempt, Verify, attempt, prove, rewritten
+from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import CheckpointError, OptionError, ParityError
 from deconvfix.files import check_output, output_folder
+from deconvfix.frontends.base import Frontend
+from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Plan
+from deconvfix.report.curves import SamplesCurve, StrengthCurve
 from deconvfix.report.report import ConversionReport
+from deconvfix.request import Request
 
 __all__ = [
+    "Job",
+    "Kind",
+    "Opened",
     "can_share",
-    "check_files",
-    "fits_no_samples",
+    "convert_file",
+    "kind_of",
+    "metadata_of",
     "needs_architecture",
-    "of_file",
-    "read_recipe",
     "reloaded_error",
-    "told_in_onnx",
-    "told_of",
-    "write_recipe",
+    "take_part",
 ]
 
 # Suffix -> module. Every other file is taken for a checkpoint, which needs code to build its model.
-_JOBS = {".onnx": "deconvfix.cli.jobs.onnx", ".pt2": "deconvfix.cli.jobs.program"}
-_CHECKPOINT_JOBS = "deconvfix.cli.jobs.checkpoint"
+_KINDS = {".onnx": "deconvfix.cli.jobs.onnx", ".pt2": "deconvfix.cli.jobs.program"}
+_CHECKPOINT = "deconvfix.cli.jobs.checkpoint"
 
 
-def of_file(path: Path) -> Any:
-    """The module with the jobs for a file; nothing else is imported."""
-    return importlib.import_module(_JOBS.get(path.suffix, _CHECKPOINT_JOBS))
+@dataclass(frozen=True)
+class Job:
+    """A conversion that the command line asks for.
+
+    Attributes:
+        source: The file, and inputs for its model.
+        output: The file to write; its suffix chooses the kind. None only for a dry run.
+        request: What is to be done. `calibration` and `flat_inputs` may be files, which the kind reads.
+        recipe: A recipe to carry out; for a dry run the file to write it to.
+        dry_run: Plan only.
+        overwrite: Whether existing files may be replaced.
+        opset: Of an ONNX file that is exported.
+        samples_curve: Report how the outputs come closer with the number of calibration samples.
+        curve: Report what other strengths would do.
+    """
+
+    source: Source
+    output: Path | None
+    request: Request
+    recipe: Path | None = None
+    dry_run: bool = False
+    overwrite: bool = False
+    opset: int | None = None
+    samples_curve: bool = False
+    curve: bool = False
+
+    @property
+    def exports(self) -> bool:
+        """Whether another kind of file is written as ONNX."""
+        if self.output is None or self.dry_run:
+            return False
+        return self.output.suffix == ".onnx" != self.source.path.suffix
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file that was read.
+
+    Attributes:
+        frontend: Of its model's kind.
+        model: Its model, as the front end takes it.
+        example: The example inputs that were named; None without.
+        notes: Sentences about the file.
+        file: What the kind needs of it to write another one.
+    """
+
+    frontend: Frontend
+    model: Any
+    example: Any | None
+    notes: tuple[str, ...] = ()
+    file: Any = None
+
+
+class Kind(Protocol):
+    """What the command line needs of a kind of file."""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the files that it can be converted into."""
+        ...
+
+    def check(self, job: Job) -> None:
+        """Raises OptionError for what this kind of file cannot do."""
+        ...
+
+    def open(self, job: Job) -> Opened:
+        """Reads the file."""
+        ...
+
+    def bind(self, opened: Opened, files: CalibrationFiles) -> list[Any]:
+        """Calibration files as inputs of the model, batch by batch."""
+        ...
+
+    def whole_plan(self, opened: Opened, plan: Plan) -> Plan:
+        """The way from the original architecture, where the file was converted before."""
+        ...
+
+    def curves(
+        self, opened: Opened, request: Request, job: Job
+    ) -> tuple[SamplesCurve | None, StrengthCurve | None]:
+        """The curves that the job asks for."""
+        ...
+
+    def write(self, opened: Opened, tried: Attempt, path: Path) -> Any:
+        """Writes what was converted, reads it again, and returns that model.
+
+        Raises:
+            ParityError: If what was written does not come back.
+        """
+        ...
+
+    def verifier(self, opened: Opened, path: Path) -> Verify | None:
+        """Compares the files themselves; None: the models, as the front end does."""
+        ...
+
+    def export(self, opened: Opened, tried: Attempt, job: Job) -> ParityReport | None:
+        """Writes an ONNX file and proves it in ONNX Runtime."""
+        ...
+
+    def inspect(self, source: Source, sample_rate: float | None) -> Inspection:
+        """Lists the transposed convolutions of a file's model."""
+        ...
+
+    def verify(self, source: Source, after: Path) -> ParityReport:
+        """Compares a file with the one it was made from."""
+        ...
+
+    def runners(self, source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
+        """Two files, ready to run on the same inputs."""
+        ...
+
+    def export_file(
+        self, source: Source, output: Path, *, opset: int | None, overwrite: bool
+    ) -> Any:
+        """Exports a file's model as it is to ONNX."""
+        ...
+
+
+def kind_of(path: Path) -> Kind:
+    """The kind of a file; nothing else is imported."""
+    kind: Kind = importlib.import_module(_KINDS.get(path.suffix, _CHECKPOINT)).KIND
+    return kind
 
 
 def needs_architecture(path: Path) -> bool:
     """Whether a file holds weights only, without the model."""
-    return path.suffix not in _JOBS
+    return path.suffix not in _KINDS
 
 
 def can_share(path: Path) -> bool:
@@ -52,70 +177,52 @@ def can_share(path: Path) -> bool:
     return path.suffix != ".onnx"
 
 
-def check_files(
-    source: Source,
-    output: Path | None,
-    recipe: Path | None,
-    suffixes: tuple[str, ...],
-    *,
-    dry_run: bool,
-    overwrite: bool,
-) -> None:
-    """Checks the files that a conversion writes, before any work is done for them.
-
-    Args:
-        source: What is read.
-        output: What is written, but by a dry run.
-        recipe: What is read too, and written by a dry run.
-        suffixes: Those of the files that `source` can be converted into.
-        dry_run: Plan only.
-        overwrite: Whether existing files may be replaced.
+def convert_file(job: Job) -> ConversionReport:
+    """Converts a file; what is proven is the file that was written.
 
     Raises:
-        OptionError: If one cannot be written, or its suffix is another.
+        DeconvfixError: If a file or an option cannot be used, or the proof fails; nothing is written then.
     """
-    if dry_run:
-        if recipe is not None:
-            check_output(recipe, overwrite=overwrite, inputs=source.files)
-        return
-    assert output is not None
-    if output.suffix not in suffixes:
-        raise OptionError(
-            str(output),
-            f"the suffix is {output.suffix!r}",
-            f"a file of this kind is converted into {' or '.join(suffixes)}",
-            "Choose the output's kind by its suffix",
-        )
-    inputs = (*source.files, *filter(None, (recipe,)))
-    check_output(output, overwrite=overwrite, inputs=inputs)
+    kind = kind_of(job.source.path)
+    kind.check(job)
+    _check_files(job, kind.suffixes)
+    opened = kind.open(job)
+    request = _bound(kind, opened, job)
+    if job.dry_run:
+        tried = attempt(opened.frontend, opened.model, replace(request, verify=False))
+        _write_recipe(kind.whole_plan(opened, tried.plan), job)
+        return _told_of(job, opened, tried.report())
+    # First: these are what may lack samples, and a distillation takes long.
+    samples_curve, curve = kind.curves(opened, request, job)
+    tried = attempt(opened.frontend, opened.model, request)
+    name = str(job.source.path)
+    assert job.output is not None
+    if job.exports:
+        report = prove(tried, request, name=name)
+        report = replace(report, export=kind.export(opened, tried, job))
+    else:
+        with output_folder(job.output, overwrite=job.overwrite) as folder:
+            path = folder / job.output.name
+            tried = rewritten(tried, kind.write(opened, tried, path))
+            report = prove(tried, request, name=name, verify=kind.verifier(opened, path))
+    report = replace(report, samples_curve=samples_curve, curve=curve)
+    return _told_of(job, opened, report)
 
 
-def told_in_onnx(plan: Plan) -> dict[str, str]:
+def take_part(job: Job) -> None:
+    """Fits with the other processes of torch.distributed, the first of which verifies and writes.
+
+    The calibration samples of the job are this process's own.
+    """
+    kind = kind_of(job.source.path)
+    opened = kind.open(job)
+    request = replace(_bound(kind, opened, job), verify=False)
+    attempt(opened.frontend, opened.model, request)
+
+
+def metadata_of(plan: Plan) -> dict[str, str]:
     """Metadata of an exported ONNX file: what was done to the model."""
     return {"deconvfix.version": __version__, "deconvfix.recipe": plan.to_json()}
-
-
-def told_of(
-    source: Source, conversion: Conversion, notes: tuple[str, ...], output: Path | None
-) -> ConversionReport:
-    """The report, told of the files."""
-    report = conversion.report
-    return replace(
-        report,
-        input=str(source.path),
-        output=None if output is None else str(output),
-        notes=(*notes, *report.notes),
-    )
-
-
-def fits_no_samples(path: Path) -> OptionError:
-    """The error for what is measured on modules alone."""
-    return OptionError(
-        "samples-curve",
-        f"{path} holds no torch module",
-        "a checkpoint and the code of its model are needed",
-        "Leave it out, or measure it on the checkpoint that the file comes from",
-    )
 
 
 def reloaded_error(where: str) -> ParityError:
@@ -128,12 +235,54 @@ def reloaded_error(where: str) -> ParityError:
     )
 
 
-def read_recipe(path: Path | None) -> Plan | None:
-    """The plan in a file, if one is named.
+def _bound(kind: Kind, opened: Opened, job: Job) -> Request:
+    """The request with files read: calibration samples once, the recipe, example inputs."""
+    calibration, flat_inputs = (
+        kind.bind(opened, given) if isinstance(given, CalibrationFiles) else given
+        for given in (job.request.calibration, job.request.flat_inputs)
+    )
+    return replace(
+        job.request,
+        calibration=calibration,
+        flat_inputs=flat_inputs,
+        example_inputs=opened.example,
+        plan=None if job.dry_run else _read_recipe(job.recipe),
+    )
+
+
+def _check_files(job: Job, suffixes: tuple[str, ...]) -> None:
+    """Checks the files that a conversion writes, before any work is done for them.
 
     Raises:
-        CheckpointError: If it cannot be read.
+        OptionError: If one cannot be written, or its suffix is another.
     """
+    if job.dry_run:
+        if job.recipe is not None:
+            check_output(job.recipe, overwrite=job.overwrite, inputs=job.source.files)
+        return
+    assert job.output is not None
+    if job.output.suffix not in suffixes:
+        raise OptionError(
+            str(job.output),
+            f"the suffix is {job.output.suffix!r}",
+            f"a file of this kind is converted into {' or '.join(suffixes)}",
+            "Choose the output's kind by its suffix",
+        )
+    inputs = (*job.source.files, *filter(None, (job.recipe,)))
+    check_output(job.output, overwrite=job.overwrite, inputs=inputs)
+
+
+def _told_of(job: Job, opened: Opened, report: ConversionReport) -> ConversionReport:
+    """The report with the names of the files, and what there is to say about them."""
+    return replace(
+        report,
+        input=str(job.source.path),
+        output=None if job.dry_run else str(job.output),
+        notes=(*opened.notes, *report.notes),
+    )
+
+
+def _read_recipe(path: Path | None) -> Plan | None:
     if path is None:
         return None
     try:
@@ -148,8 +297,7 @@ def read_recipe(path: Path | None) -> Plan | None:
     return Plan.from_json(text)
 
 
-def write_recipe(plan: Plan, path: Path | None, overwrite: bool) -> None:
-    """Writes a plan, if a file for it is named."""
-    if path is not None:
-        with output_folder(path, overwrite=overwrite) as folder:
-            (folder / path.name).write_text(plan.to_json(), encoding="utf-8")
+def _write_recipe(plan: Plan, job: Job) -> None:
+    if job.recipe is not None:
+        with output_folder(job.recipe, overwrite=job.overwrite) as folder:
+            (folder / job.recipe.name).write_text(plan.to_json(), encoding="utf-8")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,210 +14,143 @@ import onnx
 import onnx_ir as ir
 
 from deconvfix.cli.bench import Runner, session_runner
-from deconvfix.cli.jobs.job import check_files, fits_no_samples, read_recipe, told_of, write_recipe
+from deconvfix.cli.jobs.job import Job, Opened
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
-from deconvfix.conversion import convert, inspect, parity_error
-from deconvfix.diagnose.evidence import gather
+from deconvfix.conversion import Attempt, Verify, inspect
 from deconvfix.diagnose.inspection import Inspection
-from deconvfix.diagnose.measure import with_runs
 from deconvfix.errors import ExportError, OptionError
-from deconvfix.files import output_folder
 from deconvfix.frontends.onnx import file as onnx_file
-from deconvfix.frontends.onnx.file import OnnxFile
 from deconvfix.frontends.onnx.frontend import FRONTEND
 from deconvfix.frontends.onnx.inputs import as_feed, shapes_of
 from deconvfix.frontends.onnx.parity import compare_models, first_that_runs
-from deconvfix.frontends.onnx.samples import calibration_feeds, rebatched
+from deconvfix.frontends.onnx.samples import rebatched
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.parity.runtime import open_session
 from deconvfix.plan import Plan
-from deconvfix.report.report import ConversionReport
+from deconvfix.request import Request
 
-__all__ = ["convert_file", "export_file", "inspect_file", "runners", "verify_files"]
-
-
-def inspect_file(source: Source, *, sample_rate: float | None = None) -> Inspection:
-    """Lists the transposed convolutions of an ONNX file."""
-    file = onnx_file.read(source.path)
-    examples = _examples(source, file)
-    return inspect(file.model, examples[0] if examples else None, sample_rate=sample_rate)
+__all__ = ["KIND", "OnnxKind"]
 
 
-def convert_file(
-    source: Source,
-    output: Path | None,
-    *,
-    recipe: Path | None = None,
-    dry_run: bool = False,
-    overwrite: bool = False,
-    opset: int | None = None,
-    pictures: bool = False,
-    samples_curve: bool = False,
-    **options: Any,
-) -> ConversionReport:
-    """Converts an ONNX file into an ONNX file; what is proven is the file that was written.
+class OnnxKind:
+    """ONNX in, ONNX out."""
 
-    Args:
-        source: The file, and inputs for it.
-        output: .onnx; None only for a dry run.
-        recipe: A recipe to carry out; with `dry_run` the file to write it to.
-        dry_run: Plan only.
-        overwrite: Whether existing files may be replaced.
-        opset: Not for ONNX files: theirs stays.
-        pictures: Gather what an HTML report draws.
-        samples_curve: Not for files whose layers cannot be fitted to samples.
-        options: As for `deconvfix.convert`.
-    """
-    if opset is not None:
-        raise OptionError(
-            "opset",
-            f"the value is {opset}",
-            "an ONNX file keeps its own",
-            "Leave out --opset, or convert the file first (onnx.version_converter)",
-        )
-    if samples_curve:
-        raise fits_no_samples(source.path)
-    check_files(source, output, recipe, (".onnx",), dry_run=dry_run, overwrite=overwrite)
-    if dry_run:
-        file = onnx_file.read(source.path)
-        options = _bound(options, source, file)
-        conversion = convert(file.model, verify=False, **options)
-        write_recipe(conversion.plan, recipe, overwrite)
-        return told_of(source, conversion, (), None)
-    assert output is not None
-    file = onnx_file.read(source.path)
-    examples = _examples(source, file)
-    options = _bound(options, source, file)
-    conversion = convert(file.model, plan=read_recipe(recipe), verify=False, **options)
-    report = told_of(source, conversion, (), output)
-    with output_folder(output, overwrite=overwrite) as folder:
-        written = folder / output.name
-        if conversion.plan.replaced or file.external:
-            onnx_file.write(written, file, conversion.model)
-        else:
-            shutil.copyfile(source.path, written)
-        _check(source.path, written)
-        after = onnx_file.read(written).model
-        paths = (source.path, written)
-        parity = compare_models(file.model, after, examples, conversion.plan, paths)
-        report = replace(report, parity=parity)
-        if not parity.ok:
-            raise parity_error(parity, str(source.path))
-        shown = _shown(report, file, options) or examples
-        if shown:
-            report = _measured(
-                *(report, file.model, after, conversion.plan),
-                *(shown[0], pictures, options.get("sample_rate")),
+    suffixes = (".onnx",)
+
+    def check(self, job: Job) -> None:
+        """The opset stays, and there is no module to measure a curve on."""
+        if job.opset is not None:
+            raise OptionError(
+                "opset",
+                f"the value is {job.opset}",
+                "an ONNX file keeps its own",
+                "Leave out --opset, or convert the file first (onnx.version_converter)",
             )
-    return report
+        if job.samples_curve:
+            raise OptionError(
+                "samples-curve",
+                f"{job.source.path} holds no torch module",
+                "a checkpoint and the code of its model are needed",
+                "Leave it out, or measure it on the checkpoint that the file comes from",
+            )
+
+    def open(self, job: Job) -> Opened:
+        """The file with its external data in reach."""
+        file = onnx_file.read(job.source.path)
+        examples = _examples(job.source, file.model)
+        return Opened(FRONTEND, file.model, examples[0] if examples else None, file=file)
+
+    def bind(self, opened: Opened, files: CalibrationFiles) -> list[Any]:
+        """In batches of the file's own size, in the dtypes of its inputs."""
+        inputs = shapes_of(opened.model)
+        if not files.names:
+            files = replace(files, names=tuple(declared.name for declared in inputs))
+        if files.shape is None and len(inputs) == 1:
+            files = replace(files, shape=_sample_shape(inputs[0].shape))
+        return list(rebatched(opened.model, files))
+
+    def whole_plan(self, opened: Opened, plan: Plan) -> Plan:
+        """An ONNX file holds the whole model, converted or not."""
+        return plan
+
+    def curves(self, opened: Opened, request: Request, job: Job) -> tuple[None, None]:
+        """None: see `check`."""
+        return None, None
+
+    def write(self, opened: Opened, tried: Attempt, path: Path) -> ir.Model:
+        """The file as it was, where nothing is replaced; it must pass the checks that the original passes."""
+        if tried.plan.changed or opened.file.external:
+            onnx_file.write(path, opened.file, tried.after)
+        else:
+            shutil.copyfile(opened.file.path, path)
+        _check(opened.file.path, path)
+        return onnx_file.read(path).model
+
+    def verifier(self, opened: Opened, path: Path) -> Verify:
+        """ONNX Runtime opens the files themselves, so that large ones need not fit into memory."""
+        return partial(compare_models, paths=(opened.file.path, path))
+
+    def export(self, opened: Opened, tried: Attempt, job: Job) -> NoReturn:
+        """An ONNX file needs no export."""
+        raise AssertionError("an ONNX file is written, not exported")
+
+    def inspect(self, source: Source, sample_rate: float | None) -> Inspection:
+        """Lists the ConvTranspose nodes of an ONNX file."""
+        model = onnx_file.read(source.path).model
+        examples = _examples(source, model)
+        return inspect(model, examples[0] if examples else None, sample_rate=sample_rate)
+
+    def verify(self, source: Source, after: Path) -> ParityReport:
+        """Compares an ONNX file with the one it was made from."""
+        _check_kind(after)
+        before = onnx_file.read(source.path).model
+        converted = onnx_file.read(after).model
+        examples = _examples(source, before)
+        return compare_models(before, converted, examples, None, (source.path, after))
+
+    def runners(self, source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
+        """An ONNX file and another one, ready to run on the same inputs."""
+        _check_kind(after)
+        before, _ = onnx_file.read(source.path).model, onnx_file.read(after)
+        sessions = [open_session(str(path), threads=threads) for path in (source.path, after)]
+        notes: list[str] = []
+        feeds = [as_feed(before, example) for example in _examples(source, before)]
+        feed = feeds[0] if feeds else first_that_runs(before, sessions[0], notes)
+        if feed is None:
+            raise OptionError(
+                "inputs",
+                "; ".join(notes),
+                "the files are timed by running them",
+                "Give inputs (--inputs FILE.npz or --input NAME=SHAPE)",
+            )
+        return session_runner(sessions[0], feed), session_runner(sessions[1], feed)
+
+    def export_file(
+        self, source: Source, output: Path, *, opset: int | None, overwrite: bool
+    ) -> NoReturn:
+        """An ONNX file needs no export.
+
+        Raises:
+            OptionError: Always.
+        """
+        raise OptionError(
+            str(source.path),
+            "it is an ONNX file already",
+            "a checkpoint or a .pt2 file is exported",
+            "Use `deconvfix convert` to replace its transposed convolutions",
+        )
 
 
-def _shown(
-    report: ConversionReport, file: OnnxFile, options: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Real inputs where there are some: made-up ones say nothing to the eye."""
-    given: Any = options.get("calibration")
-    if isinstance(given, list):
-        return given[-1:]
-    fitted = report.fidelity is not None and report.fidelity.calibration_samples is not None
-    if not fitted or options["example_inputs"] is not None:
-        return []
-    # Other values than those that were fitted to.
-    seed = int(options.get("seed", 0)) + 1
-    return calibration_feeds(file.model, given, None, seed)[:1]
+KIND = OnnxKind()
 
 
-def _bound(options: dict[str, Any], source: Source, file: OnnxFile) -> dict[str, Any]:
-    """The options with calibration files read, once, and the shapes that a distribution is drawn in."""
-    calibration = options.get("calibration")
-    if isinstance(calibration, str):
-        examples = _examples(source, file)
-        return {**options, "example_inputs": examples[0] if examples else None}
-    if not isinstance(calibration, CalibrationFiles):
-        return options
-    inputs = shapes_of(file.model)
-    files = calibration
-    if not files.names:
-        files = replace(files, names=tuple(each.name for each in inputs))
-    if files.shape is None and len(inputs) == 1:
-        files = replace(files, shape=_sample_shape(inputs[0].shape))
-    return {**options, "calibration": list(rebatched(file.model, files))}
-
-
-def _sample_shape(shape: tuple[int | str, ...] | None) -> tuple[int, ...] | None:
+def _sample_shape(shape: Sequence[int | str] | None) -> tuple[int, ...] | None:
     """What a picture or a sound is cut to, where the file says it."""
     if not shape:
         return None
     sizes = tuple(n for n in shape[1:] if isinstance(n, int))
     return (1, *sizes) if len(sizes) == len(shape) - 1 else None
-
-
-def _measured(
-    report: ConversionReport,
-    before: ir.Model,
-    after: ir.Model,
-    plan: Plan,
-    example: dict[str, Any],
-    pictures: bool,
-    sample_rate: float | None,
-) -> ConversionReport:
-    """The report with what running both files tells of an intended change."""
-    if report.fidelity is None:
-        return report
-    matches = FRONTEND.find(before, None).matches
-    fidelity, notes = with_runs(
-        report.fidelity, FRONTEND, before, after, matches, example, sample_rate=sample_rate
-    )
-    drawn = None
-    if pictures:
-        models = (FRONTEND, before, after, plan)
-        drawn = gather(*models, example, fidelity.outputs, sample_rate=sample_rate)
-    return replace(report, fidelity=fidelity, evidence=drawn, notes=(*report.notes, *notes))
-
-
-def verify_files(source: Source, after: Path) -> ParityReport:
-    """Holds an ONNX file against the one that it comes from."""
-    _check_kind(after)
-    before = onnx_file.read(source.path)
-    converted = onnx_file.read(after).model
-    examples = _examples(source, before)
-    return compare_models(before.model, converted, examples, None, (source.path, after))
-
-
-def runners(source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
-    """An ONNX file and another one, ready to run on the same inputs."""
-    _check_kind(after)
-    before, _ = onnx_file.read(source.path), onnx_file.read(after)
-    sessions = [open_session(str(path), threads=threads) for path in (source.path, after)]
-    notes: list[str] = []
-    feeds = [as_feed(before.model, each) for each in _examples(source, before)]
-    feed = feeds[0] if feeds else first_that_runs(before.model, sessions[0], notes)
-    if feed is None:
-        raise OptionError(
-            "inputs",
-            "; ".join(notes),
-            "the files are timed by running them",
-            "Give inputs (--inputs FILE.npz or --input NAME=SHAPE)",
-        )
-    one, other = (session_runner(session, feed) for session in sessions)
-    return one, other
-
-
-def export_file(
-    source: Source, output: Path, *, opset: int | None = None, overwrite: bool = False
-) -> NoReturn:
-    """An ONNX file needs no export.
-
-    Raises:
-        OptionError: Always.
-    """
-    raise OptionError(
-        str(source.path),
-        "it is an ONNX file already",
-        "a checkpoint or a .pt2 file is exported",
-        "Use `deconvfix convert` to replace its transposed convolutions",
-    )
 
 
 def _check_kind(after: Path) -> None:
@@ -228,15 +163,15 @@ def _check_kind(after: Path) -> None:
         )
 
 
-def _examples(source: Source, file: OnnxFile) -> list[dict[str, Any]]:
+def _examples(source: Source, model: ir.Model) -> list[dict[str, Any]]:
     """The inputs that were named, in the dtypes of the file's own inputs."""
-    dtypes = {each.name: each.dtype for each in file.model.graph.inputs}
+    dtypes = {value.name: value.dtype for value in model.graph.inputs}
     feed = source.stored()
-    for number, each in enumerate(source.described()):
-        declared = dtypes.get(each.name)
-        values = each.values(number)
+    for number, described in enumerate(source.described()):
+        declared = dtypes.get(described.name)
         own = declared.numpy() if declared is not None else np.dtype(np.float32)
-        feed[each.name] = values.astype(own if each.dtype == "float32" else _dtype(each.dtype))
+        dtype = own if described.dtype == "float32" else _dtype(described.dtype)
+        feed[described.name] = described.values(number).astype(dtype)
     return [feed] if feed else []
 
 

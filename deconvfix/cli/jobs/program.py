@@ -12,192 +12,145 @@ from torch.export import ExportedProgram
 
 from deconvfix.cli.bench import Runner
 from deconvfix.cli.jobs.architecture import BoundFiles, bound_inputs
-from deconvfix.cli.jobs.job import (
-    check_files,
-    fits_no_samples,
-    read_recipe,
-    reloaded_error,
-    told_in_onnx,
-    told_of,
-    write_recipe,
-)
+from deconvfix.cli.jobs.job import Job, Opened, metadata_of, reloaded_error
 from deconvfix.cli.jobs.torch_bench import file_runner, module_runner
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
-from deconvfix.conversion import convert, inspect
-from deconvfix.conversion import verify as verify_models
+from deconvfix.conversion import Attempt, inspect
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import OptionError
-from deconvfix.files import check_output, output_folder
+from deconvfix.files import check_output
 from deconvfix.frontends.program import file as program_file
+from deconvfix.frontends.program.frontend import FRONTEND
 from deconvfix.frontends.samples import in_batches_of
 from deconvfix.frontends.torch.compare import equal
 from deconvfix.frontends.torch.export import ExportReport, export_onnx
-from deconvfix.frontends.torch.inputs import Inputs, as_inputs, flat_tensors, run_model
+from deconvfix.frontends.torch.inputs import Inputs, as_inputs
 from deconvfix.frontends.torch.runtime_parity import verify_onnx
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.report.report import ConversionReport
+from deconvfix.plan import Plan
+from deconvfix.request import Request
 
-__all__ = ["convert_file", "export_file", "inspect_file", "runners", "take_part", "verify_files"]
-
-
-def inspect_file(source: Source, *, sample_rate: float | None = None) -> Inspection:
-    """Lists the transposed convolutions of a program."""
-    program = program_file.read(source.path, trust=source.trust)
-    return inspect(program, _example(source, program), sample_rate=sample_rate)
+__all__ = ["KIND", "ProgramKind"]
 
 
-def convert_file(
-    source: Source,
-    output: Path | None,
-    *,
-    recipe: Path | None = None,
-    dry_run: bool = False,
-    overwrite: bool = False,
-    opset: int | None = None,
-    pictures: bool = False,
-    samples_curve: bool = False,
-    **options: Any,
-) -> ConversionReport:
-    """Converts a program into a program or an ONNX file.
+class ProgramKind:
+    """A program in, a program or an ONNX file out."""
 
-    Args:
-        source: The file, and inputs for it; by default those that it was exported with.
-        output: .pt2 or .onnx; None only for a dry run.
-        recipe: A recipe to carry out; with `dry_run` the file to write it to.
-        dry_run: Plan only.
-        overwrite: Whether existing files may be replaced.
-        opset: Of an ONNX output.
-        pictures: Gather what an HTML report draws.
-        samples_curve: Not for files whose layers cannot be fitted to samples.
-        options: As for `deconvfix.convert`.
-    """
-    if samples_curve:
-        raise fits_no_samples(source.path)
     suffixes = (program_file.SUFFIX, ".onnx")
-    check_files(source, output, recipe, suffixes, dry_run=dry_run, overwrite=overwrite)
-    if dry_run:
-        program = program_file.read(source.path, trust=source.trust)
-        options = _bound(options, program)
-        example = _example(source, program)
-        conversion = convert(program, example_inputs=example, verify=False, **options)
-        write_recipe(conversion.plan, recipe, overwrite)
-        return told_of(source, conversion, (), None)
-    assert output is not None
-    program = program_file.read(source.path, trust=source.trust)
-    example = _example(source, program)
-    options = _bound(options, program)
-    plan = read_recipe(recipe)
-    conversion = convert(program, example_inputs=example, plan=plan, pictures=pictures, **options)
-    report = told_of(source, conversion, (), output)
-    if output.suffix == ".onnx":
-        exported = export_onnx(
-            conversion.model,
-            output,
-            example,
-            opset=opset,
-            overwrite=overwrite,
-            metadata=told_in_onnx(conversion.plan),
-        )
-        return replace(report, export=exported.parity)
-    with output_folder(output, overwrite=overwrite) as folder:
-        written = folder / output.name
-        program_file.write(conversion.model, written)
+
+    def check(self, job: Job) -> None:
+        """There is no module to measure a curve on."""
+        if job.samples_curve:
+            raise OptionError(
+                "samples-curve",
+                f"{job.source.path} holds no torch module",
+                "a checkpoint and the code of its model are needed",
+                "Leave it out, or measure it on the checkpoint that the file comes from",
+            )
+
+    def open(self, job: Job) -> Opened:
+        """The program, and inputs for it that were named."""
+        program = _read(job.source)
+        return Opened(FRONTEND, program, _example(job.source, program), file=job.source)
+
+    def bind(self, opened: Opened, files: CalibrationFiles) -> list[Any]:
+        """In batches of the program's own size."""
+        program: ExportedProgram = opened.model
+        module = program.module()
+        names = tuple(python_inspect.signature(module.forward).parameters)
+        shapes = _input_shapes(program)
+        if not files.names:
+            files = replace(files, names=names)
+        if files.shape is None and len(names) == len(shapes) == 1:
+            sizes = tuple(n for n in shapes[0][1:] if n is not None)
+            whole = len(sizes) == len(shapes[0]) - 1
+            files = replace(files, shape=(1, *sizes) if whole else None)
+        first = {shape[0] for shape in shapes if shape}
+        size = first.pop() if len(first) == 1 else None
+        batches = files if size is None else in_batches_of(size, files)
+        return list(BoundFiles(batches, module))
+
+    def whole_plan(self, opened: Opened, plan: Plan) -> Plan:
+        """A program holds the whole model, converted or not."""
+        return plan
+
+    def curves(self, opened: Opened, request: Request, job: Job) -> tuple[None, None]:
+        """None: see `check`."""
+        return None, None
+
+    def write(self, opened: Opened, tried: Attempt, path: Path) -> ExportedProgram:
+        """The state must come back bit for bit."""
+        program_file.write(tried.after, path)
         # The copy is our own; what was trusted before may be in it.
-        again = program_file.read(written, trust=source.trust)
-        _check_reload(conversion.model, again, example or conversion.model.example_inputs)
-    return report
+        again = program_file.read(path, trust=opened.file.trust)
+        for name, value in tried.after.state_dict.items():
+            if name not in again.state_dict or not equal(value, again.state_dict[name]):
+                raise reloaded_error(name)
+        return again
+
+    def verifier(self, opened: Opened, path: Path) -> None:
+        """The programs are compared as they were read."""
+
+    def export(self, opened: Opened, tried: Attempt, job: Job) -> ParityReport | None:
+        """By torch's exporter, proven in ONNX Runtime."""
+        assert job.output is not None
+        return export_onnx(
+            tried.after,
+            job.output,
+            opened.example,
+            opset=job.opset,
+            overwrite=job.overwrite,
+            metadata=metadata_of(tried.plan),
+        ).parity
+
+    def inspect(self, source: Source, sample_rate: float | None) -> Inspection:
+        """Lists the transposed convolutions of a program."""
+        program = _read(source)
+        return inspect(program, _example(source, program), sample_rate=sample_rate)
+
+    def verify(self, source: Source, after: Path) -> ParityReport:
+        """Compares a program, or an ONNX file, with the program that it was made from."""
+        program = _read(source)
+        example = _example(source, program)
+        if after.suffix == ".onnx":
+            return verify_onnx(program.module(), after, example or program.example_inputs)
+        converted = program_file.read(after, trust=source.trust)
+        return FRONTEND.verify(program, converted, [] if example is None else [example], None)
+
+    def runners(self, source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
+        """A program, and another one or an ONNX file, ready to run on the same inputs."""
+        program = _read(source)
+        example = _example(source, program) or program.example_inputs
+        if example is None:
+            raise OptionError(
+                "input",
+                "no example inputs are given, and the program holds none",
+                "the files are timed by running them",
+                "Describe each input, for example --input x=1x3x64x64, or give --inputs FILE.npz",
+            )
+        inputs = as_inputs(example)
+        before = module_runner(program.module(), inputs, threads)
+        if after.suffix == ".onnx":
+            return before, file_runner(after, inputs, threads)
+        converted = program_file.read(after, trust=source.trust)
+        return before, module_runner(converted.module(), inputs, threads)
+
+    def export_file(
+        self, source: Source, output: Path, *, opset: int | None, overwrite: bool
+    ) -> ExportReport:
+        """Exports a program (converted or not) to ONNX."""
+        check_output(output, overwrite=overwrite, inputs=source.files)
+        program = _read(source)
+        example = _example(source, program)
+        return export_onnx(program, output, example, opset=opset, overwrite=overwrite)
 
 
-def take_part(source: Source, output: Path, *, recipe: Path | None = None, **options: Any) -> None:
-    """Fits with the other processes of torch.distributed, the first of which verifies and writes.
-
-    Args:
-        source: As for `convert_file`, like what follows.
-        output: Likewise; nothing is written.
-        recipe: Likewise.
-        options: Likewise; the calibration samples are this process's own.
-    """
-    program = program_file.read(source.path, trust=source.trust)
-    convert(
-        program,
-        example_inputs=_example(source, program),
-        plan=read_recipe(recipe),
-        verify=False,
-        **_bound(options, program),
-    )
+KIND = ProgramKind()
 
 
-def export_file(
-    source: Source, output: Path, *, opset: int | None = None, overwrite: bool = False
-) -> ExportReport:
-    """Exports a program (converted or not) to ONNX."""
-    check_output(output, overwrite=overwrite, inputs=source.files)
-    program = program_file.read(source.path, trust=source.trust)
-    example = _example(source, program)
-    return export_onnx(program, output, example, opset=opset, overwrite=overwrite)
-
-
-def verify_files(source: Source, after: Path) -> ParityReport:
-    """Holds a program, or an ONNX file, against the program that it comes from."""
-    program = program_file.read(source.path, trust=source.trust)
-    example = _example(source, program)
-    if after.suffix == ".onnx":
-        return verify_onnx(program.module(), after, example or program.example_inputs)
-    converted = program_file.read(after, trust=source.trust)
-    return verify_models(program, converted, [] if example is None else [example])
-
-
-def runners(source: Source, after: Path, threads: int) -> tuple[Runner, Runner]:
-    """A program, and another one or an ONNX file, ready to run on the same inputs."""
-    program = program_file.read(source.path, trust=source.trust)
-    example = _example(source, program) or program.example_inputs
-    if example is None:
-        raise OptionError(
-            "input",
-            "no example inputs are given, and the program holds none",
-            "the files are timed by running them",
-            "Describe each input, for example --input x=1x3x64x64, or give --inputs FILE.npz",
-        )
-    inputs = as_inputs(example)
-    before = module_runner(program.module(), inputs, threads)
-    if after.suffix == ".onnx":
-        return before, file_runner(after, inputs, threads)
-    converted = program_file.read(after, trust=source.trust)
-    return before, module_runner(converted.module(), inputs, threads)
-
-
-def _check_reload(written: ExportedProgram, again: ExportedProgram, example: Any | None) -> None:
-    """What was written must come back, bit for bit: the state, and the outputs."""
-    for name, value in written.state_dict.items():
-        if name not in again.state_dict or not equal(value, again.state_dict[name]):
-            raise reloaded_error(name)
-    if example is not None:
-        wanted, got = (
-            flat_tensors(run_model(each.module(), as_inputs(example))) for each in (written, again)
-        )
-        if len(wanted) != len(got) or not all(map(equal, wanted, got)):
-            raise reloaded_error("outputs")
-
-
-def _bound(options: dict[str, Any], program: ExportedProgram) -> dict[str, Any]:
-    """The options with calibration files read, once, in batches of the program's own size."""
-    files = options.get("calibration")
-    if not isinstance(files, CalibrationFiles):
-        return options
-    module = program.module()
-    names = tuple(python_inspect.signature(module.forward).parameters)
-    shapes = _input_shapes(program)
-    if not files.names:
-        files = replace(files, names=names)
-    if files.shape is None and len(names) == len(shapes) == 1:
-        sizes = tuple(n for n in shapes[0][1:] if n is not None)
-        whole = len(sizes) == len(shapes[0]) - 1
-        files = replace(files, shape=(1, *sizes) if whole else None)
-    first = {shape[0] for shape in shapes if shape}
-    size = first.pop() if len(first) == 1 else None
-    batches = files if size is None else in_batches_of(size, files)
-    return {**options, "calibration": list(BoundFiles(batches, module))}
+def _read(source: Source) -> ExportedProgram:
+    return program_file.read(source.path, trust=source.trust)
 
 
 def _input_shapes(program: ExportedProgram) -> list[tuple[int | None, ...]]:
@@ -209,12 +162,12 @@ def _input_shapes(program: ExportedProgram) -> list[tuple[int | None, ...]]:
         if node.op == "placeholder" and node.name in inputs
     ]
     return [
-        tuple(n if isinstance(n, int) else None for n in each.shape)
-        for each in values
-        if isinstance(each, Tensor)
+        tuple(n if isinstance(n, int) else None for n in value.shape)
+        for value in values
+        if isinstance(value, Tensor)
     ]
 
 
 def _example(source: Source, program: ExportedProgram) -> Inputs | None:
-    state = [each for each in program.state_dict.values() if isinstance(each, Tensor)]
+    state = [value for value in program.state_dict.values() if isinstance(value, Tensor)]
     return bound_inputs(source, program.module(), state)

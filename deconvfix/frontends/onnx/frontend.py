@@ -100,6 +100,10 @@ class OnnxFrontend:
         """See `samples.count_samples`."""
         return count_samples(model, inputs, example_inputs)
 
+    def drawn_inputs(self, model: ir.Model, distribution: str, seed: int) -> Any | None:
+        """The first batch, in the shapes that the model declares."""
+        return calibration_feeds(model, distribution, None, seed)[0]
+
     def left(self, model: ir.Model, plan: Plan, example_inputs: Any) -> Sequence[str]:
         """Names of the ConvTranspose nodes beyond those that the plan keeps."""
         return [layer.name for layer in find_layers(model) if layer.name not in plan.stays]

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from deconvfix.errors import ModelError
-from deconvfix.forms.base import Init
-from deconvfix.frontends.base import CalibrationData, Findings, Probe
-from deconvfix.frontends.onnx import frontend as onnx_model
+from deconvfix.frontends.onnx.frontend import OnnxFrontend
 from deconvfix.frontends.onnx.values import quiet
-from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Match, Plan
 
 __all__ = ["FRONTEND", "OnnxProtoFrontend", "carry_over", "from_proto"]
 
@@ -25,81 +20,29 @@ __all__ = ["FRONTEND", "OnnxProtoFrontend", "carry_over", "from_proto"]
 _LARGEST_DENSE = 2**28
 
 
-class OnnxProtoFrontend:
-    """See the module's text."""
+class OnnxProtoFrontend(OnnxFrontend):
+    """The front end for onnx_ir.Model; an onnx.ModelProto becomes one once, and a proto again once."""
 
-    fits: tuple[Init, ...] = onnx_model.FRONTEND.fits
+    def enter(self, model: onnx.ModelProto) -> ir.Model:
+        """See `from_proto`."""
+        return from_proto(model)
 
-    def prepare(
-        self, model: onnx.ModelProto, example_inputs: Any | None, *, inplace: bool
+    def leave(
+        self, converted: ir.Model, model: onnx.ModelProto, *, changed: bool, inplace: bool
     ) -> onnx.ModelProto:
-        """A copy, unless `inplace`."""
+        """The converted model as a proto, with what onnx_ir does not carry."""
+        if not changed and inplace:
+            return model
+        result = onnx.ModelProto()
+        if changed:
+            result = ir.to_proto(converted)
+            carry_over(model, result)
+        else:
+            result.CopyFrom(model)
         if inplace:
+            model.CopyFrom(result)
             return model
-        copied = onnx.ModelProto()
-        copied.CopyFrom(model)
-        return copied
-
-    def find(self, model: onnx.ModelProto, example_inputs: Any | None) -> Findings:
-        """See `frontend.OnnxFrontend.find`."""
-        return onnx_model.FRONTEND.find(from_proto(model), example_inputs)
-
-    def probe(
-        self, model: onnx.ModelProto, example_inputs: Any | None, matches: Sequence[Match]
-    ) -> Probe:
-        """See `frontend.OnnxFrontend.probe`."""
-        return onnx_model.FRONTEND.probe(from_proto(model), example_inputs, matches)
-
-    def apply(self, model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
-        """Rewrites the model in place; where there is nothing to replace it stays as it is."""
-        if not plan.changed:
-            return model
-        new = ir.to_proto(onnx_model.FRONTEND.apply(from_proto(model), plan))
-        carry_over(model, new)
-        model.CopyFrom(new)
-        return model
-
-    def fit_to_data(
-        self,
-        before: onnx.ModelProto,
-        after: onnx.ModelProto,
-        plan: Plan,
-        data: CalibrationData,
-    ) -> tuple[onnx.ModelProto, Plan, Sequence[str]]:
-        """See `frontend.OnnxFrontend.fit_to_data`."""
-        model, plan, notes = onnx_model.FRONTEND.fit_to_data(
-            from_proto(before), from_proto(after), plan, data
-        )
-        new = ir.to_proto(model)
-        carry_over(before, new)
-        after.CopyFrom(new)
-        return after, plan, notes
-
-    def count_samples(
-        self, model: onnx.ModelProto, inputs: Iterable[Any] | str, example_inputs: Any | None
-    ) -> int:
-        """See `samples.count_samples`."""
-        return onnx_model.FRONTEND.count_samples(from_proto(model), inputs, example_inputs)
-
-    def left(self, model: onnx.ModelProto, plan: Plan, example_inputs: Any) -> Sequence[str]:
-        """See `frontend.OnnxFrontend.left`."""
-        return onnx_model.FRONTEND.left(from_proto(model), plan, example_inputs)
-
-    def verify(
-        self,
-        before: onnx.ModelProto,
-        after: onnx.ModelProto,
-        inputs: Sequence[Any],
-        plan: Plan | None,
-    ) -> ParityReport:
-        """See `frontend.OnnxFrontend.verify`."""
-        return onnx_model.FRONTEND.verify(from_proto(before), from_proto(after), inputs, plan)
-
-    def psnr_db(
-        self, before: onnx.ModelProto, after: onnx.ModelProto, example_inputs: Any
-    ) -> float | None:
-        """See `frontend.OnnxFrontend.psnr_db`."""
-        return onnx_model.FRONTEND.psnr_db(from_proto(before), from_proto(after), example_inputs)
+        return result
 
 
 FRONTEND = OnnxProtoFrontend()

@@ -116,6 +116,9 @@ class ExportedProgramFrontend:
         example = model.example_inputs if example_inputs is None else example_inputs
         return count_samples(inputs, example)
 
+    def drawn_inputs(self, model: ExportedProgram, distribution: str, seed: int) -> None:
+        """A program has inputs of its own, or its shapes were not kept."""
+
     def _copied(self, model: ExportedProgram) -> tuple[ExportedProgram, dict[str, GraphCall]]:
         """A copy, and its calls by name."""
         copied = self.prepare(model, None, inplace=False)

@@ -211,6 +211,9 @@ class TorchModuleFrontend:
         """See `samples.count_samples`."""
         return count_samples(inputs, example_inputs)
 
+    def drawn_inputs(self, model: nn.Module, distribution: str, seed: int) -> None:
+        """A module does not say the shapes of its inputs."""
+
     def kernels(self, before: nn.Module, after: nn.Module, plan: Plan) -> tuple[Kernel, ...]:
         """See `diagnose.kernels_of`."""
         return kernels_of(before, after, plan)

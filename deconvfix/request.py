@@ -1,0 +1,120 @@
+"""Everything that a conversion is asked for, besides the model, declared as options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from deconvfix.core.options import option
+from deconvfix.errors import OptionError
+from deconvfix.fit.solve import MEMORY
+from deconvfix.fit.tuning import Tuning
+from deconvfix.frontends.calibrate import check_flat
+from deconvfix.plan import Options, Plan
+
+__all__ = [
+    "Request",
+    "check_sample_rate",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Options):
+    """Everything that a conversion is asked for, besides the model, declared as options.
+
+    Attributes:
+        selects: A further condition on the names of layers.
+        plan: Carry out this plan instead of making one.
+
+    Raises:
+        OptionError: If a value does not exist, or options exclude each other.
+    """
+
+    example_inputs: Any | None = option(
+        None,
+        "A tuple of positional inputs, or a pair (args tuple, kwargs dict).",
+        more="With it functional calls are found by running a copy, and the model is compared end to end. "
+        "Programs have inputs of their own, and for ONNX models they can be made up.",
+    )
+    calibration: Iterable[Any] | str | None = option(
+        None,
+        "Inputs for the fits calibrated and tuned: an iterable of inputs, or normal or uniform to draw them.",
+        more="Each item is an input like `example_inputs`; a bare tensor is a tuple of one, and ONNX models "
+        "take arrays, by name or in order. Drawn inputs have the shapes of `example_inputs`, of a program's "
+        "own inputs, or of an ONNX model's where they are fixed. The closer the inputs are to what the model "
+        "will see, and the more of them, the better the fit.",
+    )
+    tuning: Tuning | None = option(None, "Budget, seed and loss of init tuned.")
+    flat_inputs: Iterable[Any] | str | None = option(
+        None,
+        "Constant inputs on which alone the grid has to go, such as silence: zeros, or an iterable.",
+        more="For fitted layers that stay transposed convolutions. Vocoders need it: on other constants the "
+        "same frequencies are real tones.",
+        applies="keeps_layer",
+    )
+    memory: float = option(
+        MEMORY,
+        "Memory limit for the regression of one layer, in GiB. A layer that needs more keeps its fit to the "
+        "weights, and a note says so.",
+        metavar="GIB",
+    )
+    strict: bool = option(False, "Fail if a layer is refused.")
+    inplace: bool = option(False, "Change the model itself instead of a copy.")
+    verify: bool = option(
+        True,
+        "Compare the converted layers and the model with the original.",
+        more="For fitted forms, also measure the grid of both models on a constant input and in the outputs.",
+    )
+    pictures: bool = option(
+        False,
+        "Gather what `report.to_html()` draws: flat fields, outputs, spectra and kernels of a fitted form. "
+        "Needs `verify`.",
+    )
+    sample_rate: float | None = option(
+        None, "Sample rate of one-dimensional outputs: tones are also given in Hz.", metavar="HZ"
+    )
+    plan: Plan | None = None
+    selects: Callable[[str], bool] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        include: str | Iterable[str] = (),
+        exclude: str | Iterable[str] | Callable[[str], bool] = (),
+        **others: Any,
+    ) -> Request:
+        """From what Python code may give: one pattern or several, or a predicate to exclude by."""
+        if callable(exclude):
+            others["selects"], exclude = _opposite(exclude), ()
+        return cls(include=_patterns(include), exclude=_patterns(exclude), **others)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sample_rate(self.sample_rate)
+        if self.flat_inputs is not None:
+            check_flat(self, self.tuning)
+
+
+def _opposite(predicate: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda name: not predicate(name)
+
+
+def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def check_sample_rate(sample_rate: float | None) -> None:
+    """Raises if it is given and not a positive number of Hz."""
+    if sample_rate is None:
+        return
+    number = isinstance(sample_rate, (int, float)) and not isinstance(sample_rate, bool)
+    if not number or not math.isfinite(sample_rate) or sample_rate <= 0:
+        raise OptionError(
+            "sample_rate",
+            f"the value is {sample_rate!r}",
+            "a positive number of Hz is needed",
+            "Give the sample rate of the model's output, for example 22050",
+        )
