@@ -22,8 +22,8 @@ def check_output(path: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) 
         OptionError: If the file exists (and may not be overwritten), is an input, or cannot be
             written because its folder is missing.
     """
-    for each in inputs:
-        if path.exists() and each.exists() and path.samefile(each):
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
             raise OptionError(
                 str(path),
                 "the output is also an input",
@@ -66,12 +66,12 @@ def output_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         ) from error
     try:
         yield folder
-        for each in folder.iterdir():
-            check_output(path.parent / each.name, overwrite=overwrite)
-        for each in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
-            with open(each, "rb+") as file:
+        for written in folder.iterdir():
+            check_output(path.parent / written.name, overwrite=overwrite)
+        for written in sorted(folder.iterdir(), key=lambda written: written.name == path.name):
+            with open(written, "rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(each, path.parent / each.name)
+            os.replace(written, path.parent / written.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

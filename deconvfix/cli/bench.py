@@ -110,7 +110,7 @@ def bench(before: Runner, after: Runner, *, repeats: int, threads: int) -> Bench
             started = time.perf_counter()
             runner.run()
             measured.append(1e3 * (time.perf_counter() - started))
-    old, new = (each[_WARM_UP:] for each in times)
+    old, new = (run[_WARM_UP:] for run in times)
     return BenchReport(
         _timing(before, old),
         _timing(after, new),

@@ -39,8 +39,8 @@ class Share:
 
 def share() -> Share:
     """This process as torchrun says in the environment; without torchrun it is alone."""
-    named = [os.environ.get(each, "") for each in _VARIABLES]
-    if not all(named) or not all(each.isdecimal() for each in named[-2:]):
+    named = [os.environ.get(variable, "") for variable in _VARIABLES]
+    if not all(named) or not all(number.isdecimal() for number in named[-2:]):
         return Share()
     return Share(*map(int, named[-2:]))
 

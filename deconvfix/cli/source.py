@@ -104,11 +104,11 @@ class Source:
         """For torch.onnx.export: axis 0 is called "batch", the others NAME_axis."""
         if not self.dynamic:
             return None
-        names = [*(each.name for each in self.described()), *self.stored()]
+        names = [*(described.name for described in self.described()), *self.stored()]
         shapes: dict[str, dict[int, str]] = {name: {} for name in names}
         for text in self.dynamic:
             name, _, axes = text.partition("=")
-            if name not in shapes or not all(each.isdecimal() for each in axes.split(",")):
+            if name not in shapes or not all(axis.isdecimal() for axis in axes.split(",")):
                 raise OptionError(
                     "dynamic",
                     f"the value is {text!r}",
@@ -145,14 +145,14 @@ def _described(text: str) -> Described:
     name, _, rest = text.partition("=")
     sizes, _, dtype = rest.partition(":")
     digits: Sequence[str] = sizes.split("x") if sizes else []
-    if not name or not rest or not all(each.isdecimal() and len(each) < 10 for each in digits):
+    if not name or not rest or not all(size.isdecimal() and len(size) < 10 for size in digits):
         raise OptionError(
             "input",
             f"the value is {text!r}",
             "NAME=1x3x64x64 or NAME=1x77:int64 is needed",
             "Give the name of the input, its shape and, if not float32, its dtype",
         )
-    shape = tuple(int(each) for each in digits)
+    shape = tuple(int(size) for size in digits)
     if math.prod(shape) > _MOST_ELEMENTS:
         raise OptionError(
             "input",

@@ -113,9 +113,9 @@ def _fidelity(fidelity: Fidelity) -> Iterator[str]:
 def _curve(curve: SamplesCurve) -> Iterator[str]:
     """One line for each fit, and what they say."""
     yield f"Calibrated fits, compared on {curve.heldout} held-out samples:"
-    for each in curve.points:
-        psnr = "nothing to compare" if each.psnr_db is None else f"{each.psnr_db:.1f} dB PSNR"
-        yield f"  {each.samples:>5} samples  {psnr}"
+    for point in curve.points:
+        psnr = "nothing to compare" if point.psnr_db is None else f"{point.psnr_db:.1f} dB PSNR"
+        yield f"  {point.samples:>5} samples  {psnr}"
     yield f"  {curve.sentence()}"
 
 
@@ -145,9 +145,11 @@ def parity(report: ParityReport, title: str = "Proof") -> Iterator[Any]:
 def bench(report: BenchReport) -> Iterator[Any]:
     """One row for each model, and the ratio."""
     table = Table("", "Runtime", "Median", "Middle half of the runs")
-    for name, each in (("before", report.before), ("after", report.after)):
-        low, high = each.quartiles_ms
-        table.add_row(name, each.runtime, f"{each.median_ms:.3g} ms", f"{low:.3g} to {high:.3g} ms")
+    for name, timing in (("before", report.before), ("after", report.after)):
+        low, high = timing.quartiles_ms
+        table.add_row(
+            name, timing.runtime, f"{timing.median_ms:.3g} ms", f"{low:.3g} to {high:.3g} ms"
+        )
     yield table
     low, high = report.ratio_quartiles
     threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
@@ -173,15 +175,15 @@ def _reasons(found: Inspection) -> Iterator[str]:
 def _tones(found: Inspection) -> Iterator[str]:
     """The frequencies of grids in Hz, where the sample rate was given."""
     for layer in found.layers:
-        tones = [each for each in layer.frequencies if each.hz is not None]
+        tones = [tone for tone in layer.frequencies if tone.hz is not None]
         if not tones:
             continue
         words = [
-            f"{each.hz:g} Hz" + ("" if each.ripple_db is None else f" ({each.ripple_db:.1f} dB)")
-            for each in tones[:_MOST_LINES]
+            f"{tone.hz:g} Hz" + ("" if tone.ripple_db is None else f" ({tone.ripple_db:.1f} dB)")
+            for tone in tones[:_MOST_LINES]
         ]
         more = ", ..." if len(tones) > _MOST_LINES else ""
-        others = sorted({other for each in tones for other in each.coincides_with})
+        others = sorted({other for tone in tones for other in tone.coincides_with})
         shared = f"; images of {', '.join(others)} fall on them too" if others else ""
         yield f"{layer.name or '(model)'}: tones at {', '.join(words)}{more}{shared}."
 
@@ -194,19 +196,19 @@ def _output(output: OutputDiagnosis) -> Iterator[str]:
             f"{where}: a constant input gives a ripple of {flat.ripple_db:.1f} dB, phases up to "
             f"{flat.apart:.3g} apart."
         )
-    for each in output.phase_variances:
-        period = "x".join(map(str, each.period))
+    for variance in output.phase_variances:
+        period = "x".join(map(str, variance.period))
         yield (
-            f"{where}: the phase in a period of {period} explains {100 * each.share:.2g} % of the "
-            f"fine structure, rms {each.rms:.2g} (F = {each.f_statistic:.3g}, p = {each.p_value:.2g}; "
-            f"{', '.join(map(_named, each.layers))})."
+            f"{where}: the phase in a period of {period} explains {100 * variance.share:.2g} % of the "
+            f"fine structure, rms {variance.rms:.2g} (F = {variance.f_statistic:.3g}, "
+            f"p = {variance.p_value:.2g}; {', '.join(map(_named, variance.layers))})."
         )
     peaks = sorted(
-        (each for each in output.peaks if each.ratio_db >= _STANDS_OUT_DB),
-        key=lambda each: -each.ratio_db,
+        (peak for peak in output.peaks if peak.ratio_db >= _STANDS_OUT_DB),
+        key=lambda peak: -peak.ratio_db,
     )
     for peak in peaks[:_MOST_LINES]:
-        at = ", ".join(f"{each:.4g}" for each in peak.frequency)
+        at = ", ".join(f"{frequency:.4g}" for frequency in peak.frequency)
         unit = f"{peak.hz:g} Hz" if peak.hz is not None else f"({at}) cycles per pixel"
         layers = ", ".join(map(_named, peak.layers)) or "no layer alone"
         yield f"{where}: a peak at {unit}, {peak.ratio_db:.1f} dB, from {layers}."

@@ -76,7 +76,7 @@ def strength_curve(
     """
     known("to", to, tuple(form.name for form in FORMS if form.has_strength))
     known("init", init, ("fit", *FITTED_TO_DATA))
-    chosen = sorted({float(Settings(strength=each).strength) for each in strengths})
+    chosen = sorted({float(Settings(strength=strength).strength) for strength in strengths})
     if not chosen:
         raise OptionError(
             "strengths",
@@ -99,7 +99,7 @@ def strength_curve(
     samples, independent = cut(original, batches)
     fitted, heldout = split(samples)
     flat = join(samples[:_FLAT_SAMPLES])[0] if independent else samples[0]
-    periods = {each.index: each.period for each in inspect(original, flat).outputs}
+    periods = {output.index: output.period for output in inspect(original, flat).outputs}
     options: dict[str, Any] = {
         "to": to,
         "example_inputs": example_inputs,
@@ -122,7 +122,7 @@ def strength_curve(
         psnr = psnr_on(original, conversion.model, heldout)
         after = conversion.report if strength else untouched
         ripples = [
-            each.ripple_db_after if strength else each.ripple_db_before for each in after.layers
+            layer.ripple_db_after if strength else layer.ripple_db_before for layer in after.layers
         ]
         points.append(
             StrengthPoint(
@@ -130,7 +130,7 @@ def strength_curve(
                 psnr_db=math.inf if psnr == -LOWEST_DB else psnr,
                 network_ripple_db=_network_ripple(conversion.model, flat, periods),
                 layer_ripple_db=max(
-                    (each for each in ripples if each is not None), default=LOWEST_DB
+                    (ripple for ripple in ripples if ripple is not None), default=LOWEST_DB
                 ),
             )
         )
@@ -162,4 +162,4 @@ def _network_ripple(
     if probe.run is None:
         return None
     answers = network_answers(probe.run, probe.inputs, periods)
-    return max((each.ripple_db for each in answers.values()), default=None)
+    return max((answer.ripple_db for answer in answers.values()), default=None)

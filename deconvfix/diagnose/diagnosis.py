@@ -48,9 +48,9 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
     """
     matches = findings.matches
     notes = [*findings.notes, *probe.notes]
-    strides = [each.spec.stride for each in matches if each.spec is not None]
+    strides = [match.spec.stride for match in matches if match.spec is not None]
     stacked = _stacked(matches)
-    if sample_rate is not None and not any(len(each) == 1 for each in strides):
+    if sample_rate is not None and not any(len(stride) == 1 for stride in strides):
         notes.append("No layer has one dimension: the sample rate is not used.")
     periods, outputs = dict(stacked), []
     shown = outputs_with_grids(matches, probe)
@@ -89,7 +89,7 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
 
 def _nothing_to_lose(found: Inspection) -> Iterator[str]:
     """Sentences about outputs whose layers make grids that do not arrive."""
-    strong = [each.ripple_db for each in found.layers if each.ripple_db is not None]
+    strong = [layer.ripple_db for layer in found.layers if layer.ripple_db is not None]
     if not strong or max(strong) <= INVISIBLE_DB:
         return
     for output in found.outputs:
@@ -114,15 +114,15 @@ def outputs_with_grids(
     Returns:
         By the number of the output its values, (N, C, *spatial), and the period of each layer's grid.
     """
-    layers = [each for each in matches if each.spec is not None]
+    layers = [match for match in matches if match.spec is not None]
     stacked = _stacked(matches)
-    sizes = {each.name: each.output_size for each in probe.layers}
+    sizes = {answer.name: answer.output_size for answer in probe.layers}
     shown: dict[int, tuple[NDArray[Any], dict[str, Period]]] = {}
     for index, output in enumerate(probe.outputs):
-        for ndim in sorted({len(each) for each in stacked.values()}):
+        for ndim in sorted({len(period) for period in stacked.values()}):
             values = with_channels(output, ndim)
             grids = {} if values is None else _grids(layers, stacked, sizes, values.shape[2:])
-            if values is not None and any(max(each) > 1 for each in grids.values()):
+            if values is not None and any(max(period) > 1 for period in grids.values()):
                 shown[index] = (values, grids)
                 break
     return shown
@@ -135,7 +135,7 @@ def longest_period(grids: Mapping[str, Period]) -> Period:
 
 def _stacked(matches: Sequence[Match]) -> dict[str, Period]:
     """The periods of layers that follow each other."""
-    layers = {each.name: each.spec.stride for each in matches if each.spec is not None}
+    layers = {match.name: match.spec.stride for match in matches if match.spec is not None}
     return dict(zip(layers, stacked_periods(list(layers.values())), strict=True))
 
 
@@ -147,20 +147,20 @@ def _grids(
 ) -> dict[str, Period]:
     """The periods of the layers' grids in an output: as seen, or as assumed for those not seen."""
     grids = {}
-    for each in layers:
-        assert each.spec
-        if each.spec.ndim != len(output_size):
+    for match in layers:
+        assert match.spec
+        if match.spec.ndim != len(output_size):
             continue
-        if each.name in sizes and min(sizes[each.name]) > 0:
-            grids[each.name] = measured_period(each.spec.stride, sizes[each.name], output_size)
+        if match.name in sizes and min(sizes[match.name]) > 0:
+            grids[match.name] = measured_period(match.spec.stride, sizes[match.name], output_size)
         elif not sizes:
-            grids[each.name] = stacked[each.name]
+            grids[match.name] = stacked[match.name]
     return grids
 
 
 def _variances(values: NDArray[Any], grids: Mapping[str, Period]) -> Iterator[PhaseVariance]:
     """One analysis for each period of a grid, the longest first."""
-    distinct = {each for each in grids.values() if max(each) > 1}
+    distinct = {period for period in grids.values() if max(period) > 1}
     for period in sorted(distinct, reverse=True):
         once = tuple(Fraction(1, n) for n in period)
         found = phase_variance(values, period, layers_with(once, grids))
@@ -171,9 +171,9 @@ def _variances(values: NDArray[Any], grids: Mapping[str, Period]) -> Iterator[Ph
 def _answers(probe: Probe) -> Answers:
     """The answers of each layer, all its calls together."""
     tables: dict[str, list[NDArray[np.float64]]] = {}
-    for each in probe.layers:
-        tables.setdefault(each.name, []).append(each.phases)
-    return {name: np.concatenate(each) for name, each in tables.items()}
+    for answer in probe.layers:
+        tables.setdefault(answer.name, []).append(answer.phases)
+    return {name: np.concatenate(found) for name, found in tables.items()}
 
 
 def _limits(output: OutputDiagnosis, usable: bool) -> list[str]:
@@ -223,7 +223,7 @@ def describe(
     """
     known = dict(periods or {})
     tables = answers or {}
-    layers = (_layer(each, known, tables.get(each.name), sample_rate) for each in matches)
+    layers = (_layer(match, known, tables.get(match.name), sample_rate) for match in matches)
     return Inspection(tuple(layers), tuple(notes), tuple(outputs), tuple(advice), sample_rate)
 
 

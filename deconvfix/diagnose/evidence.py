@@ -136,9 +136,9 @@ def _spectra(
     for axis in range(len(change.period)):
         lines = [axis_spectrum(values, change.period, axis) for values in (before, after)]
         tones = [
-            each
-            for each in change.tones
-            if all((f != 0) == (a == axis) for a, f in enumerate(each.frequency))
+            tone
+            for tone in change.tones
+            if all((f != 0) == (a == axis) for a, f in enumerate(tone.frequency))
         ]
         if lines[0] is None or lines[1] is None or not tones:
             continue
@@ -165,7 +165,7 @@ def _flat_pair(runs: Runs) -> Pair | None:
             period = old[index].shape[2:]
             least = _TILED if len(period) > 1 else _TILED_SIGNAL
             times = (1, *(max(2, -(-least // s)) for s in period))
-            tiled = (np.tile(each[index][0], times) for each in (old, new))
+            tiled = (np.tile(table[index][0], times) for table in (old, new))
             return Pair("a constant input", *tiled)
     return None
 

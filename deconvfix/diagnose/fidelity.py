@@ -36,14 +36,16 @@ class Tone:
     @property
     def strength(self) -> float:
         """The larger of the ratios."""
-        known = [each for each in (self.ratio_db_before, self.ratio_db_after) if each is not None]
+        known = [
+            ratio for ratio in (self.ratio_db_before, self.ratio_db_after) if ratio is not None
+        ]
         return max(known, default=LOWEST_DB)
 
     def in_words(self) -> str:
         """The frequency with its unit."""
         if self.hz is not None:
             return f"{self.hz:g} Hz"
-        at = ", ".join(f"{each:.4g}" for each in self.frequency)
+        at = ", ".join(f"{value:.4g}" for value in self.frequency)
         return f"{at} per sample" if len(self.frequency) == 1 else f"({at}) per pixel"
 
 
@@ -68,7 +70,7 @@ class OutputChange:
 
     def strongest(self, most: int) -> tuple[Tone, ...]:
         """The tones that stand out most, before or after."""
-        return tuple(sorted(self.tones, key=lambda each: -each.strength)[:most])
+        return tuple(sorted(self.tones, key=lambda tone: -tone.strength)[:most])
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ class Fidelity:
         verb = "fell" if after < before else "went"
         told = f"{what} {verb} from {decibels_in_words(before)} to {decibels_in_words(after)}"
         loudest = max(
-            (each for each in self.outputs if each.flat_before and each.flat_after),
-            key=lambda each: each.flat_before.rms if each.flat_before else 0.0,
+            (output for output in self.outputs if output.flat_before and output.flat_after),
+            key=lambda output: output.flat_before.rms if output.flat_before else 0.0,
             default=None,
         )
         if loudest is not None and before > 0:

@@ -77,7 +77,7 @@ def ripples_now(frontend: Frontend, model: Any, plan: Plan, planned: Ripples) ->
 
     Layers that a front end writes as operators have the kernels that were decided, as the proof says.
     """
-    fitted = [each for each in plan.replaced if each.name in planned]
+    fitted = [layer for layer in plan.replaced if layer.name in planned]
     after = {name: pair[1] for name, pair in planned.items()}
     for layer in fitted:
         if layer.fitted is not None:
@@ -91,7 +91,7 @@ def ripples_now(frontend: Frontend, model: Any, plan: Plan, planned: Ripples) ->
                 assert match.spec
                 assert match.read_weight
                 after[match.name] = ripple_db(match.spec, match.read_weight())
-    exchanged = [each.name for each in fitted if each.name not in corrected]
+    exchanged = [layer.name for layer in fitted if layer.name not in corrected]
     if exchanged and isinstance(frontend, ReadsConverted):
         for name, converted in frontend.converted_weights(model, exchanged).items():
             after[name] = ripple_db(*converted)
@@ -144,7 +144,7 @@ def run_both(
 
 def fidelity_of(ripples: Ripples, plan: Plan) -> Fidelity | None:
     """What is known without a run; None if no function changes."""
-    if all(each.exact for each in plan.replaced):
+    if all(layer.exact for layer in plan.replaced):
         return None
     before = max((pair[0] for pair in ripples.values()), default=LOWEST_DB)
     after = max((pair[1] for pair in ripples.values()), default=LOWEST_DB)
@@ -179,20 +179,20 @@ def with_runs(
     runs = run_both(frontend, before, after, matches, inputs)
     if runs is None:
         return fidelity, ("The grid of the whole model was not measured: it does not run.",)
-    batch = next((len(each) for each in runs.before.inputs if each.ndim), None)
+    batch = next((len(array) for array in runs.before.inputs if array.ndim), None)
     outputs = _changes(runs, sample_rate)
-    flat = [each for each in outputs if each.flat_before and each.flat_after]
+    flat = [output for output in outputs if output.flat_before and output.flat_after]
     notes = tuple(
-        f"Output {each.index}: its grid on a constant input is not measured. The answer does not become "
+        f"Output {output.index}: its grid on a constant input is not measured. The answer does not become "
         "periodic away from the border: the border, or a position that the model knows, reaches "
         "everywhere."
-        for each in outputs
-        if each not in flat
+        for output in outputs
+        if output not in flat
     )
     found = replace(
         fidelity,
-        network_ripple_db_before=_largest([each.flat_before for each in flat]),
-        network_ripple_db_after=_largest([each.flat_after for each in flat]),
+        network_ripple_db_before=_largest([output.flat_before for output in flat]),
+        network_ripple_db_after=_largest([output.flat_after for output in flat]),
         psnr_samples=batch,
         outputs=outputs,
     )
@@ -217,13 +217,13 @@ def _far(fidelity: Fidelity) -> tuple[str, ...]:
 
 
 def _largest(answers: Sequence[FlatField | None]) -> float | None:
-    return max((each.ripple_db for each in answers if each is not None), default=None)
+    return max((answer.ripple_db for answer in answers if answer is not None), default=None)
 
 
 def flat_tables(runs: Runs) -> list[dict[int, NDArray[np.float64]]]:
     """The phases of both models' answers to a constant input, by the number of the output."""
     periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
-    usual = max((each.size for each in runs.before.outputs), default=0)
+    usual = max((array.size for array in runs.before.outputs), default=0)
     most = max(_MOST_OUTPUT, _MOST_GROWTH * usual)
     found = []
     for probe in (runs.before, runs.after):
@@ -236,7 +236,7 @@ def _changes(runs: Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
     """The grid in each output that may have one."""
     periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
     answers = [
-        {each: flat_field_of(table) for each, table in tables.items()}
+        {index: flat_field_of(table) for index, table in tables.items()}
         for tables in flat_tables(runs)
     ]
     return tuple(
@@ -263,7 +263,7 @@ def _tones(
     period = longest_period(grids)
     rate = sample_rate if len(period) == 1 else None
     old, new = (
-        {each.frequency: each for each in spectral_peaks(values, period, grids, rate)}
+        {peak.frequency: peak for peak in spectral_peaks(values, period, grids, rate)}
         for values in (before, after)
     )
     return tuple(

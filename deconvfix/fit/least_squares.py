@@ -103,8 +103,8 @@ def sum_rule_basis(phases: Sequence[NDArray[np.int64]], stride: Sequence[int]) -
         for phase, s in zip(phases, stride, strict=True)
     ]
     member = members[0]
-    for each in members[1:]:
-        member = np.kron(member, each)  # (phases, taps), both flattened with the last axis fastest
+    for more in members[1:]:
+        member = np.kron(member, more)  # (phases, taps), both flattened with the last axis fastest
     _, values, rows = np.linalg.svd(member - member.mean(0))
     rank = int(np.sum(values > values.max(initial=0) * 1e-12))
     return np.ascontiguousarray(rows[rank:].T)

@@ -100,7 +100,7 @@ def solve(
     banned: list[Array | None] = [None] * groups
     if flat is not None:
         uneven = _complement(design.basis)
-        banned = [_products(each, uneven) for each in flat]
+        banned = [_products(moments, uneven) for moments in flat]
         design = replace(design, basis=np.eye(len(design.basis)), has_offset=False)
     basis = [design.basis[list(phase.taps)] for phase in design.phases]
     # (C_in, C_out/g, free) -> (g, C_in/g, C_out/g, free)
@@ -118,7 +118,7 @@ def solve(
             own = offset.reshape(groups, -1, *offset.shape[1:])[group]
             fixed = [own[..., list(phase.taps)] for phase in design.phases]
             parts = (beside(parts[0], fixed), beside(parts[1], fixed))
-        fitted, heldout = (equations(each, basis, w_0[group].shape) for each in parts)
+        fitted, heldout = (equations(moments, basis, w_0[group].shape) for moments in parts)
         if moments.has_heldout:
             ridge, error = best_ridge(fitted, heldout, w_0[group], own_bias, banned[group])
             w, b = ridge_fit(fitted + heldout, w_0[group], own_bias, ridge, banned[group])
@@ -131,7 +131,7 @@ def solve(
     kernel = design.kernel(np.concatenate(kernels), groups)
     return Solved(
         (kernel if offset is None else kernel + offset).reshape(start.shape),
-        None if bias is None else np.concatenate([each for each in biases if each is not None]),
+        None if bias is None else np.concatenate([bias for bias in biases if bias is not None]),
         errors / power if power else 0.0,
     )
 

@@ -331,7 +331,7 @@ def known(option: str, value: object, values: Sequence[object]) -> None:
         OptionError: If `value` is not among `values`.
     """
     if value not in values:
-        named = ", ".join(repr(each) for each in values if each is not None)
+        named = ", ".join(repr(known_value) for known_value in values if known_value is not None)
         raise OptionError(
             option,
             f"the value is {value!r}",

@@ -198,10 +198,12 @@ class Equalized(Form):
                     first=tuple(first for first, _ in grid),
                     step=spec.stride,
                     taps=tuple(
-                        int(np.ravel_multi_index([j for j, _ in each], spec.kernel_size))
-                        for each in reached
+                        int(np.ravel_multi_index([j for j, _ in combination], spec.kernel_size))
+                        for combination in reached
                     ),
-                    starts=tuple(tuple(start for _, start in each) for each in reached),
+                    starts=tuple(
+                        tuple(start for _, start in combination) for combination in reached
+                    ),
                 )
             )
         taps = phase_of_taps(spec.kernel_size, spec.stride, spec.dilation)

@@ -116,7 +116,9 @@ class Notch(Form):
         ]
         whole = np.pad(weight, [(0, 0), (0, 0), *margins])
         # (C_in, C_out/g, *k) twice -> (g, 2, C_in/g, C_out/g, *k) -> (2*C_in, C_out/g, *k)
-        parts = [each.reshape(spec.groups, -1, *each.shape[1:]) for each in (whole, equalized)]
+        parts = [
+            kernel.reshape(spec.groups, -1, *kernel.shape[1:]) for kernel in (whole, equalized)
+        ]
         both = np.stack([parts[0], parts[1] - parts[0]], 1)
         return both.reshape(-1, *whole.shape[1:])
 
@@ -135,13 +137,13 @@ class Notch(Form):
         basis[taps:, even:] = -settings.strength * uneven
         phases = tuple(
             Phase(
-                each.first,
-                each.step,
-                (*each.taps, *(taps + tap for tap in each.taps)),
-                each.starts * 2,
-                (0,) * len(each.taps) + (1,) * len(each.taps),
+                phase.first,
+                phase.step,
+                (*phase.taps, *(taps + tap for tap in phase.taps)),
+                phase.starts * 2,
+                (0,) * len(phase.taps) + (1,) * len(phase.taps),
             )
-            for each in plain.phases
+            for phase in plain.phases
         )
         return Design((_means(spec, settings), *plain.steps), phases, basis, copies=2)
 

@@ -244,9 +244,9 @@ class ResizeForm(Form):
         starts = tuple(
             tuple(
                 d * (r - 1 - j)
-                for j, r, d in zip(each, conv.kernel_size, conv.dilation, strict=True)
+                for j, r, d in zip(tap, conv.kernel_size, conv.dilation, strict=True)
             )
-            for each in reached
+            for tap in reached
         )
         ones = (1,) * spec.ndim
         phase = Phase((0,) * spec.ndim, ones, tuple(range(len(reached))), starts)

@@ -138,9 +138,9 @@ def network_tables(
         answered = False
         for factor in _FACTORS:
             constants = [
-                _constant(each, fill, factor) if _is_spatial(each) else each for each in inputs
+                _constant(array, fill, factor) if _is_spatial(array) else array for array in inputs
             ]
-            if factor > 1 and sum(each.size for each in constants) > _MOST_ELEMENTS:
+            if factor > 1 and sum(constant.size for constant in constants) > _MOST_ELEMENTS:
                 break
             try:
                 outputs = run(constants)
@@ -156,7 +156,7 @@ def network_tables(
                 answer = _middle(output, period)
                 if answer is not None:
                     found[index] = answer
-            too_large = max((each.size for each in outputs), default=0) > most_output
+            too_large = max((output.size for output in outputs), default=0) > most_output
             if not answered or len(found) == len(periods) or too_large:
                 break
         if answered:

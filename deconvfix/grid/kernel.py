@@ -64,7 +64,7 @@ def _level_ratio(spread: NDArray[np.float64], level: float) -> NDArray[np.float6
     """Decibels of spread / level for each element, as `ripple_db` has it."""
     if level == 0:
         return np.where(spread == 0, LOWEST_DB, -LOWEST_DB)
-    ratios = [decibels(float(each)) for each in (spread / level).ravel()]
+    ratios = [decibels(float(ratio)) for ratio in (spread / level).ravel()]
     return np.array(ratios).reshape(spread.shape)
 
 

@@ -133,7 +133,7 @@ def frequencies_of(
                     hz=float(at) * sample_rate
                     if shown and sample_rate is not None and len(stride) == 1
                     else None,
-                    coincides_with=tuple(each for each in others if each != name),
+                    coincides_with=tuple(other for other in others if other != name),
                 )
             )
     return tuple(found)

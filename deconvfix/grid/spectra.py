@@ -148,7 +148,7 @@ def spectral_peaks(
         signed = tuple(float(f if f <= Fraction(1, 2) else f - 1) for f in frequency)
         hz = signed[0] * sample_rate if ndim == 1 and sample_rate is not None else None
         found.append((on_axis, Peak(signed, hz, ratio_db, layers_with(frequency, periods))))
-    found.sort(key=lambda each: (not each[0], 0.0 if each[0] else -each[1].ratio_db))
+    found.sort(key=lambda peak: (not peak[0], 0.0 if peak[0] else -peak[1].ratio_db))
     return tuple(peak for _, peak in found)
 
 
@@ -196,8 +196,8 @@ def radial_spectrum(values: NDArray[Any]) -> RadialSpectrum | None:
     means = sums[rings] / counts[rings]
     reference = float(means.mean())
     return RadialSpectrum(
-        tuple(float(each + 0.5) / _RADIAL_BINS for each in rings),
-        tuple(_power_db(float(each), reference) for each in means),
+        tuple(float(ring + 0.5) / _RADIAL_BINS for ring in rings),
+        tuple(_power_db(float(mean), reference) for mean in means),
     )
 
 

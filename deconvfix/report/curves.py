@@ -58,12 +58,12 @@ class StrengthCurve:
         """Strength, PSNR, and both ripples of each point, for people."""
         return [
             (
-                f"{each.strength:g}",
-                "no difference" if each.psnr_db == math.inf else _decibels(each.psnr_db),
-                _decibels(each.network_ripple_db),
-                _decibels(each.layer_ripple_db),
+                f"{point.strength:g}",
+                "no difference" if point.psnr_db == math.inf else _decibels(point.psnr_db),
+                _decibels(point.network_ripple_db),
+                _decibels(point.layer_ripple_db),
             )
-            for each in self.points
+            for point in self.points
         ]
 
 
@@ -75,13 +75,13 @@ def _decibels(value: float | None) -> str:
 
 def draw_curve(curve: StrengthCurve) -> str | None:
     """The curve as a picture, for a page; None if there is no PSNR to draw."""
-    whole = all(each.network_ripple_db is not None for each in curve.points)
+    whole = all(point.network_ripple_db is not None for point in curve.points)
     what = "a constant input through the network" if whole else "the layers, by their weights"
     marks = []
-    for each in curve.points:
-        ripple = each.network_ripple_db if whole else each.layer_ripple_db
-        if each.psnr_db is not None and ripple is not None:
-            marks.append((ripple, each.psnr_db, f"{each.strength:g}"))
+    for point in curve.points:
+        ripple = point.network_ripple_db if whole else point.layer_ripple_db
+        if point.psnr_db is not None and ripple is not None:
+            marks.append((ripple, point.psnr_db, f"{point.strength:g}"))
     if not any(math.isfinite(psnr) for _, psnr, _ in marks):
         return None
     return plots.trade_off(

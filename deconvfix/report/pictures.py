@@ -63,14 +63,14 @@ def _flat(pair: Pair) -> list[Picture]:
     section = f"The grid: the answer to {pair.what}, away from the border"
     if pair.before.ndim < 3:
         return _signals(section, pair, samples=256)
-    old, new = (_deviations(_slice(each)) for each in (pair.before, pair.after))
+    old, new = (_deviations(_slice(array)) for array in (pair.before, pair.after))
     # Rounding must not be blown up to a pattern where there is nothing to see.
     least = 1e-6 * max(1e-30, float(np.abs(pair.before).max()))
     most = max(float(np.abs(old).max()), least)
     scale = f"black to white: {2 * most:.2g} around each channel's mean"
     return [
-        Picture(section, f"{title}; {scale}", plots.image(each, -most, most))
-        for title, each in (("before", old), ("after", new))
+        Picture(section, f"{title}; {scale}", plots.image(deviations, -most, most))
+        for title, deviations in (("before", old), ("after", new))
     ]
 
 
@@ -78,7 +78,7 @@ def _sample(pair: Pair) -> list[Picture]:
     section = f"The output on {pair.what}"
     if pair.before.ndim < 3:
         return _signals(section, pair, samples=1024)
-    old, new = (_middle(_slice(each), _SAMPLE_SIZE) for each in (pair.before, pair.after))
+    old, new = (_middle(_slice(array), _SAMPLE_SIZE) for array in (pair.before, pair.after))
     low, high = float(old.min()), float(old.max())
     half = (high - low) / (2 * AMPLIFIED)
     return [
@@ -114,11 +114,11 @@ def _spectrum(spectrum: Spectrum) -> Picture:
     ]
     marks = [
         plots.Mark(
-            scale * abs(each.frequency[spectrum.axis]),
-            tuple(layer or "(model)" for layer in each.layers),
-            each.strength,
+            scale * abs(tone.frequency[spectrum.axis]),
+            tuple(layer or "(model)" for layer in tone.layers),
+            tone.strength,
         )
-        for each in spectrum.tones
+        for tone in spectrum.tones
     ]
     uri = plots.curves(
         scale * spectrum.frequency[1:],

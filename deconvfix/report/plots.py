@@ -130,8 +130,8 @@ def curves(
 def labelled(marks: Sequence[Mark], apart: float) -> list[Mark]:
     """The marks whose names find room, the strongest first, `apart` from each other."""
     chosen: list[Mark] = []
-    for mark in sorted(marks, key=lambda each: -each.strength):
-        if all(abs(mark.position - each.position) >= apart for each in chosen):
+    for mark in sorted(marks, key=lambda mark: -mark.strength):
+        if all(abs(mark.position - other.position) >= apart for other in chosen):
             chosen.append(mark)
     return chosen
 

@@ -94,8 +94,8 @@ class ConversionReport:
     @property
     def ok(self) -> bool:
         """Whether all proofs that were made hold and nothing was missed."""
-        proofs = [each for each in (self.parity, self.export) if each is not None]
-        return all(each.ok for each in proofs) and not self.still_running
+        proofs = [parity for parity in (self.parity, self.export) if parity is not None]
+        return all(proof.ok for proof in proofs) and not self.still_running
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -148,7 +148,7 @@ class ConversionReport:
             pictures=drawn,
             curve_picture=None if self.curve is None else draw_curve(self.curve),
             kernels=KERNELS,
-            told=[(each, each.strongest(_MOST_TONES)) for each in outputs if each.tones],
+            told=[(output, output.strongest(_MOST_TONES)) for output in outputs if output.tones],
             ripple=lambda value: "" if value is None else decibels_in_words(value),
             decibels=lambda value: "below 10 dB" if value is None else f"{value:.1f} dB",
             frequency=Tone.in_words,
@@ -177,9 +177,9 @@ def _layer_report(decision: Decision) -> LayerReport:
 def finite(value: Any) -> Any:
     """JSON has no infinity and no NaN: they become strings."""
     if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
+        return [finite(inner) for inner in value]
     if isinstance(value, float) and not abs(value) < float("inf"):
         return str(value)
     return value
@@ -190,7 +190,7 @@ def layers_with_ripples(
 ) -> tuple[LayerReport, ...]:
     """The decisions as the report shows them, with the ripples of the layers that change."""
     layers = []
-    for each in layer_reports(plan):
-        before, after = ripples.get(each.name, (None, None))
-        layers.append(replace(each, ripple_db_before=before, ripple_db_after=after))
+    for layer in layer_reports(plan):
+        before, after = ripples.get(layer.name, (None, None))
+        layers.append(replace(layer, ripple_db_before=before, ripple_db_after=after))
     return tuple(layers)

@@ -40,7 +40,7 @@ class CheckpointSource(Source):
                 "a checkpoint holds weights only",
                 "Name the code with --arch module:callable",
             )
-        return cls(**{each.name: getattr(source, each.name) for each in fields(source)})
+        return cls(**{known.name: getattr(source, known.name) for known in fields(source)})
 
     @functools.cached_property
     def checkpoint(self) -> checkpoints.Checkpoint:
@@ -65,7 +65,7 @@ class CheckpointSource(Source):
         """
         checkpoint = self.checkpoint
         model = self.architecture()
-        if wide and any(each.dtype == torch.float64 for each in checkpoint.state.values()):
+        if wide and any(value.dtype == torch.float64 for value in checkpoint.state.values()):
             model = model.double()
         if checkpoint.recipe is not None:
             note = f"The checkpoint was converted before ({checkpoint.recipe.to})."
@@ -116,7 +116,7 @@ class BoundFiles:
     def __iter__(self) -> Iterator[Inputs]:
         """One batch after the other, always the same."""
         state = (*self.model.parameters(), *self.model.buffers())
-        dtypes = {each.dtype for each in state if each.is_floating_point()}
+        dtypes = {value.dtype for value in state if value.is_floating_point()}
         for batch in self.files:
             named = {name: torch.from_numpy(array) for name, array in batch.items()}
             if len(dtypes) == 1:  # NumPy's own float64 says nothing of what the model takes
@@ -133,7 +133,10 @@ def bound_inputs(source: Source, model: nn.Module, state: Sequence[Tensor]) -> I
         model: Its forward's arguments have these names.
         state: The model's tensors; if they are all float64, the inputs are too.
     """
-    named = {each.name: _tensor(each, number) for number, each in enumerate(source.described())}
+    named = {
+        described.name: _tensor(described, number)
+        for number, described in enumerate(source.described())
+    }
     try:
         named |= {name: torch.from_numpy(array) for name, array in source.stored().items()}
     except TypeError as error:
@@ -145,7 +148,7 @@ def bound_inputs(source: Source, model: nn.Module, state: Sequence[Tensor]) -> I
         ) from error
     if not named:
         return None
-    if {each.dtype for each in state if each.is_floating_point()} == {torch.float64}:
+    if {value.dtype for value in state if value.is_floating_point()} == {torch.float64}:
         named = {n: x.double() if x.is_floating_point() else x for n, x in named.items()}
     return _bind(model, named)
 
@@ -199,7 +202,7 @@ def _build(arch: str, arch_kwargs: dict[str, Any]) -> nn.Module:
 def _bind(model: nn.Module, named: dict[str, Tensor]) -> Inputs:
     """Positional where forward allows it, so that the exported inputs get their names."""
     parameters = python_inspect.signature(model.forward).parameters
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     unknown = [name for name in named if name not in parameters and not takes_any]
     if unknown:
         raise OptionError(

@@ -170,7 +170,7 @@ def _graphs(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphPr
 
 def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
     """The data must lie in the model's folder, in a regular file that is long enough."""
-    entries = {each.key: each.value for each in tensor.external_data}
+    entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     folder = Path(os.path.realpath(path)).parent
     own_folder = path.absolute().parent
@@ -184,7 +184,7 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
         data = own_folder / location
         inside = (Path(os.path.realpath(own_folder)), folder)
         real = Path(os.path.realpath(data))
-        if not any(real.is_relative_to(each) for each in inside):
+        if not any(real.is_relative_to(folder) for folder in inside):
             found = f"{location!r} leads out of the model's folder"
         elif not data.is_file():
             found = f"there is no file {location!r} beside it"
@@ -201,7 +201,7 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
 
 def _too_short(data: Path, entries: dict[str, str]) -> str | None:
     try:
-        offset, length = (int(entries.get(each, 0)) for each in ("offset", "length"))
+        offset, length = (int(entries.get(key, 0)) for key in ("offset", "length"))
     except ValueError:
         return "its offset or length is no number"
     if min(offset, length) < 0:

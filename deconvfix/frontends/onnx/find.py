@@ -147,12 +147,12 @@ def _walk(scope: _Scope, graph: ir.Graph, prefix: str) -> Iterator[tuple[_Scope,
             if attribute.type == ir.AttributeType.GRAPH:
                 yield from _walk(scope, attribute.as_graph(), f"{name}.{attribute.name}.")
             elif attribute.type == ir.AttributeType.GRAPHS:
-                for number, each in enumerate(attribute.as_graphs()):
-                    yield from _walk(scope, each, f"{name}.{attribute.name}[{number}].")
+                for number, graph in enumerate(attribute.as_graphs()):
+                    yield from _walk(scope, graph, f"{name}.{attribute.name}[{number}].")
 
 
 def _opset(imports: Any) -> int:
-    return int(next((imports[each] for each in DEFAULT_DOMAINS if each in imports), 1))
+    return int(next((imports[domain] for domain in DEFAULT_DOMAINS if domain in imports), 1))
 
 
 # --- one node -----------------------------------------------------------------------------------
@@ -184,8 +184,8 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
         return replace(layer, obstacle=_not_floating(layer.dtype))
     try:
         settings = {
-            each: context.attribute(node, each, function)
-            for each in (
+            name: context.attribute(node, name, function)
+            for name in (
                 *("auto_pad", "dilations", "group", "kernel_shape", "output_padding"),
                 *("output_shape", "pads", "strides"),
             )
@@ -298,7 +298,7 @@ def _at(shape: Sequence[int | None] | None, index: int) -> Any:
 
 
 def _first(*values: int | None) -> int | None:
-    return next((each for each in values if each is not None), None)
+    return next((value for value in values if value is not None), None)
 
 
 # --- refusals -----------------------------------------------------------------------------------

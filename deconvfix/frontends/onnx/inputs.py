@@ -44,7 +44,7 @@ class Shapes:
 
 def shapes_of(model: ir.Model) -> tuple[Shapes, ...]:
     """The inputs that a caller must give: those without an initializer."""
-    return tuple(_shapes(each) for each in model.graph.inputs if each.const_value is None)
+    return tuple(_shapes(value) for value in model.graph.inputs if value.const_value is None)
 
 
 def as_feed(model: ir.Model, example_inputs: Any) -> Feed:
@@ -67,8 +67,8 @@ def as_feed(model: ir.Model, example_inputs: Any) -> Feed:
         args, kwargs = example_inputs
     else:
         args, kwargs = example_inputs, {}
-    names = [each.name for each in shapes_of(model)]
-    optional = {str(each.name) for each in model.graph.inputs} - set(names)
+    names = [declared.name for declared in shapes_of(model)]
+    optional = {str(value.name) for value in model.graph.inputs} - set(names)
     feed = {name: np.asarray(value) for name, value in zip(names, args, strict=False)}
     feed |= {name: np.asarray(value) for name, value in kwargs.items()}
     missing = [name for name in names if name not in feed]
@@ -92,37 +92,44 @@ def make_feeds(model: ir.Model) -> Iterator[Feed]:
         ModelError: If an input cannot be made up.
     """
     shapes = shapes_of(model)
-    for each in shapes:
-        if each.dtype is None or each.shape is None:
-            what = "its rank is open" if each.shape is None else "no array can be made up for it"
-            raise ModelError(f"input {each.name!r}", what, "values to run the model on", _GIVE)
-    fixed = all(isinstance(n, int) for each in shapes for n in each.shape or ())
+    for declared in shapes:
+        if declared.dtype is None or declared.shape is None:
+            what = (
+                "its rank is open" if declared.shape is None else "no array can be made up for it"
+            )
+            raise ModelError(f"input {declared.name!r}", what, "values to run the model on", _GIVE)
+    fixed = all(isinstance(n, int) for declared in shapes for n in declared.shape or ())
     for length in _LENGTHS[:1] if fixed else _LENGTHS:
         sizes: dict[str, int] = {}
-        for each in shapes:
-            for axis, size in enumerate(each.shape or ()):
+        for declared in shapes:
+            for axis, size in enumerate(declared.shape or ()):
                 if isinstance(size, str):
                     chosen = 1 if axis == 0 else length
-                    if axis == 1 and each.channels is not None:
-                        chosen = each.channels
+                    if axis == 1 and declared.channels is not None:
+                        chosen = declared.channels
                     sizes.setdefault(size, chosen)
-        yield {each.name: _made(each, sizes, np.random.default_rng(0)) for each in shapes}
+        yield {
+            declared.name: _made(declared, sizes, np.random.default_rng(0)) for declared in shapes
+        }
 
 
 def variants(model: ir.Model, base: Feed) -> Iterator[tuple[str, Feed]]:
     """The base, other values of its shapes, and other sizes for each open axis."""
     shapes = shapes_of(model)
     yield "the inputs", base
-    floats = [each for each in shapes if base[each.name].dtype.kind == "f"]
+    floats = [declared for declared in shapes if base[declared.name].dtype.kind == "f"]
     if floats:
-        yield "zeros", base | {each.name: np.zeros_like(base[each.name]) for each in floats}
+        yield (
+            "zeros",
+            base | {declared.name: np.zeros_like(base[declared.name]) for declared in floats},
+        )
     sizes: dict[str, int] = {}
-    for each in shapes:
-        if each.shape is not None and len(each.shape) == base[each.name].ndim:
-            for size, have in zip(each.shape, base[each.name].shape, strict=True):
+    for declared in shapes:
+        if declared.shape is not None and len(declared.shape) == base[declared.name].ndim:
+            for size, have in zip(declared.shape, base[declared.name].shape, strict=True):
                 if isinstance(size, str):
                     sizes.setdefault(size, have)
-    first = {each.shape[0] for each in shapes if each.shape}
+    first = {declared.shape[0] for declared in shapes if declared.shape}
     choices = [
         {symbol: chosen}
         for symbol, have in sizes.items()
@@ -134,7 +141,10 @@ def variants(model: ir.Model, base: Feed) -> Iterator[tuple[str, Feed]]:
         )
     for choice in choices:
         rng = np.random.default_rng(1)
-        feed = {each.name: _resized(each, base[each.name], sizes | choice, rng) for each in shapes}
+        feed = {
+            declared.name: _resized(declared, base[declared.name], sizes | choice, rng)
+            for declared in shapes
+        }
         if sum(array.size for array in feed.values()) <= _MOST_ELEMENTS:
             words = ", ".join(f"{name}={size}" for name, size in choice.items())
             yield f"noise with {words}", base | feed

@@ -32,7 +32,7 @@ class Names:
             )
         }
         for graph in model.graphs():
-            self._taken |= set(graph.initializers) | {each.name for each in graph.inputs}
+            self._taken |= set(graph.initializers) | {value.name for value in graph.inputs}
 
     def fresh(self, wanted: str) -> str:
         """`wanted`, or `wanted` with a number."""

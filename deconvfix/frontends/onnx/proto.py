@@ -90,22 +90,22 @@ def carry_over(old: onnx.ModelProto, new: onnx.ModelProto) -> None:
         new.graph.sparse_initializer.extend(sparse)
         new.graph.quantization_annotation.extend(annotations)
         return
-    stored = {each.name: index for index, each in enumerate(new.graph.initializer)}
+    stored = {tensor.name: index for index, tensor in enumerate(new.graph.initializer)}
     kept = [
-        each
-        for each in sparse
-        if each.values.name in stored
-        and _same(new.graph.initializer[stored[each.values.name]], _dense(each))
+        tensor
+        for tensor in sparse
+        if tensor.values.name in stored
+        and _same(new.graph.initializer[stored[tensor.values.name]], _dense(tensor))
     ]
-    for index in sorted((stored[each.values.name] for each in kept), reverse=True):
+    for index in sorted((stored[tensor.values.name] for tensor in kept), reverse=True):
         del new.graph.initializer[index]
     new.graph.sparse_initializer.extend(kept)
     if annotations:
-        names = {each.name for each in (*new.graph.input, *new.graph.initializer)}
+        names = {tensor.name for tensor in (*new.graph.input, *new.graph.initializer)}
         names |= {name for node in new.graph.node for name in node.output}
         new.graph.ClearField("quantization_annotation")  # onnx_ir keeps some of them
         new.graph.quantization_annotation.extend(
-            each for each in annotations if each.tensor_name in names
+            annotation for annotation in annotations if annotation.tensor_name in names
         )
 
 
@@ -115,8 +115,8 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _graphs(attribute.g)
-            for each in attribute.graphs:
-                yield from _graphs(each)
+            for inner in attribute.graphs:
+                yield from _graphs(inner)
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:

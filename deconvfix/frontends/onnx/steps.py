@@ -364,15 +364,15 @@ class Writer:
         axes = ["N", *(f"L{i}" for i in range(n)), "C", *(f"r{i}" for i in split)]
         for i in split:
             pair = [f"L{i}", f"r{i}"]
-            copied = [each for each in axes if each not in pair and each not in sizes_of]
-            known = [each for each in axes if each not in pair and each in sizes_of]
+            copied = [axis for axis in axes if axis not in pair and axis not in sizes_of]
+            known = [axis for axis in axes if axis not in pair and axis in sizes_of]
             if i == split[-1]:
                 copied, known = ["N", "C", *copied[1:]], []
             wanted = [*copied, *known, *pair]
-            x = self.transpose(x, [axes.index(each) for each in wanted])
+            x = self.transpose(x, [axes.index(axis) for axis in wanted])
             axes = wanted[:-1]
-            x = self.reshape(x, [*(sizes_of.get(each, 0) for each in axes[:-1]), -1])
-        return self.transpose(x, [axes.index(each) for each in ["N", "C", *sorted(axes[2:])]])
+            x = self.reshape(x, [*(sizes_of.get(axis, 0) for axis in axes[:-1]), -1])
+        return self.transpose(x, [axes.index(axis) for axis in ["N", "C", *sorted(axes[2:])]])
 
     def _zero_phases(self, x: ir.Value, step: ZeroPhases, channels: int) -> ir.Value:
         """A channel of zeros is appended, and Gather takes it wherever no tap reaches."""

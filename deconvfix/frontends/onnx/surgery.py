@@ -96,13 +96,13 @@ class Surgeon:
             return
         producer = value.producer()
         if producer is not None:
-            if any(each.uses() or each.is_graph_output() for each in producer.outputs):
+            if any(output.uses() or output.is_graph_output() for output in producer.outputs):
                 return
             operands = producer.inputs
             assert producer.graph is not None
             producer.graph.remove(producer, safe=True)
-            for each in operands:
-                self._remove_if_unused(each)
+            for operand in operands:
+                self._remove_if_unused(operand)
         elif value.is_initializer() and value.graph is not None:
             if value.is_graph_input():
                 if self.model.ir_version >= OLDEST_IR_WITH_FREE_INITIALIZERS:
@@ -203,10 +203,10 @@ class _Operation:
         y, sizes = self.writer.steps(  # type: ignore[assignment]
             written.before, x, weight, bias, spec.in_channels, sizes
         )
-        conv = next(each for each in written.before if isinstance(each, Conv))
+        conv = next(step for step in written.before if isinstance(step, Conv))
         moves = bool(written.after) or self.dynamic is not None
-        for each in tail[:-1]:
-            y = self._again(each, y)
+        for node in tail[:-1]:
+            y = self._again(node, y)
         if tail and moves:
             y = self.writer.op(
                 "DequantizeLinear",

@@ -62,8 +62,8 @@ def scopes(model: ir.Model) -> list[tuple[ir.Graph, ...]]:
                 if attribute.type == ir.AttributeType.GRAPH:
                     yield from inner(attribute.as_graph(), scope)
                 elif attribute.type == ir.AttributeType.GRAPHS:
-                    for each in attribute.as_graphs():
-                        yield from inner(each, scope)
+                    for graph in attribute.as_graphs():
+                        yield from inner(graph, scope)
 
     return [scope for body in bodies(model) for scope in inner(body, ())]
 
@@ -76,8 +76,8 @@ def visible(scope: tuple[ir.Graph, ...]) -> dict[str, ir.Value]:
     values: dict[str, ir.Value] = {}
     for graph in reversed(scope):
         values |= graph.initializers
-        values |= {str(each.name): each for each in graph.inputs}
-        values |= {str(each.name): each for node in graph for each in node.outputs if each.name}
+        values |= {str(value.name): value for value in graph.inputs}
+        values |= {str(value.name): value for node in graph for value in node.outputs if value.name}
     return values
 
 
@@ -91,11 +91,11 @@ def check_model(model: ir.Model) -> None:
     for body in bodies(model):
         inputs = set(body.inputs)
         for node in body.all_nodes():
-            for each in node.inputs:
-                if each is not None and each not in inputs and _is_dangling(each):
+            for value in node.inputs:
+                if value is not None and value not in inputs and _is_dangling(value):
                     raise ModelError(
                         f"node {node.name or node.op_type!r}",
-                        f"it reads {each.name!r}, which nothing gives",
+                        f"it reads {value.name!r}, which nothing gives",
                         "each value must be an input, an initializer, or the output of a node",
                         "Check the file with onnx.checker",
                     )
@@ -109,9 +109,9 @@ def _is_dangling(value: ir.Value) -> bool:
 def _check_calls(model: ir.Model) -> None:
     called = {
         key: Counter(
-            each.op_identifier()
-            for each in function.graph.all_nodes()
-            if each.op_identifier() in model.functions
+            node.op_identifier()
+            for node in function.graph.all_nodes()
+            if node.op_identifier() in model.functions
         )
         for key, function in model.functions.items()
     }
@@ -127,9 +127,9 @@ def _check_calls(model: ir.Model) -> None:
     depth: dict[ir.OperatorIdentifier, int] = {}
     for key in order:
         nodes[key] = sum(1 for _ in model.functions[key].graph.all_nodes()) + sum(
-            nodes[each] * times for each, times in called[key].items()
+            nodes[callee] * times for callee, times in called[key].items()
         )
-        depth[key] = 1 + max((depth[each] for each in called[key]), default=0)
+        depth[key] = 1 + max((depth[callee] for callee in called[key]), default=0)
         if nodes[key] > _MOST_NODES or depth[key] > _DEEPEST_CALL:
             raise ModelError(
                 f"function {key[1]!r}",
@@ -255,9 +255,9 @@ class Known:
     def _dtype(self, value: ir.Value, function: ir.Function | None) -> ir.DataType | None:
         tensor = constant(value, self.model.ir_version)
         inferred = None if tensor is not None or value.dtype else self._inferred_value(value)
-        for each in (tensor, value, inferred):
-            if each is not None and each.dtype is not None:
-                return each.dtype
+        for candidate in (tensor, value, inferred):
+            if candidate is not None and candidate.dtype is not None:
+                return candidate.dtype
         producer = value.producer()
         if producer is not None and _is_foreign_quantizer(producer):
             dequantizes = producer.op_type == "DequantizeLinear"
@@ -329,7 +329,9 @@ class Known:
             self._inferred = {}
             for mine, theirs in zip(scopes(self.model), scopes(copied), strict=True):
                 inferred = visible(theirs)
-                self._inferred |= {each: inferred[name] for name, each in visible(mine[:1]).items()}
+                self._inferred |= {
+                    value: inferred[name] for name, value in visible(mine[:1]).items()
+                }
         return self._inferred.get(value)
 
 

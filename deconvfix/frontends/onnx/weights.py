@@ -142,7 +142,7 @@ class Weights:
             )
         result = self.writer.op(node.op_type, *operands, domain=node.domain)
         attributes = self.writer.nodes[-1].attributes
-        attributes.update({k: each for k, each in node.attributes.items() if k != "axis"})
+        attributes.update({k: attribute for k, attribute in node.attributes.items() if k != "axis"})
         if per_channel:
             attributes["axis"] = ir.AttrInt64("axis", 0)
         return result

@@ -119,16 +119,16 @@ def _reason(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """torch warns about its own internals; what matters comes as an error."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export")]
-    levels = [each.level for each in loggers]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for each in loggers:
-            each.setLevel(logging.CRITICAL)
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
-            for each, level in zip(loggers, levels, strict=True):
-                each.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 # --- looking through an archive -----------------------------------------------------------------
@@ -157,8 +157,8 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
             root = members[0].filename.split("/")[0]
             size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
             seen = set()
-            for each in members:
-                name = each.filename
+            for member in members:
+                name = member.filename
                 parts = name.split("/")
                 if parts[0] != root or len(parts) < 2 or {"", ".", ".."} & set(parts):
                     found = "it is outside the archive's folder, as in files older than torch 2.8"
@@ -170,11 +170,11 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
                 if name in seen:
                     raise _refusal(path, name, "it is there twice")
                 seen.add(name)
-                if each.compress_type != zipfile.ZIP_STORED or each.flag_bits & 1:
+                if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
                     raise _refusal(
                         path, name, "it is compressed or encrypted, which torch never does"
                     )
-            if sum(each.file_size for each in members) > size:
+            if sum(member.file_size for member in members) > size:
                 raise zipfile.BadZipFile("its members are larger than the file")
             yield archive
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
@@ -188,7 +188,7 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
 
 def _copy_data(path: Path, source: zipfile.ZipFile, vetted: zipfile.ZipFile) -> None:
     """Copies what is data into `vetted`; raises for anything else."""
-    members = {each.filename.split("/", 1)[1]: each for each in source.infolist()}
+    members = {member.filename.split("/", 1)[1]: member for member in source.infolist()}
     for name in (*_FORMAT, _PROGRAM, *(config for _, config in _TENSORS.values())):
         if name not in members:
             raise ModelError(
@@ -203,17 +203,17 @@ def _copy_data(path: Path, source: zipfile.ZipFile, vetted: zipfile.ZipFile) -> 
     copied = {_PROGRAM, *_FORMAT, *_MARKS}
     for folder, (prefix, config) in _TENSORS.items():
         values = {
-            name.removeprefix(folder): each.file_size
-            for name, each in members.items()
+            name.removeprefix(folder): member.file_size
+            for name, member in members.items()
             if re.fullmatch(re.escape(folder + prefix) + r"\d+", name)
         }
         problem = check_payloads(_json(path, source, members[config]), prefix, values)
         if problem:
             raise _refusal(path, config, problem)
         copied |= {config, *(folder + name for name in values)}
-    for name, each in members.items():
+    for name, member in members.items():
         if name in copied or name.startswith(".data/"):
-            with source.open(each) as old, vetted.open(f"model/{name}", "w") as new:
+            with source.open(member) as old, vetted.open(f"model/{name}", "w") as new:
                 shutil.copyfileobj(old, new, 2**20)
         elif name.startswith("extra/") or name == _SAMPLE_INPUTS:
             continue  # not part of the program; the sample inputs are written below

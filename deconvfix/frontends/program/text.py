@@ -142,7 +142,7 @@ def _is_text(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
 def _is_function(value: Any) -> bool:
     if not isinstance(value, str) or _REACHES_FILES.fullmatch(value):
         return False
-    return any(each.fullmatch(value) for each in (_OPERATOR, _HIGHER_ORDER, _PLAIN_FUNCTION))
+    return any(pattern.fullmatch(value) for pattern in (_OPERATOR, _HIGHER_ORDER, _PLAIN_FUNCTION))
 
 
 def _is_number(value: Any) -> bool:
@@ -199,13 +199,13 @@ def _is_power(node: ast.AST) -> bool:
 
 def _is_small(power: ast.AST) -> bool:
     """sympy computes powers of numbers at once, however large: only small exponents, no towers."""
-    inside = [each for each in ast.walk(power) if each is not power]
+    inside = [node for node in ast.walk(power) if node is not power]
     exponents = [power.right] if isinstance(power, ast.BinOp) else getattr(power, "args", [])[1:]
     numbers = [
-        each.value
+        node.value
         for exponent in exponents
-        for each in ast.walk(exponent)
-        if isinstance(each, ast.Constant) and isinstance(each.value, int)
+        for node in ast.walk(exponent)
+        if isinstance(node, ast.Constant) and isinstance(node.value, int)
     ]
     return not any(map(_is_power, inside)) and max(numbers, default=0) <= _LARGEST_EXPONENT
 
@@ -252,7 +252,7 @@ def _is_branch(specification: dict[str, Any]) -> bool:
         return False
     keys = json.loads(context) if isinstance(context, str) else context
     plain = [keys] if not isinstance(keys, list) else keys
-    return all(isinstance(each, int | None) or _is_text(_KEY)(each) for each in plain) and all(
+    return all(isinstance(item, int | None) or _is_text(_KEY)(item) for item in plain) and all(
         map(_is_branch, specification["children_spec"])
     )
 
@@ -292,9 +292,9 @@ def _problems(value: Any) -> Iterator[str]:
         if isinstance(current, list):
             stack.extend(current)
         elif isinstance(current, dict):
-            for key, each in current.items():
+            for key, value in current.items():
                 accepts = _RULES.get(key)
                 # An object under such a key is a value of that name in a mapping of torch's schema.
-                if accepts is not None and not isinstance(each, dict) and not accepts(each):
-                    yield f"{key} is {str(each)[:80]!r}"
-                stack.append(each)
+                if accepts is not None and not isinstance(value, dict) and not accepts(value):
+                    yield f"{key} is {str(value)[:80]!r}"
+                stack.append(value)

@@ -231,12 +231,12 @@ def stored_dtypes(
     """
     prefix = _prefix(source.state, before)
     origins = {}
-    for each in plan.replaced:
-        layer = f"{each.name}." if each.name else ""
-        origins[f"{layer}conv.weight"] = f"{layer}weight"
-        origins[f"{layer}conv.bias"] = origins[f"{layer}add_bias.bias"] = f"{layer}bias"
+    for layer in plan.replaced:
+        path = f"{layer.name}." if layer.name else ""
+        origins[f"{path}conv.weight"] = f"{path}weight"
+        origins[f"{path}conv.bias"] = origins[f"{path}add_bias.bias"] = f"{path}bias"
     found = {name: source.state.get(prefix + origins.get(name, name)) for name in after}
-    return {name: each.dtype for name, each in found.items() if each is not None}
+    return {name: tensor.dtype for name, tensor in found.items() if tensor is not None}
 
 
 def recipe_path(path: Path) -> Path:
@@ -279,8 +279,8 @@ def _is_state(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
         and len(value) > 0
-        and all(isinstance(each, Tensor) for each in value.values())
-        and all(isinstance(each, str) for each in value)
+        and all(isinstance(tensor, Tensor) for tensor in value.values())
+        and all(isinstance(key, str) for key in value)
     )
 
 
@@ -303,8 +303,8 @@ def _find_state(
         return dict(content), "", ()
     paths = _state_paths(content)
     ranked = sorted(
-        (each for each in paths if each.split(".")[-1] in _STATE_KEYS),
-        key=lambda each: _STATE_KEYS.index(each.split(".")[-1]),
+        (path for path in paths if path.split(".")[-1] in _STATE_KEYS),
+        key=lambda path: _STATE_KEYS.index(path.split(".")[-1]),
     )
     chosen = ranked[0] if ranked else (paths[0] if len(paths) == 1 else None)
     if chosen is None:
@@ -341,8 +341,8 @@ def _prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
         return ""
     probe = next(iter(wanted))
     candidates = [name.removesuffix(probe) for name in state if name.endswith(probe)]
-    candidates = [each for each in candidates if each == "" or each.endswith(".")]
+    candidates = [prefix for prefix in candidates if prefix == "" or prefix.endswith(".")]
     return max(
         candidates or [""],
-        key=lambda each: (sum(each + name in state for name in wanted), -len(each)),
+        key=lambda prefix: (sum(prefix + name in state for name in wanted), -len(prefix)),
     )

@@ -167,8 +167,8 @@ def match_module(
 def match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
     """Describes the functional calls in the code of the module `path`, one for each geometry."""
     found: dict[tuple[str, ConvTransposeSpec], list[Observed]] = {}
-    for each in observed:
-        found.setdefault((each.call.function, each.call.spec()), []).append(each)
+    for seen in observed:
+        found.setdefault((seen.call.function, seen.call.spec()), []).append(seen)
     totals: dict[str, int] = {}
     for function, _ in found:
         totals[function] = totals.get(function, 0) + 1
@@ -221,12 +221,12 @@ def current_weight(module: nn.Module) -> Tensor:
         return weight
     if parametrize.is_parametrized(module, "weight"):
         computing = _parametrization(module)
-        modes = {each: each.training for each in computing.modules()}
+        modes = {part: part.training for part in computing.modules()}
         try:
             weight = computing.eval()()
         finally:
-            for each, training in modes.items():
-                each.training = training
+            for part, training in modes.items():
+                part.training = training
         return weight
     return module.get_parameter("weight")
 
@@ -239,7 +239,7 @@ def _why_not_settable(module: nn.Module) -> Refusal | None:
     """Why a corrected weight cannot be stored in the layer as it is."""
     computed = None
     if parametrize.is_parametrized(module, "weight"):
-        kinds = [type(each).__name__ for each in _parametrization(module)]
+        kinds = [type(kind).__name__ for kind in _parametrization(module)]
         computed = None if kinds == ["_WeightNorm"] else ", ".join(kinds)
     for hook in module._forward_pre_hooks.values():
         if makes_weight(hook) and not isinstance(hook, WeightNorm):
@@ -255,7 +255,7 @@ def _why_not_settable(module: nn.Module) -> Refusal | None:
 
 def has_own_forward(module: nn.Module) -> bool:
     """Whether a layer runs other code than torch's own layer does."""
-    plain = next((each for each in PLAIN if isinstance(module, each)), None)
+    plain = next((kind for kind in PLAIN if isinstance(module, kind)), None)
     return plain is not None and (
         type(module).forward is not plain.forward or "forward" in vars(module)
     )
@@ -277,9 +277,9 @@ def callers_by_code(model: nn.Module) -> list[str]:
         if cls not in verdicts:
             verdicts[cls] = any(
                 mentions_transposed(function)
-                for each in cls.__mro__
-                if each.__module__.split(".")[0] != "torch"
-                for function in vars(each).values()
+                for base in cls.__mro__
+                if base.__module__.split(".")[0] != "torch"
+                for function in vars(base).values()
             )
         if verdicts[cls]:
             found.append(name)
@@ -309,5 +309,5 @@ def mentions_transposed(function: Any, depth: int = 3) -> bool:
 
 
 def _all_names(code: CodeType) -> set[str]:
-    nested = (_all_names(each) for each in code.co_consts if isinstance(each, CodeType))
+    nested = (_all_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return set(code.co_names).union(*nested)

@@ -78,15 +78,15 @@ class FxFrontend(TorchModuleFrontend):
         """Layers by name, calls by the name of their node."""
         assert isinstance(model, fx.GraphModule)
         modules = super().find(model, example_inputs).matches
-        nodes = [match_call(name, each) for name, each in find_calls(model)]
-        layers = tuple(each for each in modules if call_path(each.name, each.op) is None)
+        nodes = [match_call(name, found) for name, found in find_calls(model)]
+        layers = tuple(match for match in modules if call_path(match.name, match.op) is None)
         return Findings((*layers, *nodes))
 
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """Rewrites the graph in place; `model` is returned, recompiled."""
         assert isinstance(model, fx.GraphModule)
         calls = dict(find_calls(model))
-        layers = tuple(each for each in plan.decisions if each.name not in calls)
+        layers = tuple(decision for decision in plan.decisions if decision.name not in calls)
         super().apply(model, Plan(plan.to, layers))
         for decision in plan.changed:
             if decision.name in calls:
@@ -137,10 +137,10 @@ def find_calls(model: fx.GraphModule) -> Iterator[tuple[str, GraphCall]]:
 
 def finish(model: fx.GraphModule) -> None:
     """Checks the changed graphs and makes their code anew."""
-    for each in model.modules():
-        if isinstance(each, fx.GraphModule):
-            each.graph.lint()
-            each.recompile()
+    for module in model.modules():
+        if isinstance(module, fx.GraphModule):
+            module.graph.lint()
+            module.recompile()
 
 
 def match_call(name: str, found: GraphCall) -> Match:
@@ -189,7 +189,7 @@ def rewrite(found: GraphCall) -> None:
         node.target = torch_steps.conv_transpose
         node.args, node.kwargs = (), call.arguments
         return
-    operands = [each for each in (call.input, call.weight, call.bias) if each is not None]
+    operands = [operand for operand in (call.input, call.weight, call.bias) if operand is not None]
 
     def form(*tensors: Tensor) -> Tensor:
         values = dict(zip(("input", "weight", "bias"), tensors, strict=False))
@@ -214,9 +214,9 @@ def inline(
         decomposed: Whether composite operators (aten.conv2d, aten.pad) are broken up, as
             `run_decompositions` does.
     """
-    values = [each.meta["val"] for each in operands]
+    values = [operand.meta["val"] for operand in operands]
     traced = make_fx(function, tracing_mode="symbolic", pre_dispatch=not decomposed)(*values)
-    placeholders = [each for each in traced.graph.nodes if each.op == "placeholder"]
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     mapping = dict(zip(placeholders, operands, strict=True))
     graph = node.graph
     with graph.inserting_before(node):

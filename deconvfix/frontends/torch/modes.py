@@ -82,7 +82,9 @@ class _MonteCarlo(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         schema = func._schema
-        views = any(each.alias_info is not None for each in (*schema.arguments, *schema.returns))
+        views = any(
+            argument.alias_info is not None for argument in (*schema.arguments, *schema.returns)
+        )
         real = any(
             isinstance(leaf, Tensor) and leaf.is_floating_point()
             for leaf in pytree.tree_leaves((args, kwargs))

@@ -121,9 +121,9 @@ def _own_methods(cls: type[nn.Module]) -> list[str]:
     """Public methods of the user's classes: `decode` is called as often as forward."""
     return [
         name
-        for each in cls.__mro__
-        if each.__module__.split(".")[0] not in ("torch", "builtins")
-        for name, value in vars(each).items()
+        for base in cls.__mro__
+        if base.__module__.split(".")[0] not in ("torch", "builtins")
+        for name, value in vars(base).items()
         if inspect.isfunction(value) and not name.startswith("_") and name not in vars(nn.Module)
     ]
 

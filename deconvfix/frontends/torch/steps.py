@@ -198,7 +198,7 @@ def local_means(x: Tensor, reach: tuple[int, ...], groups: int) -> Tensor:
     if groups == 1:
         return torch.cat([x, means], 1)
     # (N, C, *L) twice -> (N, g, C/g, *L) twice -> (N, 2*C, *L)
-    both = [torch.unflatten(each, 1, (groups, -1)) for each in (x, means)]
+    both = [torch.unflatten(tensor, 1, (groups, -1)) for tensor in (x, means)]
     return torch.cat(both, 2).flatten(1, 2)
 
 
@@ -241,7 +241,7 @@ def zero_phases(
     missing = [
         s - (r * gap if r > 1 else 1) for r, gap, s in zip(blocks, gaps, strides, strict=True)
     ]
-    amounts = [0, 0] * n + [amount for each in reversed(missing) for amount in (0, each)]
+    amounts = [0, 0] * n + [amount for more in reversed(missing) for amount in (0, more)]
     return F.pad(x, amounts).flatten(-2 * n - 1, -n - 1)
 
 

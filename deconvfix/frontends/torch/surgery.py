@@ -149,12 +149,12 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
 
 def _swapped(value: Any, old: nn.Module, new: nn.Module) -> Any:
     """Plain lists, tuples and dicts that hold a layer without registering it; others as they are."""
-    if type(value) is list and any(each is old for each in value):
-        value[:] = [new if each is old else each for each in value]
-    elif type(value) is dict and any(each is old for each in value.values()):
-        value.update({key: new for key, each in value.items() if each is old})
-    elif type(value) is tuple and any(each is old for each in value):
-        return tuple(new if each is old else each for each in value)
+    if type(value) is list and any(item is old for item in value):
+        value[:] = [new if item is old else item for item in value]
+    elif type(value) is dict and any(item is old for item in value.values()):
+        value.update({key: new for key, item in value.items() if item is old})
+    elif type(value) is tuple and any(item is old for item in value):
+        return tuple(new if item is old else item for item in value)
     return value
 
 
@@ -187,7 +187,7 @@ def put_weight(
         module.weight = new
     elif "weight_v" in module._parameters:
         norm = next(
-            each for each in module._forward_pre_hooks.values() if isinstance(each, WeightNorm)
+            hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)
         )
         _assign(module.get_parameter("weight_v"), new)
         _assign(module.get_parameter("weight_g"), torch.norm_except_dim(new, 2, norm.dim))
