@@ -335,7 +335,7 @@ def prove(
     examples = [] if request.example_inputs is None else [request.example_inputs]
     parity: ParityReport | None = (verify or frontend.verify)(before, after, examples, plan)
     if parity is not None and not parity.comparisons and plan.changed and not examples:
-        note = "Nothing could be compared without a run: give example inputs."
+        note = "Nothing could be compared without running the model: give example inputs."
         parity, tried = None, replace(tried, notes=(*tried.notes, note))
     if parity is not None and not parity.ok:
         raise parity_error(parity, name)
@@ -370,7 +370,7 @@ def parity_error(parity: ParityReport, where: str) -> ParityError:
         parity.first_departure or where,
         " ".join(parity.problems).rstrip("."),
         "the converted model must agree with the original up to rounding",
-        "Exclude the layer that is named, and report this as a bug with the layer's geometry",
+        "Exclude the layer named here, and report this as a bug with its geometry",
     )
 
 
@@ -381,7 +381,7 @@ def _check_nothing_left(still_running: Sequence[str]) -> None:
             still_running[0] or "(model)",
             "a transposed convolution still runs there after the conversion "
             f"({len(still_running)} in all)",
-            "every layer that is replaced must be gone",
+            "no layer that was replaced may still run",
             "Exclude it to keep it, and report this as a bug with the code that calls it",
         )
 
@@ -394,8 +394,8 @@ def _allow_no_refusal(plan: Plan) -> None:
     raise RefusedError(
         first.name or "(model)",
         first.reason.removeprefix(f"{first.name}: ").rstrip("."),
-        f"`strict` allows no refusal ({len(others)} more)" if others else "`strict` allows none",
-        "Exclude the layer, or leave out `strict`",
+        "`strict` allows no refusal" + (f" ({len(others)} more)" if others else ""),
+        "Exclude the layer, or omit `strict`",
     )
 
 

@@ -27,7 +27,7 @@ def check_output(path: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) 
             raise OptionError(
                 str(path),
                 "the output is also an input",
-                "inputs are never written over",
+                "inputs are never overwritten",
                 "Give another output file",
             )
     if path.is_dir() or not path.parent.is_dir():
@@ -35,7 +35,7 @@ def check_output(path: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) 
             str(path),
             "it is a folder" if path.is_dir() else f"the folder {path.parent} does not exist",
             "the output must be a file in an existing folder",
-            "Correct the path, or make the folder",
+            "Correct the path, or create the folder",
         )
     if path.exists() and not overwrite:
         raise OptionError(

@@ -93,7 +93,7 @@ class Options(Settings):
                 f"the value is {self.strength:g} and the form is {self.to!r}",
                 "a resize-convolution has no grid, and a sub-pixel convolution keeps all of it: only "
                 f"{' and '.join(repr(form.name) for form in FORMS if form.has_strength)} can remove a part",
-                "Choose one of these forms, or leave `strength` out",
+                "Choose one of these forms, or omit `strength`",
             )
 
     @property

@@ -296,7 +296,7 @@ def test_state_key_chooses_the_weights(tmp_path):
 def test_what_is_left_out_of_the_checkpoint_is_told(tmp_path):
     torch.save({"model": Net().state_dict(), "optimizer": {"lr": 0.1}}, tmp_path / "net.pt")
     notes = run_json("inspect", tmp_path / "net.pt", *arch("Net"))["notes"]
-    assert "Left out of the checkpoint: optimizer." in notes
+    assert "Ignored entries of the checkpoint: optimizer." in notes
 
 
 # --- convert: what is written -------------------------------------------------------------------
@@ -722,7 +722,7 @@ def test_wrong_usage_ends_with_two(net, monkeypatch, arguments):
     [
         (("--include", "down*"), ("'down*' matches none of the 2 layers", "up1, up2")),
         (("--arch-kwargs", "[1]"), ("arch-kwargs", "a JSON object is needed")),
-        (("--arch-kwargs", '{"depth": 2}'), ("it does not build (TypeError",)),
+        (("--arch-kwargs", '{"depth": 2}'), ("building the model fails (TypeError",)),
         (("--arch-kwargs", '{"width": 4}'), ("other shapes", "(3, 2, 3, 3) instead of (4, 2")),
         (("--arch", "torch.nn"), ("'module:callable' is needed",)),
         (("--arch", "absent_module:Net"), ("ModuleNotFoundError",)),

@@ -383,7 +383,7 @@ HOSTILE = {
             *(function([call(name=f"F{i}")], name=f"F{i + 1}") for i in range(300)),
         ],
     ),
-    "reads 'nothing', which nothing gives": lambda: model([deconv("nothing w")], [X], [Y], W),
+    "reads 'nothing', which no node computes": lambda: model([deconv("nothing w")], [X], [Y], W),
 }
 
 

@@ -473,9 +473,9 @@ def as_fifo(path):
         pytest.param(empty_graph, r"torch\.export\.load fails", id="no graph"),
         pytest.param(compressed, "it is compressed", id="compressed"),
         pytest.param(leading_outside, "outside the archive's folder", id="outside"),
-        pytest.param(twice, "it is there twice", id="twice"),
+        pytest.param(twice, "it occurs twice", id="twice"),
         pytest.param(made_up_values, "has no values and a size of 1000000000000", id="made up"),
-        pytest.param(missing_values, "which is no tensor of this file", id="missing values"),
+        pytest.param(missing_values, "which is not a tensor of this file", id="missing values"),
     ],
 )
 def test_a_damaged_file_is_a_sentence(path, damage, found):

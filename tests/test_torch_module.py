@@ -719,7 +719,7 @@ lazy_warning = pytest.mark.filterwarnings(
 def test_lazy_layer_without_inputs_is_refused(cls, shape):
     conversion = deconvfix.convert(nn.Sequential(cls(4, 3, 2)))
     assert conversion.plan["0"].reason == (
-        "0: it is lazy and has no weight yet; its shape is known after the first run. "
+        "0: it is lazy and has no weight yet; its shape is determined by the first run. "
         "Give example inputs, or run the model once before."
     )
 

@@ -102,7 +102,7 @@ def bench(before: Runner, after: Runner, *, repeats: int, threads: int) -> Bench
             "repeats",
             f"the value is {repeats}",
             "2 or more runs are needed to see how much they differ",
-            "Correct the value, or leave it out",
+            "Correct the value, or omit it",
         )
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(_WARM_UP + repeats):

@@ -47,7 +47,7 @@ from deconvfix.core.options import taken_from
 from deconvfix.errors import DeconvfixError
 from deconvfix.files import check_output, output_folder, sha256
 from deconvfix.fit.tuning import Progress, Tuning
-from deconvfix.forms import form
+from deconvfix.forms import FORMS, form
 from deconvfix.report.report import ConversionReport
 from deconvfix.request import Request
 
@@ -244,19 +244,19 @@ def _check_usage(ctx: click.Context, model: Path, options: ConvertOptions) -> No
         ),
         (
             options.dry_run and options.samples_curve,
-            "A --dry-run fits nothing: leave out --samples-curve.",
+            "A --dry-run fits nothing: omit --samples-curve.",
         ),
         (
             curves and share().world > 1,
-            "--curve and --samples-curve are measured by one process: leave out torchrun.",
+            "--curve and --samples-curve are measured by one process: omit torchrun.",
         ),
         (
             curve and planned,
-            "--curve runs the model at several strengths: leave out --dry-run and --recipe.",
+            "--curve runs the model at several strengths: omit --dry-run and --recipe.",
         ),
         (
             curve and not form(options.to).has_strength,
-            "--curve is for --to equalized and notch: the other forms have no strength.",
+            f"--curve is for --to {_names_with_strength()}: the other forms have no strength.",
         ),
         (
             curve and options.calibration is None,
@@ -270,6 +270,10 @@ def _check_usage(ctx: click.Context, model: Path, options: ConvertOptions) -> No
     for is_wrong, sentence in wrong:
         if is_wrong:
             raise click.UsageError(sentence, ctx)
+
+
+def _names_with_strength() -> str:
+    return " and ".join(form.name for form in FORMS if form.has_strength)
 
 
 def _check_report(ctx: click.Context, source: Source, options: ConvertOptions) -> None:

@@ -80,7 +80,7 @@ class CalibrationFiles:
             raise OptionError(
                 "calibration",
                 f"there are {count} samples for {self.step} processes",
-                "each process needs one at least",
+                "each process needs at least one",
                 "Use fewer processes, or give more samples",
             )
 
@@ -129,7 +129,7 @@ class CalibrationFiles:
         for each in files:
             _check_member(each, self.path)
         if not files:
-            raise _unreadable(self.path, "there is no picture and no sound in it")
+            raise _unreadable(self.path, "it contains no picture and no sound")
         name = self._only_name()
         # Where samples are cut out, a large picture gives more than one.
         count = len(files) if self.shape is None else self.most
@@ -221,12 +221,12 @@ def _check_member(path: Path, folder: Path) -> None:
     """A folder of samples is data: no link leads out of it, and nothing is read that never ends.
 
     Raises:
-        OptionError: If it is no regular file in the folder.
+        OptionError: If it is not a regular file in the folder.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise _unreadable(path, "it is a link to a place outside of the folder")
     if not path.is_file():
-        raise _unreadable(path, "it is no regular file")
+        raise _unreadable(path, "it is not a regular file")
 
 
 def _picture(
@@ -257,7 +257,9 @@ def _picture(
         # Rounded up: what is cut out must fit in.
         size = (math.ceil(picture.width * factor), math.ceil(picture.height * factor))
         if factor > 1 and math.prod(size) > _MOST_PIXELS:
-            raise _unreadable(path, f"it is too narrow: enlarged it would be {size[0]} x {size[1]}")
+            raise _unreadable(
+                path, f"it is too narrow; enlarged, it would be {size[0]} x {size[1]}"
+            )
         if factor > 1:
             picture = picture.resize(size)
     array = np.asarray(picture, np.float64) / 255
@@ -279,7 +281,7 @@ def _eight_bits(picture: Image.Image, *, gray: bool) -> Image.Image:
         picture = Image.fromarray(scaled)
         picture.getexif().update(exif)
     if picture.mode in ("I", "F"):
-        raise ValueError(f"its mode is {picture.mode}: nothing says what is white")
+        raise ValueError(f"its mode is {picture.mode}, which does not define what is white")
     return picture.convert("L" if gray else "RGB")
 
 
@@ -306,7 +308,7 @@ def _sound(
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         raise _unreadable(path, str(error)) from error
     if not len(samples):
-        raise _unreadable(path, "it has no sound in it")
+        raise _unreadable(path, "it contains no sound")
     array: NDArray[np.float64] = samples.T[None]
     if shape is None:
         return array
@@ -343,7 +345,7 @@ def _unfit(path: Path, kind: str, wanted: str, shape: tuple[int, ...]) -> Option
     return OptionError(
         str(path),
         f"{kind} gives an input of shape {wanted}, and the model's input is {shape}",
-        "calibration samples must be what the model takes",
+        "calibration samples must have the shape of the model's input",
         "Give a .npz or .npy file of such arrays",
     )
 

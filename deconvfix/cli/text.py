@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deconvfix.core.decibels import INVISIBLE_DB, decibels_in_words
+from deconvfix.parity.bounds import LIMIT
 from deconvfix.report.report import finite
 
 if TYPE_CHECKING:
@@ -40,11 +41,10 @@ def inspection(found: Inspection) -> Iterator[Any]:
             if layer.refusal:
                 yield f"[red]refused[/red] {escape(layer.refusal)}"
         yield (
-            "Overlap is uneven where the stride does not divide the kernel. Ripple: unevenness of "
-            f"the answer to a constant input, by the weights; below {INVISIBLE_DB:.0f} dB it is "
-            "invisible. Period: "
-            "output pixels in which the grid repeats"
-            + ("." if found.outputs else ", if the layers follow each other.")
+            "Overlap: uneven where the stride does not divide the kernel size. Ripple: how much the "
+            "output for a constant input varies with the phase, computed from the weights; below "
+            f"{INVISIBLE_DB:.0f} dB it is invisible. Period: output pixels after which the grid repeats"
+            + ("." if found.outputs else ", assuming that the layers follow each other.")
         )
         yield from map(escape, _reasons(found))
         yield from map(escape, _tones(found))
@@ -53,9 +53,9 @@ def inspection(found: Inspection) -> Iterator[Any]:
     for sentence in found.advice[:_MOST_LINES]:
         yield f"Gradients: {escape(sentence)}"
     if len(found.advice) > _MOST_LINES:
-        yield f"Gradients: {len(found.advice) - _MOST_LINES} more layers like these, see --json."
+        yield f"Gradients: {len(found.advice) - _MOST_LINES} more layers like these; see --json."
     if found.advice:
-        yield "Such layers are not converted; new models need kernels that the stride divides."
+        yield "Such layers are not converted. For a new model, choose kernels that the stride divides."
     yield from map(escape, found.notes)
 
 
@@ -85,7 +85,7 @@ def conversion(report: ConversionReport) -> Iterator[Any]:
     if report.parity is not None:
         yield from parity(report.parity)
     if report.export is not None:
-        yield from parity(report.export, "ONNX Runtime against torch")
+        yield from parity(report.export, "Verified in ONNX Runtime")
     yield from map(escape, report.notes)
     if report.output:
         yield f"Wrote {escape(report.output)}."
@@ -96,23 +96,28 @@ def _fidelity(fidelity: Fidelity) -> Iterator[str]:
     """The numbers of what was changed on purpose."""
     pairs = [
         (
-            "the layers, largest, by their weights",
+            "Largest layer ripple (from the weights)",
             fidelity.ripple_db_before,
             fidelity.ripple_db_after,
         ),
-        ("the whole model", fidelity.network_ripple_db_before, fidelity.network_ripple_db_after),
+        (
+            "Ripple of the whole model",
+            fidelity.network_ripple_db_before,
+            fidelity.network_ripple_db_after,
+        ),
     ]
     for what, before, after in pairs:
         if before is not None and after is not None:
-            told = f"{decibels_in_words(before)} before, {decibels_in_words(after)} after"
-            yield f"  Ripple of {what}: {told}."
+            yield f"  {what}: {decibels_in_words(before)} before, {decibels_in_words(after)} after."
     if fidelity.psnr_db is not None:
-        yield f"  PSNR {fidelity.psnr_db:.1f} dB, on {fidelity.measured_on()}."
+        yield (
+            f"  Match to the original: {fidelity.psnr_db:.1f} dB PSNR, on {fidelity.measured_on()}."
+        )
 
 
 def _curve(curve: SamplesCurve) -> Iterator[str]:
     """One line for each fit, and what they say."""
-    yield f"Calibrated fits, compared on {curve.heldout} held-out samples:"
+    yield f"Calibrated fits, compared with the original on {curve.heldout} held-out samples:"
     for point in curve.points:
         psnr = "nothing to compare" if point.psnr_db is None else f"{point.psnr_db:.1f} dB PSNR"
         yield f"  {point.samples:>5} samples  {psnr}"
@@ -122,29 +127,39 @@ def _curve(curve: SamplesCurve) -> Iterator[str]:
 def export(report: ExportReport) -> Iterator[Any]:
     """Where the file is, what is in it, and the proof."""
     if report.parity is not None:
-        yield from parity(report.parity, "ONNX Runtime against torch")
+        yield from parity(report.parity, "Verified in ONNX Runtime")
     count = report.operators.get("ConvTranspose", 0)
     yield f"Wrote {escape(report.path)}, opset {report.opset}, {count} ConvTranspose."
 
 
-def parity(report: ParityReport, title: str = "Proof") -> Iterator[Any]:
-    """One line, and what is wrong."""
-    agreement = "[green]in agreement[/green]" if report.ok else "[red]NOT in agreement[/red]"
+def parity(report: ParityReport, title: str = "Verified") -> Iterator[Any]:
+    """One line for the verdict, then what is wrong."""
+    if report.ok and not report.comparisons:
+        yield "Nothing was compared."
+        yield from map(escape, report.notes)
+        return
+    count, agree = len(report.comparisons), sum(found.ok for found in report.comparisons)
+    verdict = f"[green]{title}[/green]" if report.ok else f"[red]NOT {title.lower()}[/red]"
+    if not report.ok:
+        agreement = f"{agree} of {count} comparisons agree"
+    elif count == 1:
+        agreement = "the only comparison agrees"
+    else:
+        agreement = f"all {count} comparisons agree"
     yield (
-        f"{title}: {agreement}, {len(report.comparisons)} comparisons in {report.dtype}; "
-        f"largest difference {report.max_abs:.3g}, {report.max_error_ratio:.3g} times what one "
-        "rounding explains (limit 10)."
+        f"{verdict}: {agreement} ({report.dtype}). Largest difference {report.max_abs:.3g}, largest error "
+        f"{report.max_error_ratio:.3g}x the rounding bound (limit {LIMIT:g}x)."
     )
     for problem in report.problems:
         yield f"[red]{escape(problem)}[/red]"
     if report.first_departure is not None:
-        yield f"The first layer that departs: {escape(report.first_departure)}."
+        yield f"The first layer that differs: {escape(report.first_departure)}."
     yield from map(escape, report.notes)
 
 
 def bench(report: BenchReport) -> Iterator[Any]:
     """One row for each model, and the ratio."""
-    table = Table("", "Runtime", "Median", "Middle half of the runs")
+    table = Table("", "Runtime", "Median", "Middle half of runs")
     for name, timing in (("before", report.before), ("after", report.after)):
         low, high = timing.quartiles_ms
         table.add_row(
@@ -154,11 +169,11 @@ def bench(report: BenchReport) -> Iterator[Any]:
     low, high = report.ratio_quartiles
     threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
     yield (
-        f"Before over after: {report.ratio:.2f} (above 1 the converted model is faster); middle half of "
-        f"{report.repeats} pairs {low:.2f} to {high:.2f}; {threads}."
+        f"Time before / time after: {report.ratio:.2f} (above 1, the converted model is faster). Middle "
+        f"half of {report.repeats} pairs: {low:.2f} to {high:.2f}; {threads}."
     )
     if report.before.runtime != report.after.runtime:
-        yield "The two run in different runtimes: that is part of the ratio."
+        yield "The two models run in different runtimes, which is part of the ratio."
 
 
 def _reasons(found: Inspection) -> Iterator[str]:
@@ -184,7 +199,7 @@ def _tones(found: Inspection) -> Iterator[str]:
         ]
         more = ", ..." if len(tones) > _MOST_LINES else ""
         others = sorted({other for tone in tones for other in tone.coincides_with})
-        shared = f"; images of {', '.join(others)} fall on them too" if others else ""
+        shared = f"; images of {', '.join(others)} coincide with them" if others else ""
         yield f"{layer.name or '(model)'}: tones at {', '.join(words)}{more}{shared}."
 
 
@@ -193,13 +208,13 @@ def _output(output: OutputDiagnosis) -> Iterator[str]:
     flat = output.flat_field
     if flat is not None:
         yield (
-            f"{where}: a constant input gives a ripple of {flat.ripple_db:.1f} dB, phases up to "
-            f"{flat.apart:.3g} apart."
+            f"{where}: on a constant input the ripple is {flat.ripple_db:.1f} dB; phases differ by up to "
+            f"{flat.apart:.3g}."
         )
     for variance in output.phase_variances:
         period = "x".join(map(str, variance.period))
         yield (
-            f"{where}: the phase in a period of {period} explains {100 * variance.share:.2g} % of the "
+            f"{where}: the phase within a period of {period} explains {100 * variance.share:.2g} % of the "
             f"fine structure, rms {variance.rms:.2g} (F = {variance.f_statistic:.3g}, "
             f"p = {variance.p_value:.2g}; {', '.join(map(_named, variance.layers))})."
         )
@@ -210,12 +225,12 @@ def _output(output: OutputDiagnosis) -> Iterator[str]:
     for peak in peaks[:_MOST_LINES]:
         at = ", ".join(f"{frequency:.4g}" for frequency in peak.frequency)
         unit = f"{peak.hz:g} Hz" if peak.hz is not None else f"({at}) cycles per pixel"
-        layers = ", ".join(map(_named, peak.layers)) or "no layer alone"
-        yield f"{where}: a peak at {unit}, {peak.ratio_db:.1f} dB, from {layers}."
+        layers = ", ".join(map(_named, peak.layers)) or "several layers together"
+        yield f"{where}: a peak of {peak.ratio_db:.1f} dB at {unit}, caused by {layers}."
     if len(peaks) > _MOST_LINES:
-        yield f"{where}: {len(peaks) - _MOST_LINES} further peaks, see --json."
+        yield f"{where}: {len(peaks) - _MOST_LINES} more peaks; see --json."
     if output.peaks and not peaks:
-        yield f"{where}: no frequency of a grid stands out by {_STANDS_OUT_DB:g} dB."
+        yield f"{where}: no frequency of a grid stands out by {_STANDS_OUT_DB:g} dB or more."
 
 
 def _named(layer: str) -> str:

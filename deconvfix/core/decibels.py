@@ -30,5 +30,5 @@ def decibels(ratio: float) -> float:
 def decibels_in_words(value: float) -> str:
     """A ripple for people: the number, or what its ends stand for."""
     if value <= LOWEST_DB:
-        return "none at all"
+        return "none"
     return f"{value:.1f} dB" if value < -LOWEST_DB else "nothing but grid"

@@ -129,7 +129,7 @@ class ConvTransposeSpec:
                 f"{self.ndim}-D transposed convolution",
                 f"`input_size` is {tuple(input_size)}",
                 f"one length per spatial axis is needed, that is {self.ndim}",
-                "Leave out the batch and channel axes",
+                "Omit the batch and channel axes",
             )
         return tuple(
             (length - 1) * s + big_k - b - e + op
@@ -163,7 +163,7 @@ class ConvTransposeSpec:
                 where,
                 f"`kernel_size` {self.kernel_size} has {self.ndim} axes",
                 "one, two or three spatial axes are supported",
-                "Leave out the batch and channel axes",
+                "Omit the batch and channel axes",
             )
         for name in ("stride", "padding", "output_padding", "dilation"):
             value = getattr(self, name)

@@ -68,8 +68,8 @@ def measure_samples(model: Any, request: Request) -> SamplesCurve:
         raise OptionError(
             "samples-curve",
             "no layer is to be fitted to calibration samples",
-            "it says what more of them would bring",
-            "Use it with init 'calibrated' or 'tuned' and calibration inputs, or leave it out",
+            "the curve shows what more samples would bring",
+            "Use it with init 'calibrated' or 'tuned' and calibration inputs, or omit it",
         )
     from deconvfix.frontends.torch.compare import psnr_on
     from deconvfix.frontends.torch.samples import calibration_inputs, cut, join, split
@@ -82,7 +82,7 @@ def measure_samples(model: Any, request: Request) -> SamplesCurve:
             f"there are {len(samples)} calibration samples"
             + ("" if independent else " (the model does not treat those of a batch independently)"),
             f"{_FEWEST} or more are needed to fit to some and compare on others",
-            "Give more samples, or leave this out",
+            "Give more samples, or omit this",
         )
     fitted, heldout = split(samples)
     frontend, model = enter(model)

@@ -23,7 +23,7 @@ def recommend(match: Match) -> Recommendation | None:
     if match.obstacle is not None:
         return Recommendation(KEEP, f"It cannot be converted: {match.obstacle.found}.", 1.0)
     if max(spec.stride) == 1:
-        return Recommendation(KEEP, "Stride 1: it has no phases, and so no grid.", 1.0)
+        return Recommendation(KEEP, "Stride 1: there are no phases, and so no grid.", 1.0)
     exact = next(form for form in FORMS if form.is_exact)
     if isinstance(exact.settle(spec, Settings(), None), Refusal):
         return Recommendation(KEEP, "Its dense kernel would be too large to convert.", 1.0)

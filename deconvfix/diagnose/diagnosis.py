@@ -51,7 +51,7 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
     strides = [match.spec.stride for match in matches if match.spec is not None]
     stacked = _stacked(matches)
     if sample_rate is not None and not any(len(stride) == 1 for stride in strides):
-        notes.append("No layer has one dimension: the sample rate is not used.")
+        notes.append("No layer is one-dimensional, so the sample rate was not used.")
     periods, outputs = dict(stacked), []
     shown = outputs_with_grids(matches, probe)
     for _, grids in reversed(shown.values()):
@@ -96,9 +96,9 @@ def _nothing_to_lose(found: Inspection) -> Iterator[str]:
         flat = output.flat_field
         if flat is not None and flat.ripple_db <= INVISIBLE_DB:
             yield (
-                f"Output {output.index}: a constant input gives no visible grid, although layers make one: "
-                "what follows them takes it away. A form without a grid gains nothing there, and fits to "
-                "single layers can move the output far."
+                f"Output {output.index}: a constant input gives no visible grid, although single layers make "
+                "one: later layers cancel it. A form without a grid gains nothing there, and fits to single "
+                "layers can change the output a lot."
             )
 
 
@@ -180,21 +180,21 @@ def _limits(output: OutputDiagnosis, usable: bool) -> list[str]:
     """Sentences about what could not be measured."""
     where = f"Output {output.index}"
     if not usable:
-        return [f"{where} has NaN or infinities: it was not looked at."]
+        return [f"{where} contains NaN or infinite values and was not analysed."]
     found = []
     if output.flat_field is None:
         found.append(
-            f"{where}: no flat field. The model's answer to constant inputs does not become periodic "
-            "away from the border: the border, or a position that the model knows, reaches everywhere."
+            f"{where}: no flat field, because the output for a constant input does not become periodic away "
+            "from the border. The border, or a position encoding, influences every pixel."
         )
     if not output.phase_variances or output.phase_variances[0].period != output.period:
         found.append(
-            f"{where} has less than four periods of {'x'.join(map(str, output.period))}: give larger "
+            f"{where} has fewer than four periods of {'x'.join(map(str, output.period))}: give larger "
             "example inputs for an analysis of variance and spectral peaks."
         )
     elif not output.peaks:
         found.append(
-            f"{where} has less than four periods of {'x'.join(map(str, output.period))} along an "
+            f"{where} has fewer than four periods of {'x'.join(map(str, output.period))} along an "
             "axis: give larger example inputs for spectral peaks."
         )
     return found

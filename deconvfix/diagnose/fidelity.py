@@ -75,11 +75,11 @@ class OutputChange:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How far an intended change moves the output, and what becomes of the grid.
+    """How well the outputs still match the original's after an intended change, and what became of the grid.
 
-    The last calibration batch is what is looked at, or else the example inputs; without either, what
-    needs a run is None. Where calibration inputs were fitted to, the distance is that on inputs which
-    the fit has seen: `SamplesCurve` has it on others.
+    Measured on the last calibration batch, or else on the example inputs; without either, what needs a
+    run is None. Where layers were fitted to calibration inputs, the match is that on inputs which the fit
+    has seen: `SamplesCurve` has it on others.
 
     Attributes:
         psnr_db: Converted against original output, peak = range of the original's.
@@ -108,28 +108,28 @@ class Fidelity:
     def sentence(self) -> str:
         """What the change did, for the owner of the model."""
         before, after = self.network_ripple_db_before, self.network_ripple_db_after
-        what = "The grid on a constant input"
+        what = "On a constant input, the grid"
         if before is None or after is None:
             before, after = self.ripple_db_before, self.ripple_db_after
-            what = "The strongest grid of a layer on a constant input"
-        verb = "fell" if after < before else "went"
-        told = f"{what} {verb} from {decibels_in_words(before)} to {decibels_in_words(after)}"
+            what = "On a constant input, the strongest grid of a layer"
+        verb = "fell" if after < before else "changed"
+        summary = f"{what} {verb} from {decibels_in_words(before)} to {decibels_in_words(after)}"
         loudest = max(
             (output for output in self.outputs if output.flat_before and output.flat_after),
             key=lambda output: output.flat_before.rms if output.flat_before else 0.0,
             default=None,
         )
         if loudest is not None and before > 0:
-            # Sound has no level that a ripple could be told relative to.
+            # Sound has no level that a ripple could be given relative to.
             assert loudest.flat_before
             assert loudest.flat_after
             old, new = loudest.flat_before.rms, loudest.flat_after.rms
-            verb = "fell" if new < old else "went"
-            told = f"The tone on a constant input {verb} from an rms of {old:.2g} to {new:.2g}"
+            verb = "fell" if new < old else "changed"
+            summary = f"On a constant input, the tone {verb} from an rms of {old:.2g} to {new:.2g}"
         if self.psnr_db is None:
-            return f"{told}; how close the outputs stay was not measured."
+            return f"{summary}; how well the outputs match the original's was not measured."
         seen = " on samples that the fit has seen" if self.psnr_seen else ""
-        return f"{told}; the outputs agree with the original to {self.psnr_db:.1f} dB PSNR{seen}."
+        return f"{summary}; the outputs match the original's at {self.psnr_db:.1f} dB PSNR{seen}."
 
     def measured_on(self) -> str:
         """Which samples the outputs were compared on, in words."""
@@ -137,4 +137,6 @@ class Fidelity:
         if self.psnr_seen:
             return f"{count} of the {fitted} samples that the layers were fitted to"
         drawn = "" if fitted is None else f" (the layers were fitted to {fitted} others)"
-        return f"{'some' if count is None else count} example input{'s'[count == 1 :]}{drawn}"
+        if count == 1:
+            return f"1 example input{drawn}"
+        return f"{'some' if count is None else count} example inputs{drawn}"

@@ -178,14 +178,15 @@ def with_runs(
     fidelity = replace(fidelity, psnr_db=frontend.psnr_db(before, after, inputs))
     runs = run_both(frontend, before, after, matches, inputs)
     if runs is None:
-        return fidelity, ("The grid of the whole model was not measured: it does not run.",)
+        return fidelity, (
+            "The grid of the whole model was not measured, because the model does not run.",
+        )
     batch = next((len(array) for array in runs.before.inputs if array.ndim), None)
     outputs = _changes(runs, sample_rate)
     flat = [output for output in outputs if output.flat_before and output.flat_after]
     notes = tuple(
-        f"Output {output.index}: its grid on a constant input is not measured. The answer does not become "
-        "periodic away from the border: the border, or a position that the model knows, reaches "
-        "everywhere."
+        f"Output {output.index}: the grid on a constant input was not measured, because the output does not "
+        "become periodic away from the border. The border, or a position encoding, influences every pixel."
         for output in outputs
         if output not in flat
     )
@@ -200,19 +201,20 @@ def with_runs(
 
 
 def _far(fidelity: Fidelity) -> tuple[str, ...]:
-    """What to do where the outputs are other ones."""
+    """A note for outputs that no longer match: why, and what to do."""
     psnr, ripple = fidelity.psnr_db, fidelity.network_ripple_db_before
     if psnr is None or psnr >= _FAR_DB:
         return ()
-    told = f"The outputs are far from the original's ({psnr:.1f} dB)"
+    reason = ""
     if ripple is not None and ripple < _FAINT_DB and fidelity.ripple_db_before > ripple:
-        told += (
-            ": the layers behind the converted ones rely on their grids, and take them away, so that "
-            f"{decibels_in_words(ripple)} are left of them in the original"
+        reason = (
+            " The layers after the converted ones rely on their grids and cancel them: in the original, "
+            f"{decibels_in_words(ripple)} of ripple is left."
         )
     return (
-        f"{told}. Fits to single layers do not see what follows. A distillation does (init 'tuned', for "
-        "modules), and gets closer with time and samples; or leave these layers as they are.",
+        f"The outputs no longer match the original's (PSNR {psnr:.1f} dB).{reason} Fits to single layers "
+        "do not see what follows. Distillation does (init 'tuned', for modules), and improves with time and "
+        "samples; or keep these layers as they are.",
     )
 
 

@@ -53,7 +53,7 @@ from deconvfix.forms.base import (
 
 __all__ = ["EQUALIZED"]
 
-_AS_IT_IS = "strength 0: it stays as it is"
+_AS_IT_IS = "strength 0: left unchanged"
 
 # Below this the phase sums were equal already, up to the rounding of the stored weights.
 _EQUAL = 1e-6
@@ -85,7 +85,7 @@ class Equalized(Form):
             return Refusal(
                 f"init is {settings.init!r} and the form is 'equalized'",
                 "the equalized form corrects the trained weight",
-                "Leave init out, or choose the form 'resize'",
+                "Omit init, or use the form 'resize'",
             )
         if settings.strength == 0:
             return Settled(replace(settings, init="exact"), True, 0.0, _AS_IT_IS, form=KEEP)
@@ -115,11 +115,11 @@ class Equalized(Form):
         if settings.init == "exact" and not exact:
             return Refusal(
                 f"its phase sums differ (relative correction {residual:.3g})",
-                "init 'exact' needs phase sums that are equal already",
+                "init 'exact' needs equal phase sums",
                 "Use init 'fit', or the form 'subpixel'",
             )
         note = (
-            "phase sums are equal already"
+            "phase sums are already equal"
             if exact
             else f"minimum-norm correction, relative size {residual:.3g}"
             + ("" if settings.strength == 1 else f", strength {settings.strength:g}")
@@ -220,7 +220,8 @@ class Equalized(Form):
             return None
         reason = (
             "Its phase sums differ, which makes a grid: the same layer with corrected weights, at "
-            "x1.00 multiply-accumulates; calibrate them on a few inputs, weights alone lose much."
+            "x1.00 multiply-accumulates. Calibrate them on a few inputs: a fit to the weights alone "
+            "changes the output a lot."
         )
         return Merit.REMOVES_THE_GRID_KEEPS_LAYER, Recommendation(self.name, reason, 1.0)
 

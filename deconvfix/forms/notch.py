@@ -81,7 +81,7 @@ class Notch(Form):
             return Refusal(
                 f"init is {settings.init!r} and the form is 'notch'",
                 "the notch form keeps the trained weight",
-                "Leave init out, or choose the form 'resize'",
+                "Omit init, or use the form 'resize'",
             )
         settled = EQUALIZED.settle(spec, settings, read_weight)
         if isinstance(settled, Refusal):
@@ -98,7 +98,7 @@ class Notch(Form):
         if refusal is not None:
             return refusal
         share = f"{settled.relative_residual:.3g}"
-        note = f"its grid on local means (share {share} of the kernel) is taken out"
+        note = f"its grid on local means (share {share} of the kernel) is removed"
         return replace(settled, note=note, needs=(Need.LOCAL_MEANS,))
 
     def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
@@ -164,8 +164,8 @@ class Notch(Form):
         cost = self.relative_macs(candidate.spec, settled.settings)
         reason = (
             "Its phase sums differ, which makes a grid, and its own weights cannot be corrected: the "
-            f"sub-pixel form without the grid of local means, at x{cost:.2f} multiply-accumulates; "
-            "calibrate it on a few inputs."
+            f"sub-pixel form without the grid of local means, at x{cost:.2f} multiply-accumulates. "
+            "Calibrate it on a few inputs."
         )
         return Merit.REMOVES_THE_GRID_KEEPS_DETAIL, Recommendation(self.name, reason, cost)
 

@@ -126,8 +126,8 @@ class Subpixel(Form):
         if settings.init not in (None, "exact"):
             return Refusal(
                 f"init is {settings.init!r} and the form is 'subpixel'",
-                "the sub-pixel form takes the trained weight as it is",
-                "Leave init out, or choose the form 'resize'",
+                "the sub-pixel form uses the trained weight unchanged",
+                "Omit init, or use the form 'resize'",
             )
         axes = _axes(spec)
         old = math.prod(spec.weight_shape)
@@ -189,14 +189,12 @@ class Subpixel(Form):
         only = candidate.lacks.get(Need.STORED_WEIGHT)
         if candidate.has_grid is None:
             reason = (
-                "Its weight is computed while the model runs: only the exact form can be had, "
-                f"{at_cost}, which keeps whatever grid there is."
+                "Its weight is computed while the model runs, so only the exact form is possible, "
+                f"{at_cost}; it keeps any grid."
             )
         elif not candidate.has_grid:
             merit = Merit.SAME_FUNCTION
-            reason = (
-                f"Its phase sums are equal, there is no grid to lose: the exact form, {at_cost}."
-            )
+            reason = f"Its phase sums are equal, so there is no grid to remove: the exact form, {at_cost}."
         elif only is not None:
             reason = (
                 f"Its phase sums differ, which makes a grid, but {only.found}: the exact form, "
@@ -204,7 +202,7 @@ class Subpixel(Form):
             )
         else:
             reason = (
-                "Its phase sums differ, which makes a grid, and no other form can be had: the exact "
+                "Its phase sums differ, which makes a grid, and no other form is possible: the exact "
                 f"form, {at_cost}, keeps the grid."
             )
         return merit, Recommendation(self.name, reason, cost)

@@ -76,7 +76,7 @@ def _decibels(value: float | None) -> str:
 def draw_curve(curve: StrengthCurve) -> str | None:
     """The curve as a picture, for a page; None if there is no PSNR to draw."""
     whole = all(point.network_ripple_db is not None for point in curve.points)
-    what = "a constant input through the network" if whole else "the layers, by their weights"
+    what = "the network on a constant input" if whole else "the layers (from the weights)"
     marks = []
     for point in curve.points:
         ripple = point.network_ripple_db if whole else point.layer_ripple_db
@@ -88,7 +88,7 @@ def draw_curve(curve: StrengthCurve) -> str | None:
         marks,
         lowest=_LOWEST_DRAWN_DB,
         x_label=f"ripple of {what}, dB",
-        y_label="PSNR against the original, dB",
+        y_label="match to the original (PSNR), dB",
     )
 
 
@@ -111,7 +111,7 @@ class SamplesPoint:
 
 @dataclass(frozen=True)
 class SamplesCurve:
-    """How the outputs come closer with the number of calibration samples.
+    """How the match to the original improves with the number of calibration samples.
 
     Attributes:
         heldout: On so many samples, which no fit has seen, the outputs were compared.

@@ -20,7 +20,7 @@ __all__ = [
 
 Array = NDArray[Any]
 # The heading of the last pictures.
-KERNELS = "Answers of the layers to one pixel, largest weight"
+KERNELS = "Impulse responses of the layers, for the largest weight"
 # How often the difference of two outputs is enlarged.
 AMPLIFIED = 8.0
 _SAMPLE_SIZE = 96
@@ -60,7 +60,7 @@ def draw(evidence: Evidence) -> tuple[Picture, ...]:
 
 def _flat(pair: Pair) -> list[Picture]:
     """One contrast for both, that of the original: what is left of a grid must not be hidden."""
-    section = f"The grid: the answer to {pair.what}, away from the border"
+    section = f"The grid: the output for {pair.what}, away from the border"
     if pair.before.ndim < 3:
         return _signals(section, pair, samples=256)
     old, new = (_deviations(_slice(array)) for array in (pair.before, pair.after))
@@ -75,7 +75,7 @@ def _flat(pair: Pair) -> list[Picture]:
 
 
 def _sample(pair: Pair) -> list[Picture]:
-    section = f"The output on {pair.what}"
+    section = f"The output for {pair.what}"
     if pair.before.ndim < 3:
         return _signals(section, pair, samples=1024)
     old, new = (_middle(_slice(array), _SAMPLE_SIZE) for array in (pair.before, pair.after))
@@ -95,7 +95,7 @@ def _signals(section: str, pair: Pair, samples: int) -> list[Picture]:
     lines = [("before", pair.before[0, window]), ("after", pair.after[0, window])]
     x = np.arange(length)[window]
     uri = plots.curves(x, lines, x_label="sample", y_label="value")
-    return [Picture(section, "the middle of the signal", uri, wide=True)]
+    return [Picture(section, "the centre of the signal", uri, wide=True)]
 
 
 def _spectrum(spectrum: Spectrum) -> Picture:
@@ -129,7 +129,7 @@ def _spectrum(spectrum: Spectrum) -> Picture:
     )
     along = "" if spectrum.axes == 1 else f"along the {_AXES[spectrum.axes][spectrum.axis]} axis; "
     title = f"{along}dotted: the frequencies of the layers' grids"
-    section = "Spectrum of the output, and whose grid is where"
+    section = "Spectrum of the output, with the frequencies of each layer's grid"
     if spectrum.output:
         section += f" (output {spectrum.output})"
     return Picture(section, title, uri, wide=True)

@@ -111,11 +111,11 @@ class ConversionReport:
         """What was changed on purpose, in one or two sentences; None for exact forms."""
         if self.fidelity is None:
             return None
-        told = self.fidelity.sentence()
+        sentence = self.fidelity.sentence()
         last = None if self.samples_curve is None else self.samples_curve.points[-1].psnr_db
         if last is not None:
-            told += f" On samples that it has not seen: {last:.1f} dB."
-        return told
+            sentence += f" On samples that the fit has not seen: {last:.1f} dB."
+        return sentence
 
     def verdict(self) -> str:
         """One sentence."""
@@ -148,7 +148,9 @@ class ConversionReport:
             pictures=drawn,
             curve_picture=None if self.curve is None else draw_curve(self.curve),
             kernels=KERNELS,
-            told=[(output, output.strongest(_MOST_TONES)) for output in outputs if output.tones],
+            tones_of=[
+                (output, output.strongest(_MOST_TONES)) for output in outputs if output.tones
+            ],
             ripple=lambda value: "" if value is None else decibels_in_words(value),
             decibels=lambda value: "below 10 dB" if value is None else f"{value:.1f} dB",
             frequency=Tone.in_words,

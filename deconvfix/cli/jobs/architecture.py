@@ -73,11 +73,11 @@ class CheckpointSource(Source):
         unused = checkpoints.load_state(model, checkpoint)
         notes = []
         if checkpoint.state_key:
-            notes.append(f"The weights are those under {checkpoint.state_key!r}.")
+            notes.append(f"The weights were taken from {checkpoint.state_key!r}.")
         if checkpoint.left_out:
-            notes.append(f"Left out of the checkpoint: {', '.join(checkpoint.left_out)}.")
+            notes.append(f"Ignored entries of the checkpoint: {', '.join(checkpoint.left_out)}.")
         if unused:
-            notes.append(f"Not in the architecture, left out: {', '.join(unused[:8])}.")
+            notes.append(f"Not in the architecture, ignored: {', '.join(unused[:8])}.")
         return model, tuple(notes)
 
     def example_inputs(self, model: nn.Module) -> Inputs | None:
@@ -142,7 +142,7 @@ def bound_inputs(source: Source, model: nn.Module, state: Sequence[Tensor]) -> I
     except TypeError as error:
         raise OptionError(
             str(source.inputs_file),
-            f"it holds what torch has no tensors for ({error})",
+            f"it contains arrays that torch has no tensors for ({error})",
             "arrays of numbers are needed",
             "Write it with numpy.savez(path, NAME=array, ...)",
         ) from error
@@ -160,7 +160,7 @@ def _tensor(described: Described, number: int) -> Tensor:
             "input",
             f"torch has no dtype {described.dtype!r}",
             "NAME=1x3x64x64 or NAME=1x77:int64 is needed",
-            "Correct the dtype, or leave it out for float32",
+            "Correct the dtype, or omit it for float32",
         )
     return torch.from_numpy(described.values(number)).to(dtype)
 
@@ -185,7 +185,7 @@ def _build(arch: str, arch_kwargs: dict[str, Any]) -> nn.Module:
     except Exception as error:
         raise ModelError(
             arch,
-            f"it does not build ({type(error).__name__}: {error})",
+            f"building the model fails ({type(error).__name__}: {error})",
             "a callable that returns the model is needed",
             "Run the command where the module can be imported, and check --arch-kwargs",
         ) from error

@@ -229,8 +229,8 @@ def reloaded_error(where: str) -> ParityError:
     """The error for a written file that does not give back what was written."""
     return ParityError(
         where,
-        "the written file gives another value",
-        "what was written must come back",
+        "the written file gives a different value",
+        "reading the file must give back what was written",
         "Nothing was written; report this as a bug",
     )
 

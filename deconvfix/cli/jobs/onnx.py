@@ -45,14 +45,14 @@ class OnnxKind:
                 "opset",
                 f"the value is {job.opset}",
                 "an ONNX file keeps its own",
-                "Leave out --opset, or convert the file first (onnx.version_converter)",
+                "Omit --opset, or convert the file first (onnx.version_converter)",
             )
         if job.samples_curve:
             raise OptionError(
                 "samples-curve",
                 f"{job.source.path} holds no torch module",
                 "a checkpoint and the code of its model are needed",
-                "Leave it out, or measure it on the checkpoint that the file comes from",
+                "Omit it, or measure it on the checkpoint that the file comes from",
             )
 
     def open(self, job: Job) -> Opened:
@@ -183,7 +183,7 @@ def _dtype(name: str) -> np.dtype[Any]:
             "input",
             f"NumPy has no dtype {name!r}",
             "NAME=1x3x64x64 or NAME=1x77:int64 is needed",
-            "Correct the dtype, or leave it out",
+            "Correct the dtype, or omit it",
         ) from error
 
 

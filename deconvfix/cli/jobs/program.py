@@ -46,7 +46,7 @@ class ProgramKind:
                 "samples-curve",
                 f"{job.source.path} holds no torch module",
                 "a checkpoint and the code of its model are needed",
-                "Leave it out, or measure it on the checkpoint that the file comes from",
+                "Omit it, or measure it on the checkpoint that the file comes from",
             )
 
     def open(self, job: Job) -> Opened:

@@ -116,16 +116,16 @@ def _parsed(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise _unreadable(path, error.strerror or "it cannot be opened") from error
     if not stat.S_ISREG(status.st_mode):
-        raise _unreadable(path, "it is no regular file")
+        raise _unreadable(path, "it is not a regular file")
     if status.st_size > _LARGEST_MESSAGE:
         raise _unreadable(path, f"it has {status.st_size:,} bytes, more than the format allows")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
     except (DecodeError, OSError) as error:
-        raise _unreadable(path, f"its content is no ONNX model ({error})") from error
+        raise _unreadable(path, f"its content is not an ONNX model ({error})") from error
     if proto.ir_version < 1 or not proto.HasField("graph") or not proto.opset_import:
-        raise _unreadable(path, "its content is no ONNX model (no graph or no operator set)")
+        raise _unreadable(path, "its content is not an ONNX model (no graph or no operator set)")
     return proto
 
 
@@ -177,7 +177,7 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
     found = None
     parts = PurePosixPath(location).parts
     if not location or PurePosixPath(location).is_absolute() or PureWindowsPath(location).drive:
-        found = f"{location!r} is no path inside the model's folder"
+        found = f"{location!r} is not a path inside the model's folder"
     elif ".." in parts or "\\" in location:
         found = f"{location!r} leads out of the model's folder"
     else:
@@ -203,7 +203,7 @@ def _too_short(data: Path, entries: dict[str, str]) -> str | None:
     try:
         offset, length = (int(entries.get(key, 0)) for key in ("offset", "length"))
     except ValueError:
-        return "its offset or length is no number"
+        return "its offset or length is not a number"
     if min(offset, length) < 0:
         return "its offset or length is negative"
     size, end = data.stat().st_size, offset + length

@@ -95,7 +95,7 @@ def check_model(model: ir.Model) -> None:
                 if value is not None and value not in inputs and _is_dangling(value):
                     raise ModelError(
                         f"node {node.name or node.op_type!r}",
-                        f"it reads {value.name!r}, which nothing gives",
+                        f"it reads {value.name!r}, which no node computes",
                         "each value must be an input, an initializer, or the output of a node",
                         "Check the file with onnx.checker",
                     )
@@ -134,7 +134,7 @@ def _check_calls(model: ir.Model) -> None:
             raise ModelError(
                 f"function {key[1]!r}",
                 f"its calls expand to {nodes[key]:,} nodes, {depth[key]} calls deep",
-                f"at most {_MOST_NODES:,} nodes and {_DEEPEST_CALL} calls are looked at",
+                f"at most {_MOST_NODES:,} nodes and {_DEEPEST_CALL} calls are supported",
                 todo,
             )
 

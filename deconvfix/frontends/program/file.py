@@ -168,7 +168,7 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
                         path, repr(name), "its name has characters that torch never uses"
                     )
                 if name in seen:
-                    raise _refusal(path, name, "it is there twice")
+                    raise _refusal(path, name, "it occurs twice")
                 seen.add(name)
                 if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
                     raise _refusal(

@@ -112,7 +112,7 @@ def check_payloads(config: Any, prefix: str, sizes: dict[str, int]) -> str | Non
             return f"{name!r} is stored as a pickle"
         member = entry["path_name"]
         if not re.fullmatch(prefix + r"\d+", member) or member not in sizes:
-            return f"the values of {name!r} are in {member!r}, which is no tensor of this file"
+            return f"the values of {name!r} are in {member!r}, which is not a tensor of this file"
         if not _DOTTED.fullmatch(name) or not isinstance(entry.get("tensor_meta"), dict):
             return f"{name!r} is not described"
         problem = next(_problems(entry), None)

@@ -269,7 +269,7 @@ def _recipe_beside(path: Path) -> Plan | None:
     except UnicodeDecodeError as error:
         raise CheckpointError(
             str(beside),
-            f"it is no text ({error.reason})",
+            f"it is not text ({error.reason})",
             "the recipe of the checkpoint is needed",
             "Remove the file if the checkpoint was not converted",
         ) from error

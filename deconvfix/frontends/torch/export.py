@@ -131,7 +131,7 @@ def export_onnx(
             "dynamic_shapes",
             "an exported program is given with it",
             "its dynamic axes are those that it was exported with",
-            "Leave the option out, or export the program again with these axes",
+            "Omit the option, or export the program again with these axes",
         )
     if example_inputs is None and program is not None:
         example_inputs = program.example_inputs

@@ -113,7 +113,7 @@ def match_module(
     if is_uninitialized(module):
         obstacle = Refusal(
             "it is lazy and has no weight yet",
-            "its shape is known after the first run",
+            "its shape is determined by the first run",
             "Give example inputs, or run the model once before",
         )
         return Match(name, op, None, "unknown", sizes, calls, obstacle)
@@ -146,7 +146,7 @@ def match_module(
             ]
             not_own = Refusal(
                 f"its {' and '.join(kinds)} is shared with {', '.join(shared)}",
-                "a fitted weight fits one place only",
+                "a fitted weight is specific to one layer",
                 _RERUN_HINT,
             )
     return Match(

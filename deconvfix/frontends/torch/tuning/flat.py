@@ -65,7 +65,7 @@ def check_constant(name: str, seen: Sequence[Tensor], ndim: int) -> None:
             if length < 3 or off > _CONSTANT * float(middle.abs().max()):
                 raise OptionError(
                     "flat_inputs",
-                    f"{name or '(model)'} gets no constant in the middle of them",
+                    f"{name or '(model)'} does not get a constant input away from the border",
                     "inputs that are constant, and larger than the reach of the layers before, are needed",
                     "Give larger ones, for instance 64 pixels or frames of silence",
                 )

@@ -115,7 +115,7 @@ class Resume:
                 told = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if told.get("format") != _FORMAT:
-                raise ValueError("it is no state of a distillation")
+                raise ValueError("it is not the state of a distillation")
             if told.get("fingerprint") != fingerprint:
                 raise ValueError("it is of another model, other inputs or other options")
             position = Position(**json.loads(told["position"]))
@@ -131,9 +131,9 @@ class Resume:
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise OptionError(
                 str(self.path),
-                f"the distillation cannot go on from it ({error})",
-                "the state that the same conversion has written is needed",
-                "Give another file (or remove this one) to begin anew",
+                f"the distillation cannot resume from it ({error})",
+                "a state written by the same conversion is needed",
+                "Give another file (or remove this one) to start again",
             ) from error
         return position, best, adam
 
