@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from deconvfix.conversion import convert, inspect
+from deconvfix.conversion import attempt, inspect
 from deconvfix.core.decibels import LOWEST_DB
 from deconvfix.errors import OptionError
 from deconvfix.fit.solve import MEMORY
 from deconvfix.forms import FORMS
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Settings, known
-from deconvfix.frontends.registry import fitter_of, frontend_of, opened
+from deconvfix.frontends.base import Frontend
+from deconvfix.frontends.registry import enter, fitter_of
 from deconvfix.frontends.torch.compare import psnr_on
 from deconvfix.frontends.torch.diagnose import probe_module
 from deconvfix.frontends.torch.inputs import Inputs
 from deconvfix.frontends.torch.samples import calibration_inputs, cut, join, split
 from deconvfix.grid.flat_field import network_answers
 from deconvfix.report.curves import StrengthCurve, StrengthPoint
+from deconvfix.request import Request
 
 __all__ = ["STRENGTHS", "strength_curve"]
 
@@ -76,16 +79,21 @@ def strength_curve(
     """
     known("to", to, tuple(form.name for form in FORMS if form.has_strength))
     known("init", init, ("fit", *FITTED_TO_DATA))
-    chosen = sorted({float(Settings(strength=strength).strength) for strength in strengths})
-    if not chosen:
-        raise OptionError(
-            "strengths",
-            "there are none",
-            "a curve has a point for each strength",
-            "Give some numbers from 0 to 1",
-        )
-    model = opened(model)
-    frontend = frontend_of(model)
+    request = Request.of(
+        to=to,
+        calibration=calibration,
+        example_inputs=example_inputs,
+        init="fit" if init == "fit" else "calibrated",
+        grow=grow,
+        reach=reach,
+        memory=memory,
+        seed=seed,
+        include=include,
+        exclude=exclude,
+        verify=False,
+    )
+    chosen = _checked(strengths)
+    frontend, model = enter(model)
     if not isinstance(model, nn.Module):
         raise OptionError(
             "model",
@@ -98,46 +106,70 @@ def strength_curve(
     batches, _ = calibration_inputs(calibration, example_inputs, seed)
     samples, independent = cut(original, batches)
     fitted, heldout = split(samples)
+    note = _what_was_measured(init, len(samples), len(heldout))
     flat = join(samples[:_FLAT_SAMPLES])[0] if independent else samples[0]
-    periods = {output.index: output.period for output in inspect(original, flat).outputs}
-    options: dict[str, Any] = {
-        "to": to,
-        "example_inputs": example_inputs,
-        "grow": grow,
-        "reach": reach,
-        "memory": memory,
-        "include": include,
-        "exclude": exclude,
-        "verify": False,
-    }
-    told = _told(init, len(samples), len(heldout))
     if independent:
         size = math.ceil(len(samples) / len(batches))  # no more memory than the batches need
         fitted, heldout = _joined(fitted, size), _joined(heldout, size)
-    init = "fit" if init == "fit" else "calibrated"
-    untouched = convert(original, init="fit", **options).report
+    points = _points(frontend, original, request, chosen, fitted, heldout, flat)
+    return StrengthCurve(tuple(points), request.init or "fit", (note,))
+
+
+def _checked(strengths: Iterable[float]) -> list[float]:
+    """The strengths in order, each once."""
+    chosen = sorted({float(Settings(strength=strength).strength) for strength in strengths})
+    if not chosen:
+        raise OptionError(
+            "strengths",
+            "there are none",
+            "a curve has a point for each strength",
+            "Give some numbers from 0 to 1",
+        )
+    return chosen
+
+
+def _points(
+    frontend: Frontend,
+    original: nn.Module,
+    request: Request,
+    strengths: Iterable[float],
+    fitted: Sequence[Inputs],
+    heldout: Sequence[Inputs],
+    flat: Inputs,
+) -> list[StrengthPoint]:
+    """One point for each strength.
+
+    Args:
+        frontend: Of torch modules.
+        original: The model.
+        request: The conversion, at any strength.
+        strengths: Those to measure.
+        fitted: Samples to fit to.
+        heldout: Samples to compare on.
+        flat: Samples whose mean is the constant input.
+    """
+    periods = {output.index: output.period for output in inspect(original, flat).outputs}
+    # At strength 0 nothing changes, and the ripple is that of the original.
+    whole = replace(request, strength=1.0, init="fit", calibration=None)
+    unchanged = [before for before, _ in attempt(frontend, original, whole).ripples.values()]
     points = []
-    for strength in chosen:
-        conversion = convert(original, init=init, strength=strength, calibration=fitted, **options)
-        psnr = psnr_on(original, conversion.model, heldout)
-        after = conversion.report if strength else untouched
-        ripples = [
-            layer.ripple_db_after if strength else layer.ripple_db_before for layer in after.layers
-        ]
+    for strength in strengths:
+        asked = replace(request, strength=strength, calibration=fitted, seed=0)
+        tried = attempt(frontend, original, asked)
+        psnr = psnr_on(original, tried.after, heldout)
+        ripples = [after for _, after in tried.ripples.values()] if strength else unchanged
         points.append(
             StrengthPoint(
                 strength=strength,
                 psnr_db=math.inf if psnr == -LOWEST_DB else psnr,
-                network_ripple_db=_network_ripple(conversion.model, flat, periods),
-                layer_ripple_db=max(
-                    (ripple for ripple in ripples if ripple is not None), default=LOWEST_DB
-                ),
+                network_ripple_db=_network_ripple(tried.after, flat, periods),
+                layer_ripple_db=max(ripples, default=LOWEST_DB),
             )
         )
-    return StrengthCurve(tuple(points), init, (told,))
+    return points
 
 
-def _told(init: Init, samples: int, heldout: int) -> str:
+def _what_was_measured(init: Init, samples: int, heldout: int) -> str:
     """What was measured, in a sentence."""
     seen = f"compared with the original on {heldout} calibration samples"
     if init == "fit":

@@ -43,6 +43,16 @@ _DYNAMIC_SLICE = 10
 _RUNNING_PAD = 2
 # Functions hold no initializers, and before this opset Constant nodes hold no integers.
 _FUNCTION_CONSTANTS = 9
+_ATTRIBUTES = (
+    "auto_pad",
+    "dilations",
+    "group",
+    "kernel_shape",
+    "output_padding",
+    "output_shape",
+    "pads",
+    "strides",
+)
 
 
 @dataclass(frozen=True)
@@ -158,10 +168,18 @@ def _opset(imports: Any) -> int:
 # --- one node -----------------------------------------------------------------------------------
 
 
+class _ObstacleError(Exception):
+    """Why a node cannot be understood."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.found)
+        self.refusal = refusal
+
+
 def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Layer:
+    """A node as a layer; what stands in the way becomes its obstacle."""
     function = scope.function
-    operands = [*node.inputs, None, None, None]
-    x, w, b = operands[:3]
+    x, w, _ = _operands(node)
     dtype = context.dtype(w, function) or context.dtype(x, function)
     weight, weight_note = _stored_weight(w, context.model.ir_version)
     layer = Layer(
@@ -178,78 +196,108 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
         weight=weight,
         weight_note=weight_note,
     )
-    if x is None or w is None:
-        return replace(layer, obstacle=_NO_OPERANDS)
-    if dtype is not None and dtype not in _FLOATS:
-        return replace(layer, obstacle=_not_floating(layer.dtype))
     try:
-        settings = {
-            name: context.attribute(node, name, function)
-            for name in (
-                *("auto_pad", "dilations", "group", "kernel_shape", "output_padding"),
-                *("output_shape", "pads", "strides"),
-            )
-        }
-    except LookupError as error:
-        return replace(layer, obstacle=_depends_on_the_call(f"attribute {error.args[0]}"))
-    for what, value in (("input", x), ("weight", w), ("bias", b)):
-        if any(given is None for given, _ in context.given(value, function)):
-            return replace(layer, obstacle=_depends_on_the_call(what))
-    # an empty list stands for the default
-    layer = replace(layer, attributes={k: v for k, v in settings.items() if v not in (None, [])})
-    x_shape, w_shape = context.shape(x, function), context.shape(w, function)
-    y_shape, b_shape = context.shape(node.outputs[0], function), context.shape(b, function)
-    kernel = settings["kernel_shape"] or (None if w_shape is None else w_shape[2:])
-    if kernel is None or any(k is None for k in kernel):
-        return replace(layer, obstacle=_UNKNOWN_KERNEL)
-    if w_shape is not None and (
-        len(w_shape) - 2 != len(kernel)
-        or any(mine not in (None, theirs) for mine, theirs in zip(w_shape[2:], kernel, strict=True))
-    ):
-        return replace(layer, obstacle=_contradiction("kernel_shape", kernel, w_shape[2:]))
-    n = len(kernel)
-    groups = 1 if settings["group"] is None else settings["group"]
-    c_in = _first(_at(w_shape, 0), _at(x_shape, 1))
-    c_out = _first(
-        None if _at(w_shape, 1) is None else _at(w_shape, 1) * groups,
-        _at(y_shape, 1),
-        _at(b_shape, 0),
-    )
-    if c_in is None or c_out is None:
-        return replace(layer, obstacle=_UNKNOWN_CHANNELS)
-    input_size = (None,) * n if x_shape is None else tuple(x_shape[2:])
-    for key, wanted in (("pads", 2 * n), ("strides", n), ("dilations", n), ("output_padding", n)):
-        if settings[key] and len(settings[key]) != wanted:
-            return replace(layer, obstacle=_contradiction(key, settings[key], kernel))
-    if len(input_size) != n:
-        return replace(layer, obstacle=_contradiction("the input's shape", x_shape, kernel))
-    if settings["output_shape"] and len(settings["output_shape"]) < n:
-        return replace(
-            layer, obstacle=_contradiction("output_shape", settings["output_shape"], kernel)
-        )
-    try:
-        spec = ConvTransposeSpec(
-            in_channels=c_in,
-            out_channels=c_out,
-            kernel_size=tuple(kernel),
-            stride=tuple(settings["strides"] or (1,) * n),
-            padding=((0, 0),) * n,
-            output_padding=tuple(settings["output_padding"] or (0,) * n),
-            dilation=tuple(settings["dilations"] or (1,) * n),
-            groups=groups,
-            bias=b is not None,
-        )
+        if x is None or w is None:
+            raise _ObstacleError(_NO_OPERANDS)
+        if dtype is not None and dtype not in _FLOATS:
+            raise _ObstacleError(_not_floating(layer.dtype))
+        settings = _settings(context, scope, node)
+        # An empty list stands for the default.
+        given = {key: value for key, value in settings.items() if value not in (None, [])}
+        layer = replace(layer, attributes=given)
+        spec, input_size = _geometry(context, scope, node, settings)
         spec, dynamic_size = _cropped(spec, settings, input_size)
+        _check_opset(context, scope, weight is not None, dynamic_size is not None)
+    except _ObstacleError as error:
+        return replace(layer, obstacle=error.refusal)
     except SpecError as error:
         return replace(layer, obstacle=Refusal(error.found, error.needed, error.todo))
-    if dynamic_size is not None and scope.opset < _DYNAMIC_SLICE:
-        return replace(layer, obstacle=_needs_newer_slice(scope.opset))
-    main = _opset(context.model.opset_imports)
-    if function is not None and (scope.opset < _FUNCTION_CONSTANTS or scope.opset != main):
-        return replace(layer, obstacle=_old_function(scope.opset, main))
-    if weight is None and scope.opset < _RUNNING_PAD:
-        return replace(layer, obstacle=_NEEDS_PAD)
     return replace(layer, spec=spec, dynamic_size=dynamic_size, input_size=input_size)
+
+
+def _operands(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None, ir.Value | None]:
+    """Input, weight and bias."""
+    x, w, b = [*node.inputs, None, None, None][:3]
+    return x, w, b
+
+
+def _settings(context: Known, scope: _Scope, node: ir.Node) -> dict[str, Any]:
+    """The node's attributes, None for those that it does not have.
+
+    In a function, attributes and operands may differ from call to call: one geometry is needed.
+    """
+    try:
+        settings = {key: context.attribute(node, key, scope.function) for key in _ATTRIBUTES}
+    except LookupError as error:
+        raise _ObstacleError(_depends_on_the_call(f"attribute {error.args[0]}")) from error
+    for what, value in zip(("input", "weight", "bias"), _operands(node), strict=True):
+        if any(given is None for given, _ in context.given(value, scope.function)):
+            raise _ObstacleError(_depends_on_the_call(what))
+    return settings
+
+
+def _geometry(
+    context: Known, scope: _Scope, node: ir.Node, settings: dict[str, Any]
+) -> tuple[ConvTransposeSpec, tuple[int | None, ...]]:
+    """The spec without its padding, and the spatial input size, None for each open axis.
+
+    Sizes come from whatever the file says: attributes first, then the shapes of weight, input, output
+    and bias.
+    """
+    x, w, b = _operands(node)
+    x_shape, w_shape, y_shape, b_shape = (
+        context.shape(value, scope.function) for value in (x, w, node.outputs[0], b)
+    )
+    kernel = settings["kernel_shape"] or (None if w_shape is None else w_shape[2:])
+    if kernel is None or any(k is None for k in kernel):
+        raise _ObstacleError(_UNKNOWN_KERNEL)
+    n = len(kernel)
+    if w_shape is not None:
+        taps = w_shape[2:]
+        agree = len(taps) == n and all(
+            known in (None, k) for known, k in zip(taps, kernel, strict=True)
+        )
+        if not agree:
+            raise _ObstacleError(_contradiction("kernel_shape", kernel, taps))
+    groups = 1 if settings["group"] is None else settings["group"]
+    per_group = _at(w_shape, 1)
+    c_in = _first(_at(w_shape, 0), _at(x_shape, 1))
+    c_out = _first(
+        None if per_group is None else per_group * groups, _at(y_shape, 1), _at(b_shape, 0)
+    )
+    if c_in is None or c_out is None:
+        raise _ObstacleError(_UNKNOWN_CHANNELS)
+    for key, length in (("pads", 2 * n), ("strides", n), ("dilations", n), ("output_padding", n)):
+        if settings[key] and len(settings[key]) != length:
+            raise _ObstacleError(_contradiction(key, settings[key], kernel))
+    input_size = (None,) * n if x_shape is None else tuple(x_shape[2:])
+    if len(input_size) != n:
+        raise _ObstacleError(_contradiction("the input's shape", x_shape, kernel))
+    if settings["output_shape"] and len(settings["output_shape"]) < n:
+        raise _ObstacleError(_contradiction("output_shape", settings["output_shape"], kernel))
+    spec = ConvTransposeSpec(
+        in_channels=c_in,
+        out_channels=c_out,
+        kernel_size=tuple(kernel),
+        stride=tuple(settings["strides"] or (1,) * n),
+        padding=((0, 0),) * n,
+        output_padding=tuple(settings["output_padding"] or (0,) * n),
+        dilation=tuple(settings["dilations"] or (1,) * n),
+        groups=groups,
+        bias=b is not None,
+    )
+    return spec, input_size
+
+
+def _check_opset(context: Known, scope: _Scope, is_stored: bool, is_dynamic: bool) -> None:
+    """Raises where the operator set lacks what the new nodes need."""
+    if is_dynamic and scope.opset < _DYNAMIC_SLICE:
+        raise _ObstacleError(_needs_newer_slice(scope.opset))
+    main = _opset(context.model.opset_imports)
+    if scope.function is not None and (scope.opset < _FUNCTION_CONSTANTS or scope.opset != main):
+        raise _ObstacleError(_old_function(scope.opset, main))
+    if not is_stored and scope.opset < _RUNNING_PAD:
+        raise _ObstacleError(_NEEDS_PAD)
 
 
 def _cropped(
@@ -260,12 +308,12 @@ def _cropped(
     auto_pad = settings["auto_pad"] or "NOTSET"
     begin_floor = auto_pad == "SAME_UPPER"
     if settings["output_shape"]:
-        wanted = tuple(settings["output_shape"][-n:])
+        output_size = tuple(settings["output_shape"][-n:])
         if any(length is None for length in input_size):
-            return spec, DynamicSize(wanted, begin_floor)
+            return spec, DynamicSize(output_size, begin_floor)
         natural = spec.output_size([int(length or 0) for length in input_size])
-        cut = [max(0, have - want) for have, want in zip(natural, wanted, strict=True)]
-        more = [max(0, want - have) for have, want in zip(natural, wanted, strict=True)]
+        cut = [max(0, have - want) for have, want in zip(natural, output_size, strict=True)]
+        more = [max(0, want - have) for have, want in zip(natural, output_size, strict=True)]
         output_padding = tuple(a + b for a, b in zip(spec.output_padding, more, strict=True))
         spec = replace(spec, output_padding=output_padding)
     elif auto_pad.startswith("SAME"):
@@ -335,7 +383,7 @@ def _not_floating(dtype: str) -> Refusal:
 
 def _depends_on_the_call(what: str) -> Refusal:
     return Refusal(
-        f"its {what} is not the same, or left out, at the calls of the function that it is in",
+        f"its {what} is not the same, or missing, at the calls of the function that it is in",
         "one geometry is needed",
         "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
     )

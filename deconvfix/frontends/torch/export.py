@@ -79,7 +79,7 @@ def export_onnx(
     verify: bool = True,
     metadata: dict[str, str] | None = None,
 ) -> ExportReport:
-    """Exports a model to ONNX in eval mode and holds ONNX Runtime against torch.
+    """Exports a model to ONNX in eval mode and compares ONNX Runtime with torch.
 
     Args:
         model: The model, or an exported program; it is not changed.
@@ -103,6 +103,53 @@ def export_onnx(
         OptionError: If an option cannot be met.
     """
     path = Path(path)
+    _check_options(model, path, opset, dynamic_shapes, overwrite)
+    inputs = _contiguous_inputs(model, example_inputs)
+    # The file is compared with `reference`; a program has its mode from the export.
+    if isinstance(model, ExportedProgram):
+        reference: nn.Module = copy_model(model.module()).cpu()
+    else:
+        reference = model = copy_model(model).cpu().eval()
+    with output_folder(path, overwrite=overwrite) as folder:
+        written = folder / path.name
+        ir_model, session, notes = _first_that_runs(
+            functools.partial(
+                _export,
+                model,
+                inputs,
+                dynamic_shapes=dynamic_shapes,
+                input_names=input_names,
+                output_names=output_names,
+            ),
+            (opset,) if opset is not None else (newest_opset(), OLDEST_OPSET),
+            functools.partial(
+                _save,
+                path=written,
+                external_data=external_data,
+                metadata={"deconvfix.torch": torch.__version__, **(metadata or {})},
+            ),
+            (lambda: open_session(str(written))) if verify else (lambda: None),
+        )
+        _check(written)
+        parity: ParityReport | None = None
+        shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
+        if session is not None:
+            parity, shapes = compare_with_torch(reference, session, inputs, notes)
+            _check_parity(parity, path)
+        return ExportReport(
+            path=str(path),
+            opset=int(ir_model.opset_imports[""]),
+            sha256=sha256(written),
+            operators=_operators(ir_model),
+            parity=parity,
+            shapes=shapes,
+        )
+
+
+def _check_options(
+    model: object, path: Path, opset: int | None, dynamic_shapes: object, overwrite: bool
+) -> None:
+    """Raises before any work is done, if an option of `export_onnx` cannot be met."""
     if not isinstance(model, nn.Module | ExportedProgram):
         raise ModelError(
             "model",
@@ -125,16 +172,19 @@ def export_onnx(
             f"{OLDEST_OPSET} or newer is needed",
             "Use a newer opset",
         )
-    program = model if isinstance(model, ExportedProgram) else None
-    if program is not None and dynamic_shapes is not None:
+    if isinstance(model, ExportedProgram) and dynamic_shapes is not None:
         raise OptionError(
             "dynamic_shapes",
             "an exported program is given with it",
             "its dynamic axes are those that it was exported with",
             "Omit the option, or export the program again with these axes",
         )
-    if example_inputs is None and program is not None:
-        example_inputs = program.example_inputs
+
+
+def _contiguous_inputs(model: nn.Module | ExportedProgram, example_inputs: Any | None) -> Inputs:
+    """The example inputs, or a program's own: torch.export would put the strides of a view into the graph."""
+    if example_inputs is None and isinstance(model, ExportedProgram):
+        example_inputs = model.example_inputs
     if example_inputs is None:
         raise ModelError(
             type(model).__name__,
@@ -142,52 +192,19 @@ def export_onnx(
             "the export and its proof run the model",
             "Give example inputs",
         )
-    # torch.export would put the strides of a view into the graph.
-    inputs = map_tensors(lambda tensor: tensor.cpu().contiguous(), as_inputs(example_inputs))
-    # The file is held against `model`; a program has its mode from the export.
-    if isinstance(model, ExportedProgram):
-        model = model.module()
-    model = copy_model(model).cpu()
-    model = model if program is not None else model.eval()
-    with output_folder(path, overwrite=overwrite) as folder:
-        written = folder / path.name
-        ir_model, session, notes = _first_that_runs(
-            functools.partial(
-                _export,
-                model if program is None else program,
-                inputs,
-                dynamic_shapes=dynamic_shapes,
-                input_names=input_names,
-                output_names=output_names,
-            ),
-            (opset,) if opset is not None else (newest_opset(), OLDEST_OPSET),
-            functools.partial(
-                _save,
-                path=written,
-                external_data=external_data,
-                metadata={"deconvfix.torch": torch.__version__, **(metadata or {})},
-            ),
-            (lambda: open_session(str(written))) if verify else (lambda: None),
-        )
-        _check(written)
-        parity: ParityReport | None = None
-        shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
-        if session is not None:
-            parity, shapes = compare_with_torch(model, session, inputs, notes)
-            if not parity.ok:
-                raise ExportError(
-                    str(path),
-                    " ".join(parity.problems).rstrip("."),
-                    "ONNX Runtime must agree with torch up to rounding",
-                    "Try another opset; the file was not written",
-                )
-        return ExportReport(
-            path=str(path),
-            opset=int(ir_model.opset_imports[""]),
-            sha256=sha256(written),
-            operators=_operators(ir_model),
-            parity=parity,
-            shapes=shapes,
+    contiguous: Inputs = map_tensors(
+        lambda tensor: tensor.cpu().contiguous(), as_inputs(example_inputs)
+    )
+    return contiguous
+
+
+def _check_parity(parity: ParityReport, path: Path) -> None:
+    if not parity.ok:
+        raise ExportError(
+            str(path),
+            " ".join(parity.problems).rstrip("."),
+            "ONNX Runtime must agree with torch up to rounding",
+            "Try another opset; the file was not written",
         )
 
 

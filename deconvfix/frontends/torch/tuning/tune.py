@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +168,95 @@ def tune(
     Returns:
         The plan with what was measured, and a note.
     """
-    names = [each.name for each in fitted_decisions(plan)]
+    names = [decision.name for decision in fitted_decisions(plan)]
     teacher = copy_model(before).eval().requires_grad_(False)
     student = copy_model(after).eval().requires_grad_(tuning.train_all)
     for name in names:
         along = directions_of(after, name, plan[name], flat) if flat else None
         student = _freed(student, name, plan, before, along)
+    matrices, parameters = _trained(student)
+    # Given samples are used again and again, so the teacher's outputs are kept where there is memory for
+    # them; drawn ones are new in each step, as many as have a million output values together.
+    samples, independent = cut(teacher, batches)
+    taught = _taught(teacher, samples, kept_bytes(memory)) if supply is None else None
+    fitted, heldout = split(samples if taught is None else taught)
+    if supply is None:
+        size = min(tuning.batch_size or _GIVEN, len(fitted)) if independent else 1
+        supplied = _endless(fitted, size, tuning.seed)
+    else:
+        size = tuning.batch_size or _drawn_at_once(teacher, samples[0])
+        draws = math.ceil(size * len(batches) / len(samples)) if independent else 1
+        supplied = iter(lambda: list(itertools.islice(supply, draws)), [])
+    loss = _Loss(teacher, student, tuning.loss or mean_squared, independent, taught is not None)
+    resume = None
+    if tuning.resume is not None:
+        resume = Resume(Path(tuning.resume), _identity(tuning, plan))
+    descent = Descent(
+        parameters,
+        len(matrices),
+        supplied,
+        loss,
+        lambda: loss.mean(heldout, size),
+        tuning,
+        resume,
+    )
+    first, best = descent.run()
+    _transfer(student, after, names)
+    note = (
+        f"Tuned: the loss on {len(heldout)} held-out samples went from {first:.3g} to "
+        f"{best.loss:.3g} in {best.steps} steps at a learning rate of {best.rate:g}."
+    )
+    decisions = tuple(
+        replace(decision, reason=f"{decision.reason}, then tuned")
+        if decision.name in names
+        else decision
+        for decision in plan.decisions
+    )
+    return replace(plan, decisions=decisions), [note]
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """How far a student is from its teacher on some samples.
+
+    Attributes:
+        teacher: The original.
+        student: The converted model.
+        distance: Of two outputs, a scalar tensor.
+        independent: Whether samples may be joined into batches.
+        kept: Whether samples are pairs of inputs and the teacher's outputs.
+    """
+
+    teacher: nn.Module
+    student: nn.Module
+    distance: Callable[[Any, Any], Any]
+    independent: bool
+    kept: bool
+
+    def __call__(self, samples: Sequence[Inputs]) -> Tensor:
+        """The mean over the samples, with a gradient."""
+        losses = []
+        for batch in join(samples) if self.independent else samples:
+            if self.kept:
+                inputs, old = batch.args
+            else:
+                inputs = batch
+                with torch.no_grad():
+                    old = self.teacher(*inputs.args, **inputs.kwargs)
+            losses.append(self.distance(self.student(*inputs.args, **inputs.kwargs), old))
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def mean(self, samples: Sequence[Inputs], size: int) -> float:
+        """The mean over many samples, so many at a time, and over the processes."""
+        parts = [samples[begin : begin + size] for begin in range(0, len(samples), size)]
+        total = sum(float(self(part)) * len(part) for part in parts)
+        [mean] = average(total / len(samples))
+        return mean
+
+
+def _trained(student: nn.Module) -> tuple[list[Any], list[Any]]:
+    """The matrices that Muon moves, and all parameters that move, these matrices first."""
     matrices: list[Any] = [
         kernels.original
         for kernels in student.modules()
@@ -181,54 +264,11 @@ def tune(
         and type(kernels[0]) is _Subspace
         and min(kernels.original.shape) >= _SHORTEST_SIDE
     ]
-    moving = [each for each in student.parameters() if each.requires_grad]
-    parameters = matrices + [each for each in moving if all(each is not own for own in matrices)]
-    samples, independent = cut(teacher, batches)
-    taught = _taught(teacher, samples, kept_bytes(memory)) if supply is None else None
-    fitted, heldout = split(samples if taught is None else taught)
-    size = tuning.batch_size or (_GIVEN if supply is None else _drawn_at_once(teacher, samples[0]))
-    if supply is None:
-        size = min(size, len(fitted)) if independent else 1
-        supplied = _endless(fitted, size, tuning.seed)
-    else:
-        draws = math.ceil(size * len(batches) / len(samples)) if independent else 1
-        supplied = iter(lambda: list(itertools.islice(supply, draws)), [])
-    distance = tuning.loss or mean_squared
-
-    def loss_on(chosen: Sequence[Inputs]) -> Tensor:
-        """The mean loss of some samples."""
-        losses = []
-        for each in join(chosen) if independent else chosen:
-            if taught is None:
-                inputs = each
-                with torch.no_grad():
-                    old = teacher(*inputs.args, **inputs.kwargs)
-            else:
-                inputs, old = each.args
-            losses.append(distance(student(*inputs.args, **inputs.kwargs), old))
-        return torch.stack(losses).mean()
-
-    @torch.no_grad()
-    def heldout_loss() -> float:
-        parts = [heldout[i : i + size] for i in range(0, len(heldout), size)]
-        [loss] = average(sum(float(loss_on(p)) * len(p) for p in parts) / len(heldout))
-        return loss
-
-    resume = None
-    if tuning.resume is not None:
-        resume = Resume(Path(tuning.resume), _identity(tuning, plan))
-    descent = Descent(parameters, len(matrices), supplied, loss_on, heldout_loss, tuning, resume)
-    first, best = descent.run()
-    _transfer(student, after, names)
-    note = (
-        f"Tuned: the loss on {len(heldout)} held-out samples went from {first:.3g} to "
-        f"{best.loss:.3g} in {best.steps} steps at a learning rate of {best.rate:g}."
-    )
-    decided = tuple(
-        replace(each, reason=f"{each.reason}, then tuned") if each.name in names else each
-        for each in plan.decisions
-    )
-    return replace(plan, decisions=decided), [note]
+    moving = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    others = [
+        parameter for parameter in moving if all(parameter is not matrix for matrix in matrices)
+    ]
+    return matrices, matrices + others
 
 
 @torch.no_grad()
@@ -241,10 +281,8 @@ def _drawn_at_once(teacher: nn.Module, sample: Inputs) -> int:
 
 def _identity(tuning: Tuning, plan: Plan) -> dict[str, Any]:
     """What must be the same for a distillation to go on; its budget may be another."""
-    told = {
-        name: getattr(tuning, name) for name in ("seed", "learning_rate", "batch_size", "train_all")
-    }
-    return {**told, "plan": plan.to_json()}
+    names = ("seed", "learning_rate", "batch_size", "train_all")
+    return {name: getattr(tuning, name) for name in names} | {"plan": plan.to_json()}
 
 
 def _taught(
