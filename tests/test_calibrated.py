@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from deconvfix.frontends.torch.moments import Moments
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cases
@@ -21,7 +22,6 @@ from deconvfix.forms import form
 from deconvfix.forms.base import Settings
 from deconvfix.frontends.torch.checkpoint import load, write
 from deconvfix.frontends.torch.layers import read_weight, spec_of
-from deconvfix.frontends.torch.moments import Moments
 from deconvfix.grid.kernel import ripple_db
 from deconvfix.plan import Plan
 

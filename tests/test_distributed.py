@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from deconvfix.frontends.torch.moments import Moments
 from safetensors.torch import load_file
 from test_calibrated import smooth_batches
 from test_tuned import decoder
@@ -21,7 +22,6 @@ from deconvfix.cli.processes import Share, share
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.forms.base import Settings
 from deconvfix.frontends.torch import moments as torch_moments
-from deconvfix.frontends.torch.moments import Moments
 
 WORKER = """
 import sys

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from deconvfix.frontends.torch.moments import Moments as TorchMoments
 from hypothesis import given
 from strategies import cases
 from test_calibrated import accepts, fitted_forms, settings_drawn
@@ -16,7 +17,6 @@ from deconvfix.fit.solve import HELDOUT_EVERY, solve
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
 from deconvfix.frontends.torch import moments as torch_moments
-from deconvfix.frontends.torch.moments import Moments as TorchMoments
 
 
 def moments_of(name, case, settings, y, pieces=1):

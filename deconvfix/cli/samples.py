@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from deconvfix.cli.source import Described, Source
 from deconvfix.errors import OptionError
+from deconvfix.frontends.samples import DISTRIBUTIONS
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["DISTRIBUTIONS", "CalibrationFiles", "calibration_files"]
+__all__ = ["CalibrationFiles", "calibration_files"]
 
-DISTRIBUTIONS = ("normal", "uniform")
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _SOUNDS = (".flac", ".mp3", ".ogg", ".wav")
 _BATCH = 8

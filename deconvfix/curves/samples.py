@@ -15,6 +15,7 @@ from deconvfix.conversion import attempt
 from deconvfix.errors import OptionError
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.registry import enter
+from deconvfix.frontends.samples import calibration_inputs
 from deconvfix.plan import Plan, Replaced
 from deconvfix.report.curves import SamplesCurve, SamplesPoint
 from deconvfix.request import Request
@@ -72,9 +73,10 @@ def measure_samples(model: Any, request: Request) -> SamplesCurve:
             "Use it with init 'calibrated' or 'tuned' and calibration inputs, or omit it",
         )
     from deconvfix.frontends.torch.compare import psnr_on
-    from deconvfix.frontends.torch.samples import calibration_inputs, cut, join, split
+    from deconvfix.frontends.torch.samples import TorchSamples, cut, join, split
 
-    batches, _ = calibration_inputs(request.calibration, request.example_inputs, request.seed)
+    kind = TorchSamples(request.example_inputs, request.seed)
+    batches, _ = calibration_inputs(kind, request.calibration)
     samples, independent = cut(model, batches)
     if len(samples) < _FEWEST:
         raise OptionError(

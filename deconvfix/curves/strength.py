@@ -22,10 +22,11 @@ from deconvfix.forms import FORMS
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Settings, known
 from deconvfix.frontends.base import Frontend
 from deconvfix.frontends.registry import enter, fitter_of
+from deconvfix.frontends.samples import calibration_inputs
 from deconvfix.frontends.torch.compare import psnr_on
 from deconvfix.frontends.torch.diagnose import probe_module
 from deconvfix.frontends.torch.inputs import Inputs
-from deconvfix.frontends.torch.samples import calibration_inputs, cut, join, split
+from deconvfix.frontends.torch.samples import TorchSamples, cut, join, split
 from deconvfix.grid.flat_field import network_answers
 from deconvfix.report.curves import StrengthCurve, StrengthPoint
 from deconvfix.request import Request
@@ -103,7 +104,7 @@ def strength_curve(
         )
     fitter_of(frontend, calibration, {init} & {*FITTED_TO_DATA})
     original = frontend.prepare(model, example_inputs, inplace=False).eval()
-    batches, _ = calibration_inputs(calibration, example_inputs, seed)
+    batches, _ = calibration_inputs(TorchSamples(example_inputs, seed), calibration)
     samples, independent = cut(original, batches)
     fitted, heldout = split(samples)
     note = _what_was_measured(init, len(samples), len(heldout))

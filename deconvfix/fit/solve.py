@@ -100,7 +100,7 @@ def solve(
     banned: list[Array | None] = [None] * groups
     if flat is not None:
         uneven = _complement(design.basis)
-        banned = [_products(moments, uneven) for moments in flat]
+        banned = [_products(directions, uneven) for directions in flat]
         design = replace(design, basis=np.eye(len(design.basis)), has_offset=False)
     basis = [design.basis[list(phase.taps)] for phase in design.phases]
     # (C_in, C_out/g, free) -> (g, C_in/g, C_out/g, free)
@@ -118,7 +118,7 @@ def solve(
             own = offset.reshape(groups, -1, *offset.shape[1:])[group]
             fixed = [own[..., list(phase.taps)] for phase in design.phases]
             parts = (beside(parts[0], fixed), beside(parts[1], fixed))
-        fitted, heldout = (equations(moments, basis, w_0[group].shape) for moments in parts)
+        fitted, heldout = (equations(part, basis, w_0[group].shape) for part in parts)
         if moments.has_heldout:
             ridge, error = best_ridge(fitted, heldout, w_0[group], own_bias, banned[group])
             w, b = ridge_fit(fitted + heldout, w_0[group], own_bias, ridge, banned[group])

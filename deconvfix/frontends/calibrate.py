@@ -1,10 +1,18 @@
-"""What calibrated fits share, whatever kind of model the layers are in: choices, checks, words."""
+"""Calibrated fits: each converted layer regressed on what the original layer computes.
+
+One layer after the other, in the order in which they run, whatever kind of model they are in. The inputs of
+a layer are those that it gets in the converted model, whose earlier layers are fitted already; the targets
+are the outputs of the original layer. Only second moments of both are kept (`fit.moments`): they are sums
+over calls, samples and processes. A kind of model gives what `Fittable` says.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,46 +20,205 @@ from numpy.typing import NDArray
 from deconvfix.core.decibels import decibels
 from deconvfix.core.steps import PadMode
 from deconvfix.errors import ModelError, OptionError, sentence
-from deconvfix.fit.solve import Solved, bytes_needed
-from deconvfix.fit.tuning import TUNED_FROM_WEIGHTS, Tuning
-from deconvfix.forms import form
+from deconvfix.fit.design import Design
+from deconvfix.fit.moments import Arrays, Moments
+from deconvfix.fit.solve import Solved, bytes_needed, solve
+from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Settings
-from deconvfix.plan import Decision, Options, Plan
+from deconvfix.plan import Options, Plan, Replaced
 
 __all__ = [
-    "best_fit",
-    "calibrated",
+    "Fittable",
+    "PlanInProgress",
+    "UnseenError",
+    "calibrate",
     "calibrated_decisions",
-    "candidates",
     "check_flat",
-    "check_held",
+    "check_stored",
     "check_without_data",
     "fitted_decisions",
     "kept_bytes",
     "refuse_flat_inputs",
-    "too_large",
 ]
 
 # Of the original's outputs, in bytes, however much memory there is.
 _MOST_KEPT = 2**30
 _PAD_MODES: tuple[PadMode, ...] = ("reflect", "replicate", "zeros")
+Array = NDArray[np.float64]
 
 
-def fitted_decisions(plan: Plan) -> list[Decision]:
+class UnseenError(Exception):
+    """Why a layer cannot be fitted to data.
+
+    Args:
+        found: A clause: what stands in the way.
+        todo: What the user can do about it.
+    """
+
+    def __init__(self, found: str, todo: str) -> None:
+        super().__init__(found)
+        self.found = found
+        self.todo = todo
+
+
+class Fittable(Protocol):
+    """What a kind of model gives for its layers to be fitted to data."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """The library of the samples."""
+        ...
+
+    @property
+    def any_size(self) -> bool:
+        """Whether calls of a layer may have an output_size of their own."""
+        ...
+
+    def order(self, names: Sequence[str]) -> Mapping[str, int]:
+        """How often each of the layers runs on a batch, in the order of their first calls."""
+        ...
+
+    def trained(self, decision: Replaced) -> tuple[Array, Array | None]:
+        """The weight of the original layer, (C_in, C_out / groups, *kernel_size), and its bias, (C_out,).
+
+        Raises:
+            UnseenError: If one of them cannot be set to fitted values.
+        """
+        ...
+
+    def seen(self, decision: Replaced) -> Iterator[tuple[Any, Any]]:
+        """Inputs of a layer in the converted model so far, and its outputs in the original, call by call.
+
+        Raises:
+            UnseenError: If they cannot be seen.
+        """
+        ...
+
+    def directions(self, decision: Replaced) -> Array | None:
+        """Directions of the input channels along which alone there must be no grid; None: all."""
+        ...
+
+    def put(self, decision: Replaced, solved: Solved) -> Replaced:
+        """Sets a layer's new kernel and bias; `decision` has the settings that were chosen.
+
+        Returns:
+            The decision, with the fitted weights where they travel in the plan.
+        """
+        ...
+
+
+def calibrate(
+    model: Fittable, plan: Plan, *, choose_padding: bool, memory: float, flat: bool = False
+) -> tuple[Plan, list[str]]:
+    """Fits the layers of a plan to data.
+
+    Args:
+        model: What the kind of model gives.
+        plan: What is converted.
+        choose_padding: Choose the border of resize-convolutions by the measured error.
+        memory: For the regression of a layer, in GiB.
+        flat: Whether layers are fitted along some directions only (`Fittable.directions`).
+
+    Returns:
+        The plan with what was chosen, fitted and measured, and notes on layers that are not fitted.
+    """
+    decisions = {decision.name: decision for decision in calibrated_decisions(plan)}
+    notes = []
+    # What takes too much memory keeps its fit to the weights, and is no reason to run the model.
+    for name, decision in list(decisions.items()):
+        note = _too_large(decision, choose_padding, memory, flat=flat)
+        if note is not None:
+            notes.append(note)
+            del decisions[name]
+    changed: dict[str, Replaced] = {}
+    counts = model.order(list(decisions))
+    for name, count in counts.items():
+        try:
+            # A layer that runs several times sees its own outputs: the second sweep sees the fitted ones.
+            for _ in range(2 if count > 1 else 1):
+                changed[name] = _fit(model, decisions[name], choose_padding)
+        except UnseenError as error:
+            notes.append(
+                sentence(
+                    name or "(model)",
+                    f"it keeps its fit to the weights, because {error.found}",
+                    "only a layer whose inputs, outputs and weights can be seen and set is fitted",
+                    error.todo,
+                )
+            )
+    notes += [
+        f"{name} did not run on the calibration inputs: it keeps its fit to the weights."
+        for name in decisions
+        if name not in counts
+    ]
+    decided = tuple(changed.get(decision.name, decision) for decision in plan.decisions)
+    return replace(plan, decisions=decided), notes
+
+
+def _fit(model: Fittable, decision: Replaced, choose_padding: bool) -> Replaced:
+    """Fits one layer, and puts the fit into the model."""
+    spec = decision.spec
+    weight, bias = model.trained(decision)
+    candidates = [
+        (
+            settings,
+            Moments(spec, _design(decision, settings), model.arrays, any_size=model.any_size),
+        )
+        for settings in _candidates(decision, choose_padding)
+    ]
+    for x, y in model.seen(decision):
+        for _, moments in candidates:
+            try:
+                moments.add(x, y)
+            except ValueError as error:
+                todo = "Report this as a bug with the layer's attributes"
+                raise UnseenError(str(error), todo) from error
+    directions = model.directions(decision)
+    settings = decision.settings
+    if directions is not None:
+        settings = replace(settings, strength=0.0)  # any kernel may be the start
+    start = decision.target.fit(spec, settings, weight)
+    fits = []
+    for chosen, moments in candidates:
+        moments.gather()
+        fits.append((chosen, solve(moments, start, bias, directions)))
+    best, solved = min(fits, key=lambda fit: fit[1].error)
+    if not np.isfinite(solved.kernel).all():
+        raise ModelError(
+            decision.name or "(model)",
+            "its inputs or outputs are not finite on some calibration inputs",
+            "finite values are needed to fit it",
+            "Leave those inputs out",
+        )
+    return model.put(_calibrated(decision, best, solved), solved)
+
+
+def _design(decision: Replaced, settings: Settings) -> Any:
+    """The form as a linear model, for any output_padding of the layer."""
+    return partial(_design_of, decision, settings)
+
+
+def _design_of(decision: Replaced, settings: Settings, spec: Any) -> Design:
+    design = decision.target.design(spec, settings)
+    assert design is not None, "only forms that are fitted have moments"
+    return design
+
+
+def fitted_decisions(plan: Plan) -> list[Replaced]:
     """The layers of a plan whose weights are fitted to data."""
     return [
-        each
-        for each in plan.replaced
-        if each.settings is not None and each.settings.init in FITTED_TO_DATA and not each.exact
+        decision
+        for decision in plan.replaced
+        if decision.settings.init in FITTED_TO_DATA and not decision.exact
     ]
 
 
-def calibrated_decisions(plan: Plan) -> list[Decision]:
+def calibrated_decisions(plan: Plan) -> list[Replaced]:
     """Those of them that a regression fits, be it as the start of a distillation."""
     return [
-        each
-        for each in fitted_decisions(plan)
-        if not (each.settings and each.settings.init == "tuned" and each.form in TUNED_FROM_WEIGHTS)
+        decision
+        for decision in fitted_decisions(plan)
+        if not (decision.settings.init == "tuned" and decision.target.tunes_from_weights)
     ]
 
 
@@ -64,28 +231,68 @@ def kept_bytes(memory: float) -> float:
     return min(_MOST_KEPT, memory * 2**30)
 
 
-def candidates(decision: Decision, choose_padding: bool) -> list[Settings]:
-    """What is solved for a layer: each border of a resize-convolution, if it is to be chosen."""
-    settings, spec = decision.settings, decision.spec
-    assert settings is not None
-    assert spec is not None
-    if choose_padding and decision.form == "resize" and max(spec.stride) > 1:
+def check_stored(decision: Replaced, stored: Array, dtype: str) -> None:
+    """Checks a fit that was rounded to the dtype that the model stores.
+
+    Raises:
+        ModelError: If the dtype cannot hold it.
+    """
+    if not np.isfinite(stored).all():
+        raise ModelError(
+            decision.name,
+            f"the fit to the calibration inputs is larger than {dtype} can hold",
+            "finite weights are needed",
+            "Convert the model to float32 first, or use init 'fit'",
+        )
+
+
+class PlanInProgress:
+    """A plan while its layers are fitted, for kinds whose converted layers are written from the plan.
+
+    Args:
+        plan: What is converted.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._order: list[str] = []
+        self._fitted: dict[str, Replaced] = {}
+
+    def start(self, names: Sequence[str]) -> None:
+        """Sets the layers that are to be fitted, in the order in which they run."""
+        self._order = list(names)
+
+    def put(self, decision: Replaced) -> None:
+        """Adds a fitted layer."""
+        self._fitted[decision.name] = decision
+
+    def before(self, name: str) -> Plan:
+        """What is converted when a layer's turn comes: everything but it and those that follow."""
+        later = set(self._order[self._order.index(name) :])
+        decisions = tuple(
+            self._fitted.get(decision.name, decision)
+            for decision in self._plan.decisions
+            if decision.name not in later
+        )
+        return replace(self._plan, decisions=decisions)
+
+
+def _candidates(decision: Replaced, choose_padding: bool) -> list[Settings]:
+    """What is solved for a layer: each border, if the form leaves it open and it is to be chosen."""
+    settings = decision.settings
+    if choose_padding and decision.target.chooses_border and max(decision.spec.stride) > 1:
         return [replace(settings, padding_mode=mode) for mode in _PAD_MODES]
     return [settings]
 
 
-def too_large(
-    decision: Decision, choose_padding: bool, memory: float, *, flat: bool = False
+def _too_large(
+    decision: Replaced, choose_padding: bool, memory: float, *, flat: bool = False
 ) -> str | None:
     """Why a layer is not fitted to data: a sentence, or None if `memory` (in GiB) is enough for it."""
-    spec = decision.spec
-    assert spec is not None
-    assert decision.form is not None
-    needed = 0
-    for settings in candidates(decision, choose_padding):
-        design = form(decision.form).design(spec, settings)
-        assert design is not None
-        needed += bytes_needed(design, spec, any_kernel=flat)
+    needed = sum(
+        bytes_needed(_design_of(decision, settings, decision.spec), decision.spec, any_kernel=flat)
+        for settings in _candidates(decision, choose_padding)
+    )
     if needed <= memory * 2**30:
         return None
     return sentence(
@@ -96,46 +303,14 @@ def too_large(
     )
 
 
-def best_fit(
-    decision: Decision, fits: Iterable[tuple[Settings, Solved]]
-) -> tuple[Settings, Solved]:
-    """The candidate with the smallest error.
-
-    Raises:
-        ModelError: If the data were not finite.
-    """
-    settings, solved = min(fits, key=lambda each: each[1].error)
-    if not np.isfinite(solved.kernel).all():
-        raise ModelError(
-            decision.name or "(model)",
-            "its inputs or outputs are not finite on some calibration inputs",
-            "finite values are needed to fit it",
-            "Leave those inputs out",
-        )
-    return settings, solved
-
-
-def check_held(decision: Decision, rounded: NDArray[np.float64], dtype: str) -> None:
-    """Checks a fit that was rounded to what a file can hold.
-
-    Raises:
-        ModelError: If that is infinite.
-    """
-    if not np.isfinite(rounded).all():
-        raise ModelError(
-            decision.name,
-            f"the fit to the calibration inputs is larger than {dtype} can hold",
-            "finite weights are needed",
-            "Convert the model to float32 first, or use init 'fit'",
-        )
-
-
-def calibrated(decision: Decision, settings: Settings, solved: Solved) -> Decision:
+def _calibrated(decision: Replaced, settings: Settings, solved: Solved) -> Replaced:
     """The decision with what was chosen and measured."""
-    border = f", {settings.padding_mode} border" if decision.form == "resize" else ""
+    border = f", {settings.padding_mode} border" if decision.target.chooses_border else ""
     strength = "" if settings.strength == 1 else f", strength {settings.strength:g}"
     snr_db = -decibels(math.sqrt(solved.error))
-    reason = f"calibrated, {snr_db:.1f} dB of the layer's own output{border}{strength}"
+    reason = (
+        f"calibrated; SNR {snr_db:.1f} dB against the original layer's output{border}{strength}"
+    )
     return replace(decision, settings=settings, reason=reason)
 
 
@@ -152,7 +327,8 @@ def check_flat(options: Options, tuning: Tuning | None) -> None:
             "what the layers get on these inputs must stay as it is",
             "Leave out `train_all`, or `flat_inputs`",
         )
-    if options.to != "equalized" or options.init not in FITTED_TO_DATA or options.strength != 1:
+    fitted = options.init in FITTED_TO_DATA and options.strength == 1
+    if not options.form.keeps_layer or not fitted:
         raise OptionError(
             "flat_inputs",
             f"the form is {options.to!r}, init {options.init!r} and strength {options.strength:g}",

@@ -1,9 +1,14 @@
-"""Calibration inputs, whatever kind of model takes them: distributions, batches, checks."""
+"""Calibration inputs, whatever kind of model takes them: given, or drawn from a distribution.
+
+A kind of model says with `Samples` how one input is made.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,35 +17,112 @@ from deconvfix.errors import OptionError
 
 __all__ = [
     "DISTRIBUTIONS",
-    "DRAWN",
-    "check_distribution",
+    "Samples",
+    "calibration_inputs",
+    "count_samples",
     "in_batches_of",
     "nothing_to_fit_to",
 ]
 
-
 DISTRIBUTIONS = ("normal", "uniform")
-
-
 # Samples that are drawn from a distribution for a closed form.
-DRAWN = 256
+_DRAWN = 256
+Inputs = TypeVar("Inputs")
+
+
+class Samples(Protocol[Inputs]):
+    """How one kind of model gets its inputs."""
+
+    def given(self, item: Any) -> Inputs:
+        """An input that the user gives, as the model takes it."""
+        ...
+
+    def example(self, distribution: str) -> Inputs:
+        """An input of the shapes to draw.
+
+        Raises:
+            OptionError: If nothing says the shapes.
+        """
+        ...
+
+    def supply(self, example: Inputs, distribution: str) -> Iterator[Inputs]:
+        """Drawn inputs of the shapes of an example, without an end; "normal" has mean 0 and variance 1,
+        "uniform" goes from 0 to 1. What is not a floating-point array stays as it is."""
+        ...
+
+    def size(self, inputs: Inputs) -> int:
+        """How many samples an input has along its first axis, at least 1."""
+        ...
+
+    def total(self, count: int) -> int:
+        """A number of samples, summed over all processes that share them."""
+        ...
+
+
+def calibration_inputs(
+    samples: Samples[Inputs], calibration: Iterable[Any] | str
+) -> tuple[list[Inputs], Iterator[Inputs] | None]:
+    """The inputs to fit to.
+
+    Args:
+        samples: How an input is made.
+        calibration: An iterable of inputs, or the name of a distribution.
+
+    Returns:
+        Batches, and for a distribution an endless supply of further ones.
+
+    Raises:
+        OptionError: If there are none, or there is no such distribution.
+    """
+    if not isinstance(calibration, str):
+        batches = [samples.given(item) for item in calibration]
+        if not batches:
+            raise nothing_to_fit_to("it is empty")
+        return batches, None
+    _check_distribution(calibration)
+    example = samples.example(calibration)
+    supply = samples.supply(example, calibration)
+    count = math.ceil(_DRAWN / samples.size(example))
+    return list(itertools.islice(supply, count)), supply
+
+
+def count_samples(samples: Samples[Inputs], calibration: Iterable[Any] | str) -> int:
+    """How many samples `calibration_inputs` gives, in all processes together.
+
+    Args:
+        samples: How an input is made.
+        calibration: An iterable of inputs, which is read, or the name of a distribution.
+    """
+    if isinstance(calibration, str):
+        size = samples.size(samples.example(calibration))
+        return samples.total(math.ceil(_DRAWN / size) * size)
+    return samples.total(sum(samples.size(samples.given(item)) for item in calibration))
 
 
 def in_batches_of(
     size: int, batches: Iterable[Mapping[str, NDArray[Any]]]
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """The samples of named arrays in batches of another size; a rest, or another shape, starts anew."""
+    """The samples of named arrays in batches of another size.
+
+    Samples that do not fill a batch are left out, and so are those before a change of shape.
+
+    >>> arrays = {"x": np.zeros((5, 3, 8, 8))}
+    >>> [batch["x"].shape for batch in in_batches_of(2, [arrays])]
+    [(2, 3, 8, 8), (2, 3, 8, 8)]
+    """
     waiting: list[dict[str, NDArray[Any]]] = []
     for batch in batches:
-        for i in range(min((len(each) for each in batch.values() if each.ndim), default=0)):
-            sample = {name: each[i : i + 1] if each.ndim else each for name, each in batch.items()}
-            if waiting and any(sample[n].shape != x.shape for n, x in waiting[0].items()):
+        for i in range(min((len(array) for array in batch.values() if array.ndim), default=0)):
+            sample = {
+                name: array[i : i + 1] if array.ndim else array for name, array in batch.items()
+            }
+            if waiting and any(sample[name].shape != x.shape for name, x in waiting[0].items()):
                 waiting = []
             waiting.append(sample)
             if len(waiting) == size:
                 yield {
-                    name: np.concatenate([each[name] for each in waiting]) if x.ndim else x
-                    for name, x in sample.items()
+                    name: np.concatenate([one[name] for one in waiting]) if array.ndim else array
+                    for name, array in sample.items()
                 }
                 waiting = []
 
@@ -55,12 +137,7 @@ def nothing_to_fit_to(found: str) -> OptionError:
     )
 
 
-def check_distribution(name: str) -> None:
-    """Checks the name of a distribution: "normal" (mean 0, variance 1) or "uniform" (0 to 1).
-
-    Raises:
-        OptionError: If there is none of that name.
-    """
+def _check_distribution(name: str) -> None:
     if name not in DISTRIBUTIONS:
         raise OptionError(
             "calibration",

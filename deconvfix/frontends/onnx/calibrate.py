@@ -1,14 +1,12 @@
-"""Calibrated fits of ONNX models: each converted layer regressed on what the original layer computes.
+"""What an ONNX model gives for its layers to be fitted to data; `frontends.calibrate` has the algorithm.
 
-Layer by layer, in the order in which they run. ONNX Runtime gives the inputs of a layer in the model so
-far, whose earlier layers are fitted already, and the outputs that it should give in the original: the
-part of each model that computes them, with that value as its only output. Only second moments are kept
-(`fit.moments`).
+ONNX Runtime computes the inputs of a layer in the model so far, and its outputs in the original: the part of
+each model that computes them is cut out, with that value as its only output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,112 +14,106 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from deconvfix.errors import DeconvfixError, ModelError, sentence
-from deconvfix.fit.moments import Moments
-from deconvfix.fit.solve import MEMORY, solve
-from deconvfix.forms import form
-from deconvfix.frontends.calibrate import (
-    best_fit,
-    calibrated,
-    candidates,
-    check_held,
-    fitted_decisions,
-    too_large,
-)
+from deconvfix.errors import DeconvfixError, ModelError
+from deconvfix.fit.moments import NUMPY
+from deconvfix.fit.solve import Solved
+from deconvfix.frontends.calibrate import PlanInProgress, UnseenError, check_stored
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.inputs import Feed
 from deconvfix.frontends.onnx.parity import session_of
 from deconvfix.frontends.onnx.values import RANDOM, bodies, constant, visible
 from deconvfix.parity.runtime import run_named
-from deconvfix.plan import Decision, Fitted, Plan
+from deconvfix.plan import Fitted, Plan, Replaced
 
-__all__ = ["calibrate"]
+__all__ = ["FittableModel"]
 
 Array = NDArray[np.float64]
 
 
-def calibrate(
-    before: ir.Model,
-    plan: Plan,
-    feeds: Sequence[Feed],
-    apply: Callable[[ir.Model, Plan], ir.Model],
-    *,
-    choose_padding: bool,
-    memory: float = MEMORY,
-) -> tuple[Plan, list[str]]:
-    """Fits the layers of a plan.
+class FittableModel:
+    """An ONNX model whose layers are fitted; see `frontends.calibrate.Fittable`.
 
     Args:
         before: The original; it is not changed.
         plan: What is converted.
-        feeds: Calibration inputs.
+        feeds: Calibration inputs, by name.
         apply: Carries out a plan, with the kernels in it, on a model.
-        choose_padding: Choose the border of resize-convolutions by the measured error.
-        memory: For the regression of a layer, in GiB.
-
-    Returns:
-        The plan with what was chosen, fitted and measured, and notes on layers that are not fitted.
     """
-    pending = {each.name: each for each in fitted_decisions(plan)}
-    decided = {each.name: each for each in plan.decisions if each.name not in pending}
-    notes = []
-    for layer in find_layers(before):
-        decision = pending.get(layer.name)
-        if decision is None:
-            continue
-        so_far = replace(plan, decisions=tuple(decided.values()))
-        decided[layer.name] = decision
-        large = too_large(decision, choose_padding, memory)
-        if large is not None:
-            notes.append(large)
-            continue
-        try:
-            _check(before, layer)
-            parts = (
-                _part(apply(before.clone(), so_far), layer.node.inputs[0]),
-                _part(before, layer.node.outputs[0]),
+
+    arrays = NUMPY
+    any_size = False
+
+    def __init__(
+        self,
+        before: ir.Model,
+        plan: Plan,
+        feeds: Sequence[Feed],
+        apply: Callable[[ir.Model, Plan], ir.Model],
+    ) -> None:
+        self._before = before
+        self._feeds = feeds
+        self._apply = apply
+        self._plan = PlanInProgress(plan)
+        self._layers = {layer.name: layer for layer in find_layers(before)}
+
+    def order(self, names: Sequence[str]) -> Mapping[str, int]:
+        """The layers in the order of their nodes."""
+        ordered = [name for name in self._layers if name in names]
+        self._plan.start(ordered)
+        return dict.fromkeys(ordered, 1)
+
+    def trained(self, decision: Replaced) -> tuple[Array, Array | None]:
+        """Of one of the main graph's nodes, which run once, with a bias that can be set."""
+        layer = self._layers[decision.name]
+        if layer.function is not None:
+            raise UnseenError(
+                "it is in a function of the model",
+                "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
             )
-            for part in parts:
-                _check_repeatable(part)
-            decided[layer.name] = _fit(before, layer, decision, parts, feeds, choose_padding)
-        except _UnseenError as error:
-            notes.append(
-                sentence(
-                    layer.name,
-                    f"it keeps its fit to the weights, because {error}",
-                    "only a layer whose inputs and outputs can be seen is fitted to them",
-                    error.todo,
-                )
+        if layer.graph is not self._before.graph:
+            raise UnseenError(
+                "it is in a branch or a loop, which may run several times or not at all",
+                "Convert the model before it gets control flow, or exclude the layer",
             )
-    decisions = tuple(decided[each.name] for each in plan.decisions)
-    return replace(plan, decisions=decisions), notes
+        if not decision.spec.bias:
+            return layer.read_weight(), None
+        bias = self._bias(layer)
+        if bias is None:
+            raise UnseenError(
+                "its bias is computed while the model runs, or may be set by the caller",
+                "Store the bias as an initializer that is not an input",
+            )
+        return layer.read_weight(), bias.astype(np.float64)
 
+    def seen(self, decision: Replaced) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """One pair for each calibration input."""
+        node = self._layers[decision.name].node
+        so_far = self._apply(self._before.clone(), self._plan.before(decision.name))
+        parts = _part(so_far, node.inputs[0]), _part(self._before, node.outputs[0])
+        for part in parts:
+            _check_repeatable(part)
+        yield from zip(*(_values(part, self._feeds) for part in parts), strict=True)
 
-class _UnseenError(Exception):
-    """Why a layer cannot be fitted to data, and what to do about it."""
+    def directions(self, decision: Replaced) -> None:
+        """There is no grid that may stay on some inputs."""
 
-    def __init__(self, found: str, todo: str) -> None:
-        super().__init__(found)
-        self.todo = todo
+    def put(self, decision: Replaced, solved: Solved) -> Replaced:
+        """In the values that the file can hold; they travel in the plan."""
+        layer = self._layers[decision.name]
+        assert layer.weight is not None
+        kernel = _rounded(solved.kernel, layer.weight.dtype.numpy(), decision)
+        bias = None
+        if solved.bias is not None:
+            old = self._bias(layer)
+            assert old is not None
+            bias = _rounded(solved.bias, old.dtype, decision)
+        decision = replace(decision, fitted=Fitted(kernel, bias))
+        self._plan.put(decision)
+        return decision
 
-
-def _check(model: ir.Model, layer: Layer) -> None:
-    """A layer must be one of the main graph's nodes, which run once, with a bias that can be set."""
-    if layer.function is not None:
-        raise _UnseenError(
-            "it is in a function of the model",
-            "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
-        )
-    if layer.graph is not model.graph:
-        raise _UnseenError(
-            "it is in a branch or a loop, which may run several times or not at all",
-            "Convert the model before it gets control flow, or exclude the layer",
-        )
-    if layer.spec is not None and layer.spec.bias and _bias(model, layer) is None:
-        raise _UnseenError(
-            "its bias is computed while the model runs, or may be set by the caller",
-            "Store the bias as an initializer that is no input",
-        )
+    def _bias(self, layer: Layer) -> NDArray[Any] | None:
+        stored = constant(layer.node.inputs[2], self._before.ir_version)
+        return None if stored is None else np.asarray(stored.numpy())
 
 
 def _check_repeatable(part: ir.Model) -> None:
@@ -130,63 +122,18 @@ def _check_repeatable(part: ir.Model) -> None:
         for node in body.all_nodes():
             training = node.op_type == "Dropout" and len(node.inputs) > 2
             if node.op_type in RANDOM or training:
-                raise _UnseenError(
+                raise UnseenError(
                     f"the node {node.name!r} ({node.op_type}) before it is random",
                     "Make the random values an input of the model",
                 )
 
 
-def _bias(model: ir.Model, layer: Layer) -> NDArray[Any] | None:
-    stored = constant(layer.node.inputs[2], model.ir_version)
-    return None if stored is None else np.asarray(stored.numpy())
-
-
-def _fit(
-    before: ir.Model,
-    layer: Layer,
-    decision: Decision,
-    parts: tuple[ir.Model, ir.Model],
-    feeds: Sequence[Feed],
-    choose_padding: bool,
-) -> Decision:
-    """Fits one layer."""
-    spec, settings = decision.spec, decision.settings
-    assert spec is not None
-    assert settings is not None
-    assert decision.form is not None
-    assert layer.weight is not None
-    target = form(decision.form)
-    chosen = candidates(decision, choose_padding)
-    moments = []
-    for each in chosen:
-        design = target.design(spec, each)
-        assert design is not None, "only forms that are fitted have moments"
-        moments.append(Moments(spec, design))
-    for x, y in zip(*(_values(part, feeds) for part in parts), strict=True):
-        for sums in moments:
-            try:
-                sums.add(x, y)
-            except ValueError as error:
-                todo = "Report this as a bug with the layer's attributes"
-                raise _UnseenError(str(error), todo) from error
-    start = target.fit(spec, settings, layer.read_weight())
-    stored_bias = _bias(before, layer) if spec.bias else None
-    bias = None if stored_bias is None else stored_bias.astype(np.float64)
-    fits = [(s, solve(m, start, bias)) for s, m in zip(chosen, moments, strict=True)]
-    best, solved = best_fit(decision, fits)
-    kernel = _rounded(solved.kernel, layer.weight.dtype.numpy(), decision)
-    if solved.bias is not None:
-        assert stored_bias is not None
-        bias = _rounded(solved.bias, stored_bias.dtype, decision)
-    return replace(calibrated(decision, best, solved), fitted=Fitted(kernel, bias))
-
-
-def _rounded(values: Array, dtype: np.dtype[Any], decision: Decision) -> Array:
+def _rounded(values: Array, dtype: np.dtype[Any], decision: Replaced) -> Array:
     """In the values that the file can hold."""
     with np.errstate(over="ignore"):
-        rounded = values.astype(dtype).astype(np.float64)
-    check_held(decision, rounded, str(dtype))
-    return rounded
+        stored = values.astype(dtype).astype(np.float64)
+    check_stored(decision, stored, str(dtype))
+    return stored
 
 
 # --- running parts of models --------------------------------------------------------------------
@@ -201,10 +148,10 @@ def _part(model: ir.Model, value: ir.Value | None) -> ir.Model:
     graph.outputs.clear()
     graph.outputs.append(output)
     for node in reversed(list(graph)):
-        if not any(each.uses() or each.is_graph_output() for each in node.outputs):
+        if not any(result.uses() or result.is_graph_output() for result in node.outputs):
             graph.remove(node, safe=True)
-    for name, each in list(graph.initializers.items()):
-        if not (each.uses() or each.is_graph_output() or each.is_graph_input()):
+    for name, stored in list(graph.initializers.items()):
+        if not (stored.uses() or stored.is_graph_output() or stored.is_graph_input()):
             graph.initializers.pop(name)
     return part
 
@@ -229,10 +176,12 @@ def _values(part: ir.Model, feeds: Sequence[Feed]) -> Iterator[NDArray[Any]]:
             "init 'calibrated' runs the model",
             "Use init 'fit', which looks at the weights alone",
         ) from error
-    wanted = {each.name for each in session.get_inputs()}
+    needed = {declared.name for declared in session.get_inputs()}
     for number, feed in enumerate(feeds, start=1):
         try:
-            (value,) = run_named(session, {n: x for n, x in feed.items() if n in wanted})
+            (value,) = run_named(
+                session, {key: array for key, array in feed.items() if key in needed}
+            )
         except DeconvfixError as error:
             raise ModelError(
                 f"calibration input {number}",

@@ -15,14 +15,15 @@ import onnx_ir as ir
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import Init, Need
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
-from deconvfix.frontends.calibrate import check_without_data, refuse_flat_inputs
+from deconvfix.frontends.calibrate import calibrate, check_without_data, refuse_flat_inputs
 from deconvfix.frontends.onnx import parity as onnx_parity
-from deconvfix.frontends.onnx.calibrate import calibrate
+from deconvfix.frontends.onnx.calibrate import FittableModel
 from deconvfix.frontends.onnx.diagnose import probe_model
 from deconvfix.frontends.onnx.find import Layer, find_layers
-from deconvfix.frontends.onnx.samples import calibration_feeds, count_samples
+from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
 from deconvfix.frontends.onnx.values import check_model
+from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Options, Plan, lacking, make_plan
 
@@ -82,9 +83,11 @@ class OnnxFrontend:
     ) -> tuple[ir.Model, Plan, Sequence[str]]:
         """Calibrated fits: what they found is in the plan, which is carried out again."""
         refuse_flat_inputs(data.flat)
-        feeds = calibration_feeds(before, data.inputs, data.example_inputs, data.tuning.seed)
+        samples = OnnxSamples(before, data.example_inputs, data.tuning.seed)
+        feeds, _ = calibration_inputs(samples, data.inputs)
         plan, notes = calibrate(
-            *(before, plan, feeds, self.apply),
+            FittableModel(before, plan, feeds, self.apply),
+            plan,
             choose_padding=data.choose_padding,
             memory=data.memory,
         )
@@ -97,12 +100,12 @@ class OnnxFrontend:
     def count_samples(
         self, model: ir.Model, inputs: Iterable[Any] | str, example_inputs: Any | None
     ) -> int:
-        """See `samples.count_samples`."""
-        return count_samples(model, inputs, example_inputs)
+        """See `frontends.samples.count_samples`."""
+        return count_samples(OnnxSamples(model, example_inputs), inputs)
 
     def drawn_inputs(self, model: ir.Model, distribution: str, seed: int) -> Any | None:
         """The first batch, in the shapes that the model declares."""
-        return calibration_feeds(model, distribution, None, seed)[0]
+        return calibration_inputs(OnnxSamples(model, None, seed), distribution)[0][0]
 
     def left(self, model: ir.Model, plan: Plan, example_inputs: Any) -> Sequence[str]:
         """Names of the ConvTranspose nodes beyond those that the plan keeps."""

@@ -1,12 +1,12 @@
-"""Calibrated fits of torch.export programs: each converted layer regressed on what the original computes.
+"""What a torch.export program gives for its layers to be fitted; `frontends.calibrate` has the algorithm.
 
-As in `torch.calibrate`. Instead of a hook, a function takes the layer's place in a copy of the program: it
-keeps what the layer gets and gives, and ends the run.
+A function takes the layer's place in a copy of the program: it keeps what the layer gets and gives, and ends
+the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,42 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from deconvfix.errors import sentence
-from deconvfix.fit.solve import MEMORY, solve
-from deconvfix.forms import form
-from deconvfix.frontends.calibrate import (
-    best_fit,
-    calibrated,
-    candidates,
-    check_held,
-    fitted_decisions,
-    too_large,
-)
-from deconvfix.frontends.program.weights import stored, why_fixed
+from deconvfix.fit.solve import Solved
+from deconvfix.frontends.calibrate import PlanInProgress, UnseenError, check_stored
+from deconvfix.frontends.program.weights import Stored, stored, why_fixed
+from deconvfix.frontends.torch.calibrate import TENSORS
 from deconvfix.frontends.torch.graph import GraphCall, finish
 from deconvfix.frontends.torch.inputs import Inputs, Reached, run_model
 from deconvfix.frontends.torch.layers import read_weight
-from deconvfix.frontends.torch.moments import Moments
-from deconvfix.plan import Decision, Fitted, Plan
+from deconvfix.plan import Fitted, Plan, Replaced
 
-__all__ = ["calibrate"]
+__all__ = ["FittableProgram"]
 
 # A copy of a program, with its calls by name.
 Copied = Callable[[ExportedProgram], tuple[ExportedProgram, dict[str, GraphCall]]]
+Array = NDArray[np.float64]
 
 
-@torch.no_grad()
-def calibrate(
-    before: ExportedProgram,
-    plan: Plan,
-    batches: Sequence[Inputs],
-    copied: Copied,
-    apply: Callable[[ExportedProgram, Plan], ExportedProgram],
-    *,
-    choose_padding: bool,
-    memory: float = MEMORY,
-) -> tuple[Plan, list[str]]:
-    """Fits the layers of a plan.
+class FittableProgram:
+    """A program whose layers are fitted; see `frontends.calibrate.Fittable`.
 
     Args:
         before: The original; it is not changed.
@@ -59,108 +41,104 @@ def calibrate(
         batches: Calibration inputs.
         copied: Copies a program.
         apply: Carries out a plan, with the kernels in it, in place.
-        choose_padding: Choose the border of resize-convolutions by the measured error.
-        memory: For the regression of a layer, in GiB.
-
-    Returns:
-        The plan with what was chosen, fitted and measured, and notes on layers that are not fitted.
     """
-    pending = {each.name: each for each in fitted_decisions(plan)}
-    decided = {each.name: each for each in plan.decisions if each.name not in pending}
-    notes = []
-    original, calls = copied(before)
-    for name, decision in pending.items():
-        large = too_large(decision, choose_padding, memory)
-        if large is not None:
-            notes.append(large)
-            decided[name] = decision
-            continue
-        obstacle = _obstacle(original, calls[name])
-        if obstacle is not None:
-            found = f"it keeps its fit to the weights, because {obstacle}"
-            needed = "a bias of its own that the program stores is fitted with the weight"
-            notes.append(sentence(name, found, needed, "Convert the module before it is exported"))
-            decided[name] = decision
-            continue
-        so_far = apply(copied(before)[0], replace(plan, decisions=tuple(decided.values())))
-        seen = [_seen(each, name, batches, copied) for each in (so_far, before)]
-        decided[name] = _fit(original, calls[name], decision, seen, choose_padding)
-    return replace(plan, decisions=tuple(decided[each.name] for each in plan.decisions)), notes
+
+    arrays = TENSORS
+    any_size = True
+
+    def __init__(
+        self,
+        before: ExportedProgram,
+        plan: Plan,
+        batches: Sequence[Inputs],
+        copied: Copied,
+        apply: Callable[[ExportedProgram, Plan], ExportedProgram],
+    ) -> None:
+        self._before = before
+        self._batches = batches
+        self._copied = copied
+        self._apply = apply
+        self._plan = PlanInProgress(plan)
+        self._original, self._calls = copied(before)
+
+    def order(self, names: Sequence[str]) -> Mapping[str, int]:
+        """The layers in the order of their nodes."""
+        self._plan.start(names)
+        return dict.fromkeys(names, 1)
+
+    def trained(self, decision: Replaced) -> tuple[Array, Array | None]:
+        """Of a call whose bias can be set; a weight that cannot is a refusal of the plan's."""
+        weight, bias = self._weight(decision), self._bias(decision)
+        return read_weight(weight.tensor), None if bias is None else read_weight(bias.tensor)
+
+    def seen(self, decision: Replaced) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pair for each batch."""
+        so_far = self._apply(self._copied(self._before)[0], self._plan.before(decision.name))
+        runs = (self._run(program, decision.name) for program in (so_far, self._before))
+        for (x, _), (_, y) in zip(*runs, strict=True):
+            yield x, y
+
+    def directions(self, decision: Replaced) -> None:
+        """There is no grid that may stay on some inputs."""
+
+    def put(self, decision: Replaced, solved: Solved) -> Replaced:
+        """In the values that the program can hold; they travel in the plan."""
+        kernel = _rounded(solved.kernel, self._weight(decision).tensor, decision)
+        bias = None
+        if solved.bias is not None:
+            old = self._bias(decision)
+            assert old is not None
+            bias = _rounded(solved.bias, old.tensor, decision)
+        decision = replace(decision, fitted=Fitted(kernel, bias))
+        self._plan.put(decision)
+        return decision
+
+    def _weight(self, decision: Replaced) -> Stored:
+        found = self._calls[decision.name]
+        weight = stored(self._original, found, found.call.weight)
+        assert weight is not None
+        return weight
+
+    def _bias(self, decision: Replaced) -> Stored | None:
+        found = self._calls[decision.name]
+        if found.call.bias is None:
+            return None
+        bias = stored(self._original, found, found.call.bias)
+        reason = "its bias is computed while the program runs"
+        if bias is not None:
+            fixed = why_fixed(self._original, bias, "bias")
+            if fixed is None:
+                return bias
+            reason = fixed.found
+        raise UnseenError(reason, "Convert the module before it is exported")
+
+    def _run(self, program: ExportedProgram, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """What a layer, which is not converted yet, gets and gives on each batch."""
+        program, calls = self._copied(program)
+        node, call = calls[name].node, calls[name].call
+        transposed: Any = node.target
+        operands = [value for value in (call.input, call.weight, call.bias) if value is not None]
+        arguments = (node.args, dict(node.kwargs))
+        pairs: list[tuple[Tensor, Tensor]] = []
+
+        def record(*tensors: Tensor) -> Tensor:
+            values = dict(zip(operands, tensors, strict=True))
+            args, kwargs = torch.fx.map_arg(arguments, lambda operand: values[operand])
+            pairs.append((tensors[0], transposed(*args, **kwargs)))
+            raise Reached
+
+        node.target, node.args, node.kwargs = record, tuple(operands), {}
+        finish(program.graph_module)
+        module = program.module()
+        for batch in self._batches:
+            try:
+                run_model(module, batch)
+            except Reached:
+                yield pairs.pop()
 
 
-def _fit(
-    program: ExportedProgram,
-    found: GraphCall,
-    decision: Decision,
-    seen: Sequence[Iterator[tuple[Tensor, Tensor]]],
-    choose_padding: bool,
-) -> Decision:
-    """Fits one layer to its inputs in the program so far and its outputs in the original."""
-    spec, settings = decision.spec, decision.settings
-    assert spec is not None
-    assert settings is not None
-    assert decision.form is not None
-    moments = [Moments(spec, decision.form, each) for each in candidates(decision, choose_padding)]
-    for (x, _), (_, y) in zip(*seen, strict=True):
-        for sums in moments:
-            sums.add(x, y)
-    for sums in moments:
-        sums.gather()
-    weight, bias = (stored(program, found, each) for each in (found.call.weight, found.call.bias))
-    assert weight is not None
-    start = form(decision.form).fit(spec, settings, read_weight(weight.tensor))
-    old_bias = None if bias is None else read_weight(bias.tensor)
-    best, solved = best_fit(
-        decision, [(each.settings, solve(each, start, old_bias)) for each in moments]
-    )
-    kernel = _rounded(solved.kernel, weight.tensor, decision)
-    new_bias = None
-    if solved.bias is not None:
-        assert bias is not None
-        new_bias = _rounded(solved.bias, bias.tensor, decision)
-    return replace(calibrated(decision, best, solved), fitted=Fitted(kernel, new_bias))
-
-
-def _obstacle(program: ExportedProgram, found: GraphCall) -> str | None:
-    """Why the bias cannot be set; a weight that cannot is a refusal of the plan's."""
-    if found.call.bias is None:
-        return None
-    bias = stored(program, found, found.call.bias)
-    if bias is None:
-        return "its bias is computed while the program runs"
-    fixed = why_fixed(program, bias, "bias")
-    return None if fixed is None else fixed.found
-
-
-def _rounded(values: NDArray[np.float64], like: Tensor, decision: Decision) -> NDArray[np.float64]:
+def _rounded(values: Array, like: Tensor, decision: Replaced) -> Array:
     """In the values that the program can hold."""
-    rounded = torch.from_numpy(values).to(like.dtype).double().numpy()
-    check_held(decision, rounded, str(like.dtype))
-    return rounded
-
-
-def _seen(
-    program: ExportedProgram, name: str, batches: Sequence[Inputs], copied: Copied
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a layer, which is not converted yet, gets and gives on each batch."""
-    program, calls = copied(program)
-    node, call = calls[name].node, calls[name].call
-    transposed: Any = node.target
-    operands = [each for each in (call.input, call.weight, call.bias) if each is not None]
-    arguments = (node.args, dict(node.kwargs))
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def record(*tensors: Tensor) -> Tensor:
-        values = dict(zip(operands, tensors, strict=True))
-        args, kwargs = torch.fx.map_arg(arguments, lambda each: values[each])
-        seen.append((tensors[0], transposed(*args, **kwargs)))
-        raise Reached
-
-    node.target, node.args, node.kwargs = record, tuple(operands), {}
-    finish(program.graph_module)
-    module = program.module()
-    for batch in batches:
-        try:
-            run_model(module, batch)
-        except Reached:
-            yield seen.pop()
+    held = torch.from_numpy(values).to(like.dtype).double().numpy()
+    check_stored(decision, held, str(like.dtype))
+    return held

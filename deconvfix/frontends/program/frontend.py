@@ -24,9 +24,10 @@ from deconvfix.core.steps import ConvTranspose
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import Init, Need
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
-from deconvfix.frontends.calibrate import refuse_flat_inputs
-from deconvfix.frontends.program.calibrate import calibrate
+from deconvfix.frontends.calibrate import calibrate, refuse_flat_inputs
+from deconvfix.frontends.program.calibrate import FittableProgram
 from deconvfix.frontends.program.weights import HINT, stored, why_fixed
+from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import PADDING_ARGUMENT
 from deconvfix.frontends.torch.compare import psnr_db
@@ -43,7 +44,7 @@ from deconvfix.frontends.torch.inputs import as_inputs, copy_quietly
 from deconvfix.frontends.torch.layers import read_weight
 from deconvfix.frontends.torch.modes import is_transposed
 from deconvfix.frontends.torch.parity import compare_modules
-from deconvfix.frontends.torch.samples import calibration_inputs, count_samples
+from deconvfix.frontends.torch.samples import TorchSamples
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Match, Plan, Replaced, lacking
 
@@ -99,12 +100,14 @@ class ExportedProgramFrontend:
         """Calibrated fits: what they found is in the plan, which is carried out again."""
         refuse_flat_inputs(data.flat)
         example = before.example_inputs if data.example_inputs is None else data.example_inputs
-        batches, _ = calibration_inputs(data.inputs, example, data.tuning.seed)
-        plan, notes = calibrate(
-            *(before, plan, batches, self._copied, self.apply),
-            choose_padding=data.choose_padding,
-            memory=data.memory,
-        )
+        batches, _ = calibration_inputs(TorchSamples(example, data.tuning.seed), data.inputs)
+        with torch.no_grad():
+            plan, notes = calibrate(
+                FittableProgram(before, plan, batches, self._copied, self.apply),
+                plan,
+                choose_padding=data.choose_padding,
+                memory=data.memory,
+            )
         # The program itself changes: other borders are other operators.
         vars(after).update(vars(self.apply(self._copied(before)[0], plan)))
         return after, plan, notes
@@ -112,9 +115,9 @@ class ExportedProgramFrontend:
     def count_samples(
         self, model: ExportedProgram, inputs: Iterable[Any] | str, example_inputs: Any | None
     ) -> int:
-        """See `frontends.torch.samples.count_samples`."""
+        """See `frontends.samples.count_samples`."""
         example = model.example_inputs if example_inputs is None else example_inputs
-        return count_samples(inputs, example)
+        return count_samples(TorchSamples(example), inputs)
 
     def drawn_inputs(self, model: ExportedProgram, distribution: str, seed: int) -> None:
         """A program has inputs of its own, or its shapes were not kept."""

@@ -1,16 +1,13 @@
-"""Calibrated fits: each converted layer regressed on what the original layer computes.
+"""What a torch module gives for its layers to be fitted to data; `frontends.calibrate` has the algorithm.
 
-Layer by layer, in the order in which they run. The inputs of a layer are taken from the converted model,
-whose earlier layers are fitted already, and the outputs that it should give from the original, both by
-forward hooks, so that nothing has to be traced. Only second moments are kept (`fit.regression`): they are
-sums over calls, inputs, and the processes of torch.distributed. Both models run in eval mode.
+Forward hooks take the inputs of a layer from the converted model, and the outputs that it should give from
+the original, so that nothing has to be traced. Both models run in eval mode.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,16 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deconvfix.fit.solve import MEMORY, solve
-from deconvfix.forms import form
-from deconvfix.frontends.calibrate import (
-    best_fit,
-    calibrated,
-    calibrated_decisions,
-    candidates,
-    kept_bytes,
-    too_large,
-)
+from deconvfix.fit.moments import Arrays
+from deconvfix.fit.solve import Solved
+from deconvfix.frontends.calibrate import kept_bytes
+from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.find import current_weight
 from deconvfix.frontends.torch.inputs import Inputs, Reached, copy_model, run_model
 from deconvfix.frontends.torch.layers import (
@@ -36,14 +27,27 @@ from deconvfix.frontends.torch.layers import (
     ConvTransposeModule,
     read_weight,
 )
-from deconvfix.frontends.torch.moments import Moments
 from deconvfix.frontends.torch.surgery import exchange, put_weight, rebuilt_layer
 from deconvfix.frontends.torch.tuning.flat import check_constant, directions
-from deconvfix.plan import Decision, Plan
+from deconvfix.frontends.torch.tuning.processes import rank, total, world
+from deconvfix.plan import Plan, Replaced
 
-__all__ = ["calibrate", "directions_of"]
+__all__ = ["TENSORS", "FittableModule", "directions_of"]
 
 Array = NDArray[np.float64]
+
+TENSORS = Arrays(
+    zeros=lambda shape, like: torch.zeros(
+        shape, dtype=torch.float64, device=None if like is None else like.device
+    ),
+    join=torch.cat,
+    # The weight is that of the step Conv, which a design does not have.
+    run=lambda steps, x, groups: torch_steps.apply_steps(steps, x.double(), x, None, groups),
+    moveaxis=torch.movedim,
+    numpy=lambda tensor: tensor.cpu().numpy(),
+    turn=lambda: (rank(), world()),
+    total=lambda arrays: total(map(torch.as_tensor, arrays)),
+)
 
 
 class _Original(NamedTuple):
@@ -58,68 +62,99 @@ class _Original(NamedTuple):
     outputs: list[dict[str, list[Tensor]]]
 
 
-@torch.no_grad()
-def calibrate(
-    before: nn.Module,
-    after: nn.Module,
-    plan: Plan,
-    batches: Sequence[Inputs],
-    *,
-    choose_padding: bool,
-    flat: Sequence[Inputs] = (),
-    memory: float = MEMORY,
-) -> tuple[nn.Module, Plan, list[str]]:
-    """Fits the converted layers, in place.
+class FittableModule:
+    """A torch module whose layers are fitted, in place; see `frontends.calibrate.Fittable`.
 
     Args:
-        before: The original.
-        after: The converted model with weights-only fits.
+        before: The original; it is not changed.
+        after: The converted model with fits to the weights.
         plan: What was converted.
         batches: Calibration inputs.
-        choose_padding: Choose the border of resize-convolutions by the measured error.
-        flat: Inputs on which alone equalized layers must make no grid; none: on all.
-        memory: For the regression of a layer, and for the original's outputs; in GiB.
+        flat: Inputs on which alone layers must make no grid; none: on all.
+        memory: For the original's outputs, in GiB.
 
-    Returns:
-        The model, the plan with what was chosen and measured, and notes on layers that are not fitted.
+    Attributes:
+        after: The converted model, fitted as far as it is.
     """
-    decisions = {each.name: each for each in calibrated_decisions(plan)}
-    large = {
-        name: too_large(each, choose_padding, memory, flat=bool(flat))
-        for name, each in decisions.items()
-    }
-    decisions = {name: each for name, each in decisions.items() if large[name] is None}
-    before = copy_model(before).eval()
-    counts = _calls_in_order(before, list(decisions), batches)
-    original = _original(before, counts, batches, kept_bytes(memory))
-    inexact = [each for each in plan.replaced if not each.exact]
-    changed: dict[str, Decision] = {}
-    for name, count in counts.items():
-        # A layer that runs several times sees its own outputs: the second sweep sees the fitted ones.
-        targets = None if original is None else [each[name] for each in original.outputs]
+
+    arrays = TENSORS
+    any_size = True
+
+    def __init__(
+        self,
+        before: nn.Module,
+        after: nn.Module,
+        plan: Plan,
+        batches: Sequence[Inputs],
+        flat: Sequence[Inputs],
+        memory: float,
+    ) -> None:
+        self.after = after
+        self._before = copy_model(before).eval()
+        self._inexact = sum(not decision.exact for decision in plan.replaced)
+        self._batches = batches
+        self._flat = flat
+        self._memory = memory
+        self._counts: dict[str, int] = {}
+        self._original: _Original | None = None
+        self._fitted: set[str] = set()
+
+    def order(self, names: Sequence[str]) -> Mapping[str, int]:
+        """The layers that run, by a run of the original; what they get and give is kept if it is little."""
+        self._counts = _calls_in_order(self._before, names, self._batches)
+        most = kept_bytes(self._memory)
+        self._original = _original(self._before, self._counts, self._batches, most)
+        return self._counts
+
+    def trained(self, decision: Replaced) -> tuple[Array, Array | None]:
+        """As the original's next run uses them."""
+        layer = self._before.get_submodule(decision.name)
+        assert isinstance(layer, ConvTransposeModule)
+        bias = None if layer.bias is None else read_weight(layer.bias)
+        return read_weight(current_weight(layer)), bias
+
+    def seen(self, decision: Replaced) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pair for each call on each batch."""
+        name, kept = decision.name, self._original
+        count = self._counts[name]
         # Nothing that runs before the first layer computes something else than in the original.
-        unchanged = len(inexact) == len(counts) and not changed and count == 1
-        inputs = original.inputs if unchanged and original is not None else None
-        for _ in range(2 if count > 1 else 1):
-            after, changed[name] = _fit_layer(
-                before,
-                after,
-                decisions[name],
-                batches,
-                inputs,
-                targets,
-                count,
-                choose_padding,
-                flat,
-            )
-    notes = [each for each in large.values() if each is not None]
-    notes += [
-        f"{name} did not run on the calibration inputs: it keeps its fit to the weights."
-        for name in decisions
-        if name not in counts
-    ]
-    decided = tuple(changed.get(each.name, each) for each in plan.decisions)
-    return after, replace(plan, decisions=decided), notes
+        unchanged = self._inexact == len(self._counts) and not self._fitted and count == 1
+        inputs = kept.inputs if unchanged and kept is not None else None
+        running = copy_model(self.after).eval() if inputs is None else None
+        for number, batch in enumerate(self._batches):
+            if running is not None:
+                given = [x for x, _ in _calls(running, name, batch, count)]
+            else:
+                assert inputs is not None
+                given = inputs[number]
+            if kept is not None:
+                targets = kept.outputs[number][name]
+            else:
+                targets = [y for _, y in _calls(self._before, name, batch, count)]
+            for x, y in zip(given, targets, strict=False):
+                yield _with_float64(x), _with_float64(y)
+
+    def directions(self, decision: Replaced) -> Array | None:
+        """Of what the layer gets on flat inputs, if there are some."""
+        if not self._flat:
+            return None
+        return directions_of(self.after, decision.name, decision, self._flat)
+
+    def put(self, decision: Replaced, solved: Solved) -> Replaced:
+        """Into the module: exchanged layers are built again, for a border that was chosen."""
+        module = self.after.get_submodule(decision.name)
+        if isinstance(module, ConvertedConvTranspose):
+            new = rebuilt_layer(module, decision.settings, solved.kernel, solved.bias)
+            self.after = exchange(self.after, module, new)
+        else:
+            put_weight(module, solved.kernel, solved.bias, decision.name)
+        self._fitted.add(decision.name)
+        return decision
+
+
+def _with_float64(tensor: Tensor) -> Tensor:
+    """On a device that has float64."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def _calls_in_order(
@@ -184,7 +219,7 @@ def _original(
         finally:
             for handle in handles:
                 handle.remove()
-        size += sum(each.nbytes for each in itertools.chain(inputs, *outputs.values()))
+        size += sum(tensor.nbytes for tensor in itertools.chain(inputs, *outputs.values()))
         if size > most_bytes:
             return None
         found.inputs.append(inputs)
@@ -192,85 +227,18 @@ def _original(
     return found
 
 
-def _fit_layer(
-    before: nn.Module,
-    after: nn.Module,
-    decision: Decision,
-    batches: Sequence[Inputs],
-    inputs: Sequence[Sequence[Tensor]] | None,
-    targets: Sequence[Sequence[Tensor]] | None,
-    count: int,
-    choose_padding: bool,
-    flat: Sequence[Inputs],
-) -> tuple[nn.Module, Decision]:
-    """Fits one layer and puts the fit into the model.
-
-    Args:
-        before: The original.
-        after: The converted model, fitted up to this layer.
-        decision: The layer's.
-        batches: Calibration inputs.
-        inputs: What the layer gets in the converted model, for each batch and call; None: to be seen.
-        targets: What it should give, likewise; None: to be seen in the original.
-        count: Its calls.
-        choose_padding: As in `calibrate`.
-        flat: As in `calibrate`.
-    """
-    spec, settings = decision.spec, decision.settings
-    assert spec is not None
-    assert settings is not None
-    assert decision.form is not None
-    moments = [
-        Moments(spec, decision.form, candidate)
-        for candidate in candidates(decision, choose_padding)
-    ]
-    running = copy_model(after).eval() if inputs is None else None
-    for number, batch in enumerate(batches):
-        if inputs is not None:
-            given = inputs[number]
-        else:
-            assert running is not None
-            given = [x for x, _ in _calls(running, decision.name, batch, count)]
-        if targets is None:
-            wanted: Sequence[Tensor] = [y for _, y in _calls(before, decision.name, batch, count)]
-        else:
-            wanted = targets[number]
-        for x, y in zip(given, wanted, strict=False):
-            for sums in moments:
-                sums.add(x, y)
-    old = before.get_submodule(decision.name)
-    assert isinstance(old, ConvTransposeModule)
-    along = None
-    if flat:
-        along = directions_of(after, decision.name, decision, flat)
-        settings = replace(settings, strength=0.0)  # any kernel may be the start
-    start = form(decision.form).fit(spec, settings, read_weight(current_weight(old)))
-    bias = None if old.bias is None else read_weight(old.bias)
-    for sums in moments:
-        sums.gather()
-    chosen, fit = best_fit(
-        decision, [(sums.settings, solve(sums, start, bias, along)) for sums in moments]
-    )
-    module = after.get_submodule(decision.name)
-    if isinstance(module, ConvertedConvTranspose):
-        after = exchange(after, module, rebuilt_layer(module, chosen, fit.kernel, fit.bias))
-    else:
-        put_weight(module, fit.kernel, fit.bias, decision.name)
-    return after, calibrated(decision, chosen, fit)
-
-
-def directions_of(model: nn.Module, name: str, decision: Decision, flat: Sequence[Inputs]) -> Array:
+@torch.no_grad()
+def directions_of(model: nn.Module, name: str, decision: Replaced, flat: Sequence[Inputs]) -> Array:
     """What a layer gets on flat inputs; see `tuning.flat.directions`.
 
     Raises:
         OptionError: If that is no constant.
     """
-    assert decision.spec is not None
     running = copy_model(model).eval()
-    counts = _calls_in_order(running, [name], flat)
-    seen = [x for each in flat for x, _ in _calls(running, name, each, counts.get(name, 1))]
-    check_constant(name, seen, decision.spec.ndim)
-    return directions(seen, decision.spec)
+    count = _calls_in_order(running, [name], flat).get(name, 1)
+    inputs = [x for batch in flat for x, _ in _calls(running, name, batch, count)]
+    check_constant(name, inputs, decision.spec.ndim)
+    return directions(inputs, decision.spec)
 
 
 def _input_of(args: Any, kwargs: Any) -> Tensor:

@@ -22,8 +22,9 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Need
 from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe
-from deconvfix.frontends.calibrate import fitted_decisions
-from deconvfix.frontends.torch.calibrate import calibrate
+from deconvfix.frontends.calibrate import calibrate, fitted_decisions
+from deconvfix.frontends.samples import calibration_inputs, count_samples
+from deconvfix.frontends.torch.calibrate import FittableModule
 from deconvfix.frontends.torch.calls import Observed, observe
 from deconvfix.frontends.torch.compare import psnr_db
 from deconvfix.frontends.torch.diagnose import gradient_advice, kernels_of, probe_module
@@ -48,7 +49,7 @@ from deconvfix.frontends.torch.layers import ConvertedConvTranspose, spread_weig
 from deconvfix.frontends.torch.modes import executed_transposed_convolutions
 from deconvfix.frontends.torch.parity import compare_modules
 from deconvfix.frontends.torch.reroute import is_rerouted, keep, keeps_some, reroute
-from deconvfix.frontends.torch.samples import calibration_inputs, count_samples, flat_inputs
+from deconvfix.frontends.torch.samples import TorchSamples, flat_inputs
 from deconvfix.frontends.torch.surgery import (
     check_geometry,
     converted_layer,
@@ -56,7 +57,7 @@ from deconvfix.frontends.torch.surgery import (
     set_weight,
     why_not_exchanged,
 )
-from deconvfix.frontends.torch.tuning.flat import told
+from deconvfix.frontends.torch.tuning.flat import grid_notes
 from deconvfix.frontends.torch.tuning.tune import tune
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Match, Plan, Replaced
@@ -189,27 +190,32 @@ class TorchModuleFrontend:
     ) -> tuple[nn.Module, Plan, Sequence[str]]:
         """Calibrated fits, and distillation where it is asked for."""
         decisions = fitted_decisions(plan)
-        batches, supply = calibration_inputs(data.inputs, data.example_inputs, data.tuning.seed)
+        samples = TorchSamples(data.example_inputs, data.tuning.seed)
+        batches, supply = calibration_inputs(samples, data.inputs)
         flat = [] if data.flat is None else flat_inputs(data.flat, data.example_inputs)
-        after, plan, notes = calibrate(
-            *(before, after, plan, batches),
-            choose_padding=data.choose_padding,
-            flat=flat,
-            memory=data.memory,
-        )
-        if any(each.settings is not None and each.settings.init == "tuned" for each in decisions):
+        with torch.no_grad():
+            fittable = FittableModule(before, after, plan, batches, flat, data.memory)
+            plan, notes = calibrate(
+                fittable,
+                plan,
+                choose_padding=data.choose_padding,
+                memory=data.memory,
+                flat=bool(flat),
+            )
+        after = fittable.after
+        if any(decision.settings.init == "tuned" for decision in decisions):
             plan, more = tune(before, after, plan, batches, supply, data.tuning, flat, data.memory)
             notes = [*notes, *more]
         if flat:
-            strides = [each.spec.stride[-1] for each in decisions if each.spec]
-            notes = [*notes, *told(before, after, flat, math.prod(strides))]
+            strides = [decision.spec.stride[-1] for decision in decisions]
+            notes = [*notes, *grid_notes(before, after, flat, math.prod(strides))]
         return after, plan, notes
 
     def count_samples(
         self, model: nn.Module, inputs: Iterable[Any] | str, example_inputs: Any | None
     ) -> int:
-        """See `samples.count_samples`."""
-        return count_samples(inputs, example_inputs)
+        """See `frontends.samples.count_samples`."""
+        return count_samples(TorchSamples(example_inputs), inputs)
 
     def drawn_inputs(self, model: nn.Module, distribution: str, seed: int) -> None:
         """A module does not say the shapes of its inputs."""

@@ -20,7 +20,7 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import OptionError
 from deconvfix.frontends.torch.inputs import Inputs, flat_tensors, run_model
 
-__all__ = ["check_constant", "directions", "told"]
+__all__ = ["check_constant", "directions", "grid_notes"]
 
 Array = NDArray[np.float64]
 
@@ -71,7 +71,9 @@ def check_constant(name: str, seen: Sequence[Tensor], ndim: int) -> None:
                 )
 
 
-def told(before: nn.Module, after: nn.Module, flat: Sequence[Inputs], period: int) -> list[str]:
+def grid_notes(
+    before: nn.Module, after: nn.Module, flat: Sequence[Inputs], period: int
+) -> list[str]:
     """What became of the grid on flat inputs, in a sentence for each output."""
     notes = []
     for index, (old, new) in enumerate(

@@ -44,11 +44,14 @@ from deconvfix.frontends.torch.samples import cut, join, split
 from deconvfix.frontends.torch.steps import carry_out, rearrange_tensor
 from deconvfix.frontends.torch.surgery import exchange, put_weight, take_over
 from deconvfix.frontends.torch.tuning.descent import Descent
+from deconvfix.frontends.torch.tuning.parametrizations import KeptAlong, Subspace, WithMeans
 from deconvfix.frontends.torch.tuning.processes import average
 from deconvfix.frontends.torch.tuning.resume import Resume
 from deconvfix.plan import Plan
 
-__all__ = ["tune"]
+__all__ = [
+    "tune",
+]
 
 Array = NDArray[np.float64]
 
@@ -58,89 +61,6 @@ Array = NDArray[np.float64]
 _SHORTEST_SIDE = 8
 # Samples in a step: of those given, and at most of those drawn, where their outputs have so many values.
 _GIVEN, _DRAWN, _MOST_VALUES = 8, 64, 2**20
-
-
-class _Subspace(nn.Module):
-    """Parametrization of a kernel as Z w + offset, from a matrix, (C_in * free numbers, C_out / groups).
-
-    Args:
-        design: With the basis Z.
-        offset: (C_in, C_out / groups, taps) or None; see `Design.offset`.
-        groups: Of the layer.
-        kernel: Where it starts, (.., C_out / groups, *taps).
-    """
-
-    basis: Tensor
-    offset: Tensor | None
-
-    def __init__(self, design: Design, offset: Array | None, groups: int, kernel: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("basis", torch.from_numpy(design.basis).to(kernel))
-        fixed = None if offset is None else torch.from_numpy(offset).to(kernel)
-        self.register_buffer("offset", fixed)
-        self.design = design
-        self.fixed = offset
-        self.groups = groups
-        self.shape = kernel.shape
-
-    def forward(self, w: Tensor) -> Tensor:
-        """The kernel; `Design.kernel` says what happens to the axes."""
-        # (C_in * free, C_out/g) -> (C_in, C_out/g, free)
-        kernel = w.unflatten(0, (-1, self.basis.shape[1])).mT @ self.basis.mT
-        if self.offset is not None:
-            kernel = kernel + self.offset
-        kernel = kernel.unflatten(-1, (self.design.copies, -1))
-        shaped: Tensor = kernel.unflatten(0, (self.groups, -1)).movedim(3, 1).reshape(self.shape)
-        return shaped
-
-    def right_inverse(self, kernel: Tensor) -> Tensor:
-        """The numbers w of a kernel of the form: Z is orthogonal to the offset."""
-        numbers = self.design.numbers(read_weight(kernel), self.groups)
-        return torch.from_numpy(numbers.swapaxes(1, 2).reshape(-1, numbers.shape[1])).to(kernel)
-
-
-class _Flat(nn.Module):
-    """Parametrization of a kernel that keeps its part along some directions of the input channels.
-
-    So the answers to what these directions stand for stay as they are, through all layers.
-
-    Args:
-        along: The directions, (groups, C_in / groups, n); see `fit.solve.solve`.
-        start: The kernel, (C_in, C_out / groups, *taps).
-        like: A tensor of the dtype and on the device.
-    """
-
-    along: Tensor
-    start: Tensor
-
-    def __init__(self, along: Array, start: Array, like: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("along", torch.from_numpy(along).to(like))
-        self.register_buffer("start", torch.from_numpy(start).to(like))
-
-    def forward(self, kernel: Tensor) -> Tensor:
-        """The kernel, with what `start` has along the directions."""
-        change = (kernel - self.start).flatten(1).unflatten(0, (len(self.along), -1))
-        kept = self.along @ (self.along.mT @ change)
-        moved: Tensor = self.start + (change - kept).flatten(0, 1).reshape(kernel.shape)
-        return moved
-
-
-class _WithMeans(nn.Module):
-    """The form 'notch' while it is trained: a transposed convolution of the channels and their means.
-
-    On a CPU it takes half of the time that the sub-pixel form takes.
-    """
-
-    def __init__(self, means: LocalMeans, up: Any) -> None:
-        super().__init__()
-        self.means = means
-        self.up: Any = up
-
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """As the layer: (N, C_in, *L) -> (N, C_out, *L_out)."""
-        output: Tensor = self.up(self.means(input), output_size)
-        return output
 
 
 def tune(
@@ -168,12 +88,13 @@ def tune(
     Returns:
         The plan with what was measured, and a note.
     """
-    names = [decision.name for decision in fitted_decisions(plan)]
+    decisions = fitted_decisions(plan)
+    names = [decision.name for decision in decisions]
     teacher = copy_model(before).eval().requires_grad_(False)
     student = copy_model(after).eval().requires_grad_(tuning.train_all)
-    for name in names:
-        along = directions_of(after, name, plan[name], flat) if flat else None
-        student = _freed(student, name, plan, before, along)
+    for decision in decisions:
+        along = directions_of(after, decision.name, decision, flat) if flat else None
+        student = _freed(student, decision.name, plan, before, along)
     matrices, parameters = _trained(student)
     # Given samples are used again and again, so the teacher's outputs are kept where there is memory for
     # them; drawn ones are new in each step, as many as have a million output values together.
@@ -206,13 +127,13 @@ def tune(
         f"Tuned: the loss on {len(heldout)} held-out samples went from {first:.3g} to "
         f"{best.loss:.3g} in {best.steps} steps at a learning rate of {best.rate:g}."
     )
-    decisions = tuple(
+    tuned = tuple(
         replace(decision, reason=f"{decision.reason}, then tuned")
         if decision.name in names
         else decision
         for decision in plan.decisions
     )
-    return replace(plan, decisions=decisions), [note]
+    return replace(plan, decisions=tuned), [note]
 
 
 @dataclass(frozen=True)
@@ -261,7 +182,7 @@ def _trained(student: nn.Module) -> tuple[list[Any], list[Any]]:
         kernels.original
         for kernels in student.modules()
         if isinstance(kernels, parametrize.ParametrizationList)
-        and type(kernels[0]) is _Subspace
+        and type(kernels[0]) is Subspace
         and min(kernels.original.shape) >= _SHORTEST_SIDE
     ]
     moving = [parameter for parameter in student.parameters() if parameter.requires_grad]
@@ -340,15 +261,15 @@ def _freed(
         means = layer.get_submodule("means")
         assert isinstance(means, LocalMeans)
         up = _plain(wide, kernel, layer.bias)
-        new: nn.Module = _WithMeans(means, up)
+        new: nn.Module = WithMeans(means, up)
     else:
         assert isinstance(layer, ConvTransposeModule)
         kernel = current_weight(layer)
         new = up = _plain(spec_of(layer), kernel, layer.bias)
     if along is None:
-        kernels: nn.Module = _Subspace(design, offset, layer.groups, up.weight)
+        kernels: nn.Module = Subspace(design, offset, layer.groups, up.weight)
     else:
-        kernels = _Flat(along, read_weight(kernel), kernel)
+        kernels = KeptAlong(along, read_weight(kernel), kernel)
         if up.bias is not None:
             up.bias.requires_grad_(False)
     parametrize.register_parametrization(up, "weight", kernels)
@@ -401,7 +322,7 @@ def _transfer(
             own[key].copy_(parameter)
     for name in names:
         layer, trained = after.get_submodule(name), student.get_submodule(name)
-        if isinstance(trained, _WithMeans):
+        if isinstance(trained, WithMeans):
             assert isinstance(layer, ConvertedConvTranspose)
             compiled = form(layer.form_name).compile(layer.spec, layer.settings)
             weight = rearrange(compiled.weight, _trained_kernel(trained.up), layer.groups)
@@ -419,7 +340,7 @@ def _trained_kernel(module: nn.Module) -> Array:
     """What was trained as Z w, multiplied in float64: phase sums are equal to the rounding of the weight."""
     parametrizations: Any = module.parametrizations
     [kernels] = parametrizations.weight
-    if isinstance(kernels, _Flat):
+    if isinstance(kernels, KeptAlong):
         kernels = copy_model(kernels).double()
         with torch.no_grad():
             return read_weight(kernels(parametrizations.weight.original.double()))
