@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deconvfix.forms.base import Design
 from deconvfix.frontends.torch.layers import LocalMeans, read_weight
-from deconvfix.frontends.torch.tuning.tune import Array
 
 __all__ = [
     "KeptAlong",
     "Subspace",
     "WithMeans",
 ]
+
+Array = NDArray[np.float64]
 
 
 class Subspace(nn.Module):
