@@ -23,11 +23,12 @@ from deconvfix.diagnose.measure import (
     with_runs,
 )
 from deconvfix.errors import ParityError, RefusedError
-from deconvfix.fit.solve import MEMORY
+from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs, Translates
-from deconvfix.frontends.registry import enter, fitter_of, opened
+from deconvfix.frontends.calibrate import fitter_of
+from deconvfix.frontends.registry import enter, opened
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan, make_plan
 from deconvfix.report.report import ConversionReport, layers_with_ripples
@@ -263,7 +264,8 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     before = None
     if request.verify or inits:
         before = frontend.prepare(working, None, inplace=False)
-    ripples = planned_ripples(findings.matches, plan)
+    changes = any(not layer.exact for layer in plan.replaced)
+    ripples = planned_ripples(findings.matches, plan) if changes else {}
     fitter = fitter_of(frontend, request.calibration, inits) if inits else None
     calibration = request.calibration
     given = None
@@ -291,8 +293,10 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         elif inputs is None:
             # Other values than those that the layers were fitted to.
             inputs = fitter.drawn_inputs(before, str(calibration), request.seed + 1)
-    ripples = ripples_now(frontend, after, plan, ripples)
-    fidelity = fidelity_of(ripples, plan)
+    fidelity = None
+    if changes:
+        ripples = ripples_now(frontend, after, plan, ripples)
+        fidelity = fidelity_of(ripples)
     if fidelity is not None and samples is not None:
         fidelity = replace(fidelity, calibration_samples=samples, psnr_seen=given is not None)
     still_running = None
@@ -307,12 +311,11 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
 
 def rewritten(tried: Attempt, after: Any) -> Attempt:
     """A conversion as it was written to a file, and read from it again."""
+    if tried.fidelity is None:
+        return replace(tried, after=after)
     ripples = ripples_now(tried.frontend, after, tried.plan, tried.ripples)
-    fidelity = tried.fidelity
-    if fidelity is not None:
-        written = fidelity_of(ripples, tried.plan)
-        assert written is not None
-        fidelity = replace(fidelity, ripple_db_after=written.ripple_db_after)
+    written = fidelity_of(ripples)
+    fidelity = replace(tried.fidelity, ripple_db_after=written.ripple_db_after)
     return replace(tried, after=after, ripples=ripples, fidelity=fidelity)
 
 

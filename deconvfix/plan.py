@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.core.options import option, taken_from
+from deconvfix.core.options import option
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import CheckpointError, OptionError, Refusal
 from deconvfix.forms import FORMS, form
@@ -104,7 +104,7 @@ class Options(Settings):
     @property
     def settings(self) -> Settings:
         """The part that forms look at."""
-        return taken_from(Settings, self)
+        return Settings(**{known.name: getattr(self, known.name) for known in fields(Settings)})
 
 
 @dataclass(frozen=True, eq=False)

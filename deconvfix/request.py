@@ -9,7 +9,7 @@ from typing import Any
 
 from deconvfix.core.options import option
 from deconvfix.errors import OptionError
-from deconvfix.fit.solve import MEMORY
+from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.frontends.calibrate import check_flat
 from deconvfix.plan import Options, Plan

@@ -37,7 +37,7 @@ DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
     "calibrate", "calls", "checkpoint", "compare", "diagnose", "export", "file", "find", "frontend",
-    "graph", "inputs", "layer_parity", "layers", "modes", "moments", "names", "parity", "proto",
+    "graph", "inputs", "layer_parity", "layers", "modes", "moments", "parity", "proto",
     "reroute", "runtime_parity", "samples", "steps", "surgery", "text", "tuning", "values", "weights",
 }  # fmt: skip
 MIRRORED = {
@@ -213,7 +213,7 @@ def loaded_after(code):
         "import deconvfix; deconvfix.ConvTransposeSpec; deconvfix.Plan; deconvfix.convert",
         "import deconvfix.cli.main",
     ],
-    ids=["package", "names", "command"],
+    ids=["package", "command"],
 )
 def test_torch_is_not_imported_before_it_is_needed(code):
     assert not loaded_after(code) & {"torch", "onnx", "onnxruntime"}

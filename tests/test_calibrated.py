@@ -16,8 +16,14 @@ from torch import nn
 import deconvfix
 from deconvfix.core.steps import run
 from deconvfix.errors import OptionError, Refusal
-from deconvfix.fit.regression import RIDGES, best_ridge, equations, ridge_fit, squared_error
-from deconvfix.fit.solve import bytes_needed
+from deconvfix.fit.regression import (
+    RIDGES,
+    best_ridge,
+    bytes_needed,
+    equations,
+    ridge_fit,
+    squared_error,
+)
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
 from deconvfix.frontends.torch.checkpoint import load, write

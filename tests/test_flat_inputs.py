@@ -13,7 +13,7 @@ import deconvfix
 from deconvfix import Tuning
 from deconvfix.core.phases import phase_of_taps, phase_sums
 from deconvfix.errors import OptionError
-from deconvfix.fit.solve import solve
+from deconvfix.fit.regression import solve
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
 

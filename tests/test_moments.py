@@ -13,7 +13,7 @@ from test_calibrated import accepts, fitted_forms, settings_drawn
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import run
 from deconvfix.fit import moments, products
-from deconvfix.fit.solve import HELDOUT_EVERY, solve
+from deconvfix.fit.regression import HELDOUT_EVERY, solve
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
 from deconvfix.frontends.torch import moments as torch_moments

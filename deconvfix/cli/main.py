@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ from deconvfix.cli.options import (
     VerifyOptions,
     takes,
 )
-from deconvfix.cli.processes import share, together
+from deconvfix.cli.processes import ALONE, Share, share, together
 from deconvfix.cli.samples import CalibrationFiles, calibration_files
 from deconvfix.cli.source import Source
 from deconvfix.core.options import taken_from
@@ -48,6 +49,7 @@ from deconvfix.errors import DeconvfixError
 from deconvfix.files import check_output, output_folder, sha256
 from deconvfix.fit.tuning import Progress, Tuning
 from deconvfix.forms import FORMS, form
+from deconvfix.frontends.samples import DISTRIBUTIONS
 from deconvfix.report.report import ConversionReport
 from deconvfix.request import Request
 
@@ -74,7 +76,8 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with together(share()):
+            own = _share()
+            with together(own) if own.world > 1 else contextlib.nullcontext():
                 return super().invoke(ctx)
         except DeconvfixError as error:
             _ERRORS.print(f"Error: {error}", style="red", markup=False)
@@ -84,7 +87,7 @@ class _Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         found = super().resolve_command(ctx, args)
-        if share().rank and found[0] != "convert":  # one process is enough for the others
+        if _share().rank and found[0] != "convert":  # one process is enough for the others
             ctx.exit(0)
         return found
 
@@ -138,7 +141,7 @@ def convert(
     named = _named(model, source, options.dynamic)
     _check_usage(ctx, model, options)
     _check_report(ctx, named, options)
-    own = share()
+    own = _share()
     shared = options.calibration is not None and not options.dry_run and can_share(model)
     if own.rank and not shared:
         return  # the first process converts
@@ -222,6 +225,11 @@ def export(
     _show(report.to_dict() if options.as_json else text.export(report))
 
 
+def _share() -> Share:
+    """Which process this is; alone unless torchrun says otherwise."""
+    return share() if "TORCHELASTIC_RUN_ID" in os.environ else ALONE
+
+
 # --- from what was typed to what is asked for -----------------------------------------------------
 
 
@@ -247,7 +255,7 @@ def _check_usage(ctx: click.Context, model: Path, options: ConvertOptions) -> No
             "A --dry-run fits nothing: omit --samples-curve.",
         ),
         (
-            curves and share().world > 1,
+            curves and _share().world > 1,
             "--curve and --samples-curve are measured by one process: omit torchrun.",
         ),
         (
@@ -297,9 +305,9 @@ def _job(source: Source, options: ConvertOptions, turns: tuple[int, int]) -> Job
         options: What was typed.
         turns: Number of this process, and of all, which take turns with the calibration samples.
     """
-    calibration: CalibrationFiles | str | None = None
+    calibration: CalibrationFiles | str | None = options.calibration
     flat: CalibrationFiles | str | None = options.flat
-    if options.calibration is not None:
+    if options.calibration is not None and options.calibration not in DISTRIBUTIONS:
         calibration = calibration_files(
             source,
             options.calibration,

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-__all__ = ["Share", "share", "together"]
+__all__ = ["ALONE", "Share", "share", "together"]
 
 # What torchrun sets. Others set RANK and WORLD_SIZE too, for a job that is not ours to join.
 _VARIABLES = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
@@ -37,11 +37,14 @@ class Share:
     world: int = 1
 
 
+ALONE = Share()
+
+
 def share() -> Share:
     """This process as torchrun says in the environment; without torchrun it is alone."""
     named = [os.environ.get(variable, "") for variable in _VARIABLES]
     if not all(named) or not all(number.isdecimal() for number in named[-2:]):
-        return Share()
+        return ALONE
     return Share(*map(int, named[-2:]))
 
 

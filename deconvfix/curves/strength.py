@@ -17,11 +17,12 @@ from torch import nn
 from deconvfix.conversion import attempt, inspect
 from deconvfix.core.decibels import LOWEST_DB
 from deconvfix.errors import OptionError
-from deconvfix.fit.solve import MEMORY
+from deconvfix.fit.regression import MEMORY
 from deconvfix.forms import FORMS
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Settings, known
 from deconvfix.frontends.base import Frontend
-from deconvfix.frontends.registry import enter, fitter_of
+from deconvfix.frontends.calibrate import fitter_of
+from deconvfix.frontends.registry import enter
 from deconvfix.frontends.samples import calibration_inputs
 from deconvfix.frontends.torch.compare import psnr_on
 from deconvfix.frontends.torch.diagnose import probe_module

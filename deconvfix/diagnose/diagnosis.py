@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from deconvfix.core.decibels import INVISIBLE_DB, LOWEST_DB
 from deconvfix.diagnose.advice import recommend
 from deconvfix.diagnose.inspection import Inspection, Layer, OutputDiagnosis
+from deconvfix.diagnose.measure import _stacked, longest_period, outputs_with_grids
 from deconvfix.frontends.base import Findings, Probe
-from deconvfix.grid.flat_field import flat_field_of, network_answers, with_channels
+from deconvfix.grid.flat_field import flat_field_of, network_answers
 from deconvfix.grid.kernel import frequency_ripples_db, ripple_db, sum_rule_holds, uneven_overlap
 from deconvfix.grid.periods import (
     GridFrequency,
     Period,
     frequencies_of,
     layers_with,
-    measured_period,
-    stacked_periods,
 )
 from deconvfix.grid.spectra import radial_spectrum, spectral_peaks
 from deconvfix.grid.variance import PhaseVariance, phase_variance
@@ -31,8 +30,6 @@ from deconvfix.plan import Match
 __all__ = [
     "describe",
     "diagnose",
-    "longest_period",
-    "outputs_with_grids",
 ]
 
 Answers = dict[str, NDArray[np.float64]]
@@ -100,62 +97,6 @@ def _nothing_to_lose(found: Inspection) -> Iterator[str]:
                 "one: later layers cancel it. A form without a grid gains nothing there, and fits to single "
                 "layers can change the output a lot."
             )
-
-
-def outputs_with_grids(
-    matches: Sequence[Match], probe: Probe
-) -> dict[int, tuple[NDArray[Any], dict[str, Period]]]:
-    """The outputs that a grid may be in.
-
-    Args:
-        matches: The layers.
-        probe: Of a run.
-
-    Returns:
-        By the number of the output its values, (N, C, *spatial), and the period of each layer's grid.
-    """
-    layers = [match for match in matches if match.spec is not None]
-    stacked = _stacked(matches)
-    sizes = {answer.name: answer.output_size for answer in probe.layers}
-    shown: dict[int, tuple[NDArray[Any], dict[str, Period]]] = {}
-    for index, output in enumerate(probe.outputs):
-        for ndim in sorted({len(period) for period in stacked.values()}):
-            values = with_channels(output, ndim)
-            grids = {} if values is None else _grids(layers, stacked, sizes, values.shape[2:])
-            if values is not None and any(max(period) > 1 for period in grids.values()):
-                shown[index] = (values, grids)
-                break
-    return shown
-
-
-def longest_period(grids: Mapping[str, Period]) -> Period:
-    """The longest of the grids' periods, per axis."""
-    return tuple(max(axis) for axis in zip(*grids.values(), strict=True))
-
-
-def _stacked(matches: Sequence[Match]) -> dict[str, Period]:
-    """The periods of layers that follow each other."""
-    layers = {match.name: match.spec.stride for match in matches if match.spec is not None}
-    return dict(zip(layers, stacked_periods(list(layers.values())), strict=True))
-
-
-def _grids(
-    layers: Sequence[Match],
-    stacked: Mapping[str, Period],
-    sizes: Mapping[str, tuple[int, ...]],
-    output_size: tuple[int, ...],
-) -> dict[str, Period]:
-    """The periods of the layers' grids in an output: as seen, or as assumed for those not seen."""
-    grids = {}
-    for match in layers:
-        assert match.spec
-        if match.spec.ndim != len(output_size):
-            continue
-        if match.name in sizes and min(sizes[match.name]) > 0:
-            grids[match.name] = measured_period(match.spec.stride, sizes[match.name], output_size)
-        elif not sizes:
-            grids[match.name] = stacked[match.name]
-    return grids
 
 
 def _variances(values: NDArray[Any], grids: Mapping[str, Period]) -> Iterator[PhaseVariance]:

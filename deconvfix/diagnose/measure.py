@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.core.decibels import LOWEST_DB, decibels_in_words
-from deconvfix.diagnose.diagnosis import longest_period, outputs_with_grids
 from deconvfix.diagnose.fidelity import Fidelity, OutputChange, Tone
 from deconvfix.frontends.base import Frontend, Probe, ReadsConverted
 from deconvfix.grid.flat_field import FlatField, flat_field_of, network_tables, with_channels
 from deconvfix.grid.kernel import ripple_db
-from deconvfix.grid.periods import Period
+from deconvfix.grid.periods import Period, measured_period, stacked_periods
 from deconvfix.grid.spectra import spectral_peaks
 from deconvfix.plan import Match, Plan
 
@@ -28,6 +27,8 @@ __all__ = [
     "Runs",
     "fidelity_of",
     "flat_tables",
+    "longest_period",
+    "outputs_with_grids",
     "planned_ripples",
     "ripples_now",
     "run_both",
@@ -142,10 +143,8 @@ def run_both(
     return Runs(old, new, outputs_with_grids(matches, old))
 
 
-def fidelity_of(ripples: Ripples, plan: Plan) -> Fidelity | None:
-    """What is known without a run; None if no function changes."""
-    if all(layer.exact for layer in plan.replaced):
-        return None
+def fidelity_of(ripples: Ripples) -> Fidelity:
+    """What is known of an intended change without a run."""
     before = max((pair[0] for pair in ripples.values()), default=LOWEST_DB)
     after = max((pair[1] for pair in ripples.values()), default=LOWEST_DB)
     return Fidelity(None, before, after)
@@ -281,3 +280,59 @@ def _tones(
 
 
 # --- pictures -----------------------------------------------------------------------------------
+
+
+def outputs_with_grids(
+    matches: Sequence[Match], probe: Probe
+) -> dict[int, tuple[NDArray[Any], dict[str, Period]]]:
+    """The outputs that a grid may be in.
+
+    Args:
+        matches: The layers.
+        probe: Of a run.
+
+    Returns:
+        By the number of the output its values, (N, C, *spatial), and the period of each layer's grid.
+    """
+    layers = [match for match in matches if match.spec is not None]
+    stacked = _stacked(matches)
+    sizes = {answer.name: answer.output_size for answer in probe.layers}
+    shown: dict[int, tuple[NDArray[Any], dict[str, Period]]] = {}
+    for index, output in enumerate(probe.outputs):
+        for ndim in sorted({len(period) for period in stacked.values()}):
+            values = with_channels(output, ndim)
+            grids = {} if values is None else _grids(layers, stacked, sizes, values.shape[2:])
+            if values is not None and any(max(period) > 1 for period in grids.values()):
+                shown[index] = (values, grids)
+                break
+    return shown
+
+
+def longest_period(grids: Mapping[str, Period]) -> Period:
+    """The longest of the grids' periods, per axis."""
+    return tuple(max(axis) for axis in zip(*grids.values(), strict=True))
+
+
+def _stacked(matches: Sequence[Match]) -> dict[str, Period]:
+    """The periods of layers that follow each other."""
+    layers = {match.name: match.spec.stride for match in matches if match.spec is not None}
+    return dict(zip(layers, stacked_periods(list(layers.values())), strict=True))
+
+
+def _grids(
+    layers: Sequence[Match],
+    stacked: Mapping[str, Period],
+    sizes: Mapping[str, tuple[int, ...]],
+    output_size: tuple[int, ...],
+) -> dict[str, Period]:
+    """The periods of the layers' grids in an output: as seen, or as assumed for those not seen."""
+    grids = {}
+    for match in layers:
+        assert match.spec
+        if match.spec.ndim != len(output_size):
+            continue
+        if match.name in sizes and min(sizes[match.name]) > 0:
+            grids[match.name] = measured_period(match.spec.stride, sizes[match.name], output_size)
+        elif not sizes:
+            grids[match.name] = stacked[match.name]
+    return grids

@@ -19,7 +19,7 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Step, run
 from deconvfix.fit.design import Design
 from deconvfix.fit.products import Waiting, add_products, samples_at_once
-from deconvfix.fit.solve import HELDOUT_EVERY
+from deconvfix.fit.regression import HELDOUT_EVERY
 
 __all__ = ["NUMPY", "Arrays", "Moments"]
 

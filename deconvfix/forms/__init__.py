@@ -1,5 +1,7 @@
 """The forms that a transposed convolution can be written in. A new form is a file and a line here."""
 
+from collections.abc import Callable
+
 from deconvfix.forms.base import Form
 from deconvfix.forms.equalized import EQUALIZED
 from deconvfix.forms.notch import NOTCH
@@ -10,7 +12,5 @@ __all__ = ["FORMS", "form"]
 
 FORMS: tuple[Form, ...] = (SUBPIXEL, RESIZE, EQUALIZED, NOTCH)
 
-
-def form(name: str) -> Form:
-    """The form called `name`; KeyError if there is none."""
-    return {known.name: known for known in FORMS}[name]
+# The form of a name; KeyError if there is none.
+form: Callable[[str], Form] = {known.name: known for known in FORMS}.__getitem__

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import OptionError
-from deconvfix.fit.solve import MEMORY
+from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import Init
 from deconvfix.grid.flat_field import Run

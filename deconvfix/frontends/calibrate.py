@@ -9,7 +9,7 @@ over calls, samples and processes. A kind of model gives what `Fittable` says.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -22,9 +22,11 @@ from deconvfix.core.steps import PadMode
 from deconvfix.errors import ModelError, OptionError, sentence
 from deconvfix.fit.design import Design
 from deconvfix.fit.moments import Arrays, Moments
-from deconvfix.fit.solve import Solved, bytes_needed, solve
+from deconvfix.fit.regression import Solved, bytes_needed, solve
 from deconvfix.fit.tuning import Tuning
-from deconvfix.forms.base import FITTED_TO_DATA, Settings
+from deconvfix.forms.base import FITTED_TO_DATA, Init, Settings
+from deconvfix.frontends.base import FitsToData, Frontend
+from deconvfix.frontends.samples import nothing_to_fit_to
 from deconvfix.plan import Options, Plan, Replaced
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "check_stored",
     "check_without_data",
     "fitted_decisions",
+    "fitter_of",
     "kept_bytes",
     "refuse_flat_inputs",
 ]
@@ -365,3 +368,30 @@ def check_without_data(options: Options) -> None:
             "one of 'exact', 'fit', 'random' is needed",
             "Use deconvfix.convert with calibration inputs, or leave `init` out",
         )
+
+
+def fitter_of(
+    frontend: Frontend, calibration: object, wanted: Collection[Init | None]
+) -> FitsToData:
+    """The front end, if it can fit layers to inputs as is wanted, and if there are some.
+
+    Raises:
+        OptionError: If it cannot, or there are none.
+    """
+    if not isinstance(frontend, FitsToData):
+        raise OptionError(
+            "init",
+            "the layers of this kind of model cannot be fitted to inputs",
+            "a torch.nn.Module, a program or an ONNX model is needed",
+            "Convert the module before it is traced",
+        )
+    if not set(wanted) <= set(frontend.fits):
+        raise OptionError(
+            "init",
+            "it is 'tuned', and the model is a program or an ONNX model",
+            "a distillation trains a torch.nn.Module",
+            "Use init 'calibrated', or convert the module before it is exported",
+        )
+    if calibration is None:
+        raise nothing_to_fit_to("there are no calibration inputs")
+    return frontend

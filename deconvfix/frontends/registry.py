@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from deconvfix.errors import ModelError, OptionError
-from deconvfix.forms.base import Init
-from deconvfix.frontends.base import FitsToData, Frontend, Translates
-from deconvfix.frontends.samples import nothing_to_fit_to
+from deconvfix.errors import ModelError
+from deconvfix.frontends.base import Frontend, Translates
 
 __all__ = [
     "FILES",
     "FRONTENDS",
     "enter",
-    "fitter_of",
     "frontend_of",
     "opened",
 ]
@@ -92,30 +88,3 @@ def frontend_of(model: Any) -> Frontend:
         "a torch module, graph module or exported program, an ONNX model, or a path is needed",
         "Load the model first, for example with deconvfix.load for a checkpoint",
     )
-
-
-def fitter_of(
-    frontend: Frontend, calibration: object, wanted: Collection[Init | None]
-) -> FitsToData:
-    """The front end, if it can fit layers to inputs as is wanted, and if there are some.
-
-    Raises:
-        OptionError: If it cannot, or there are none.
-    """
-    if not isinstance(frontend, FitsToData):
-        raise OptionError(
-            "init",
-            "the layers of this kind of model cannot be fitted to inputs",
-            "a torch.nn.Module, a program or an ONNX model is needed",
-            "Convert the module before it is traced",
-        )
-    if not set(wanted) <= set(frontend.fits):
-        raise OptionError(
-            "init",
-            "it is 'tuned', and the model is a program or an ONNX model",
-            "a distillation trains a torch.nn.Module",
-            "Use init 'calibrated', or convert the module before it is exported",
-        )
-    if calibration is None:
-        raise nothing_to_fit_to("there are no calibration inputs")
-    return frontend

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deconvfix.errors import DeconvfixError, ModelError
 from deconvfix.fit.moments import NUMPY
-from deconvfix.fit.solve import Solved
+from deconvfix.fit.regression import Solved
 from deconvfix.frontends.calibrate import PlanInProgress, UnseenError, check_stored
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.inputs import Feed

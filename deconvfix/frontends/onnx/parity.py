@@ -29,9 +29,13 @@ from deconvfix.frontends.onnx import inputs as onnx_inputs
 from deconvfix.frontends.onnx.find import find_layers
 from deconvfix.frontends.onnx.inputs import Feed
 from deconvfix.frontends.onnx.layer_parity import compare_layers
-from deconvfix.frontends.onnx.names import OLDEST_IR_WITH_FREE_INITIALIZERS, Names
 from deconvfix.frontends.onnx.surgery import quantised_tail
-from deconvfix.frontends.onnx.values import bodies, constant
+from deconvfix.frontends.onnx.values import (
+    OLDEST_IR_WITH_FREE_INITIALIZERS,
+    Names,
+    bodies,
+    constant,
+)
 from deconvfix.parity.arrays import compare_arrays, equal_arrays, psnr, rounding_of, varies_array
 from deconvfix.parity.bounds import Comparison, ParityReport, summarize
 from deconvfix.parity.runtime import open_session, run_named

@@ -42,7 +42,7 @@ from deconvfix.core.steps import (
     Step,
     ZeroPhases,
 )
-from deconvfix.frontends.onnx.names import Names
+from deconvfix.frontends.onnx.values import Names
 
 __all__ = ["NEWEST_WITHOUT_BROADCAST", "Writer"]
 

@@ -25,9 +25,14 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Conv, ConvTranspose, Crop, Step
 from deconvfix.forms.base import Compiled, Settings
 from deconvfix.frontends.onnx.find import DynamicSize, Layer
-from deconvfix.frontends.onnx.names import OLDEST_IR_WITH_FREE_INITIALIZERS
 from deconvfix.frontends.onnx.steps import NEWEST_WITHOUT_BROADCAST, Writer
-from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, Operand, constant, is_quantizer
+from deconvfix.frontends.onnx.values import (
+    DEFAULT_DOMAINS,
+    OLDEST_IR_WITH_FREE_INITIALIZERS,
+    Operand,
+    constant,
+    is_quantizer,
+)
 from deconvfix.frontends.onnx.weights import Store, Weights
 from deconvfix.plan import Replaced
 

@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 
 from deconvfix.core.rearrange import Verb, rearrange
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.frontends.onnx.names import OLDEST_IR_WITH_FREE_INITIALIZERS, Names
 from deconvfix.frontends.onnx.steps import Writer
-from deconvfix.frontends.onnx.values import Operand, constant, is_quantizer
+from deconvfix.frontends.onnx.values import (
+    OLDEST_IR_WITH_FREE_INITIALIZERS,
+    Names,
+    Operand,
+    constant,
+    is_quantizer,
+)
 
 __all__ = ["Store", "Weights"]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from deconvfix.fit.solve import Solved
+from deconvfix.fit.regression import Solved
 from deconvfix.frontends.calibrate import PlanInProgress, UnseenError, check_stored
 from deconvfix.frontends.program.weights import Stored, stored, why_fixed
 from deconvfix.frontends.torch.calibrate import TENSORS

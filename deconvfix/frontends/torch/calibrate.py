@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deconvfix.fit.moments import Arrays
-from deconvfix.fit.solve import Solved
+from deconvfix.fit.regression import Solved
 from deconvfix.frontends.calibrate import kept_bytes
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.find import current_weight

@@ -24,13 +24,16 @@ from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight, s
 from deconvfix.plan import Match, lacking
 
 __all__ = [
+    "EXCLUDED",
     "PLAIN",
     "call_path",
     "callers_by_code",
     "current_weight",
     "has_own_forward",
     "is_layer",
+    "is_rerouted",
     "is_uninitialized",
+    "keeps_some",
     "makes_weight",
     "match_calls",
     "match_module",
@@ -311,3 +314,16 @@ def mentions_transposed(function: Any, depth: int = 3) -> bool:
 def _all_names(code: CodeType) -> set[str]:
     nested = (_all_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return set(code.co_names).union(*nested)
+
+
+EXCLUDED = "_deconvfix_excluded"
+
+
+def is_rerouted(module: nn.Module) -> bool:
+    """Whether the transposed convolutions of this module run as sub-pixel convolutions already."""
+    return vars(module).get(EXCLUDED) is not None
+
+
+def keeps_some(module: nn.Module) -> bool:
+    """Whether transposed convolutions run in this module because they were excluded."""
+    return EXCLUDED in vars(module) and vars(module)[EXCLUDED] != frozenset()

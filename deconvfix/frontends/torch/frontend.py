@@ -33,7 +33,9 @@ from deconvfix.frontends.torch.find import (
     call_path,
     callers_by_code,
     is_layer,
+    is_rerouted,
     is_uninitialized,
+    keeps_some,
     match_calls,
     match_module,
     owners_of_parameters,
@@ -48,7 +50,7 @@ from deconvfix.frontends.torch.inputs import (
 from deconvfix.frontends.torch.layers import ConvertedConvTranspose, spread_weight
 from deconvfix.frontends.torch.modes import executed_transposed_convolutions
 from deconvfix.frontends.torch.parity import compare_modules
-from deconvfix.frontends.torch.reroute import is_rerouted, keep, keeps_some, reroute
+from deconvfix.frontends.torch.reroute import keep, reroute
 from deconvfix.frontends.torch.samples import TorchSamples, flat_inputs
 from deconvfix.frontends.torch.surgery import (
     check_geometry,

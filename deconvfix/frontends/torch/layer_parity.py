@@ -17,7 +17,7 @@ from deconvfix.forms import form
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import Call, Observed, observe
 from deconvfix.frontends.torch.compare import compare_tensors, input_variants
-from deconvfix.frontends.torch.find import current_weight, makes_weight
+from deconvfix.frontends.torch.find import current_weight, is_rerouted, makes_weight
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
@@ -32,7 +32,6 @@ from deconvfix.frontends.torch.layers import (
     read_weight,
     spec_of,
 )
-from deconvfix.frontends.torch.reroute import is_rerouted
 from deconvfix.parity.bounds import LIMIT, Comparison, rounding_unit
 from deconvfix.plan import Plan
 

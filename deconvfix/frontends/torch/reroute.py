@@ -21,13 +21,18 @@ from torch.overrides import TorchFunctionMode
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import dtype_obstacle, parse
+from deconvfix.frontends.torch.find import EXCLUDED
 
-__all__ = ["Excluded", "Reroute", "is_rerouted", "keep", "keeps_some", "reroute"]
+__all__ = [
+    "Excluded",
+    "Reroute",
+    "keep",
+    "reroute",
+]
 
 # Functions and geometries that stay as they are.
 Excluded = frozenset[tuple[str, ConvTransposeSpec]]
 
-_EXCLUDED = "_deconvfix_excluded"
 _OWN_FORWARD = "_deconvfix_own_forward"
 
 
@@ -73,19 +78,9 @@ def keep(module: nn.Module) -> None:
     _subclass(module, None)
 
 
-def is_rerouted(module: nn.Module) -> bool:
-    """Whether the transposed convolutions of this module run as sub-pixel convolutions already."""
-    return vars(module).get(_EXCLUDED) is not None
-
-
-def keeps_some(module: nn.Module) -> bool:
-    """Whether transposed convolutions run in this module because they were excluded."""
-    return _EXCLUDED in vars(module) and vars(module)[_EXCLUDED] != frozenset()
-
-
 def _subclass(module: nn.Module, excluded: Excluded | None) -> None:
     cls: Any
-    if _EXCLUDED not in vars(module):
+    if EXCLUDED not in vars(module):
         # A forward that was set on the instance (some libraries do so) would hide the class's.
         if "forward" in vars(module):
             vars(module)[_OWN_FORWARD] = vars(module).pop("forward")
@@ -99,7 +94,7 @@ def _subclass(module: nn.Module, excluded: Excluded | None) -> None:
             module.__class__ = type(cls.__name__, (base,), own)
         else:
             module.__class__ = _rerouted_class(cls)
-    vars(module)[_EXCLUDED] = excluded
+    vars(module)[EXCLUDED] = excluded
 
 
 @functools.cache
@@ -133,7 +128,7 @@ def _rerouted(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        excluded = vars(self)[_EXCLUDED]
+        excluded = vars(self)[EXCLUDED]
         own = vars(self).get(_OWN_FORWARD) if is_forward else None
         with _mode(excluded):
             return method(self, *args, **kwargs) if own is None else own(*args, **kwargs)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deconvfix.errors import DeconvfixError, OptionError
-from deconvfix.fit.solve import HELDOUT_EVERY
+from deconvfix.fit.regression import HELDOUT_EVERY
 from deconvfix.frontends.torch.inputs import Inputs, as_inputs, flat_tensors, map_tensors, run_model
 from deconvfix.frontends.torch.tuning.processes import rank, total
 

@@ -67,7 +67,7 @@ class KeptAlong(nn.Module):
     So the answers to what these directions stand for stay as they are, through all layers.
 
     Args:
-        along: The directions, (groups, C_in / groups, n); see `fit.solve.solve`.
+        along: The directions, (groups, C_in / groups, n); see `fit.regression.solve`.
         start: The kernel, (C_in, C_out / groups, *taps).
         like: A tensor of the dtype and on the device.
     """

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from deconvfix.core.rearrange import inverse, rearrange
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.fit.solve import MEMORY
+from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import form
 from deconvfix.forms.base import Design
