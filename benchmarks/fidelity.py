@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import deconvfix
 from benchmarks import by_hand, cases, measures
 from benchmarks.cases import Case
-from deconvfix.conversion import versions
+from deconvfix.report.report import versions
 
 TUNED_SAMPLES = 512
 GROWTH = (4, 16, 64, 256)

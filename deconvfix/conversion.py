@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from deconvfix import __version__
 from deconvfix.core.options import documented
 from deconvfix.core.steps import Interpolation, PadMode
 from deconvfix.diagnose.diagnosis import diagnose
@@ -31,7 +29,7 @@ from deconvfix.frontends.calibrate import fitter_of
 from deconvfix.frontends.registry import enter, opened
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan, make_plan
-from deconvfix.report.report import ConversionReport, layers_with_ripples
+from deconvfix.report.report import ConversionReport, layers_with_ripples, versions
 from deconvfix.request import Request, check_sample_rate
 
 __all__ = [
@@ -112,7 +110,7 @@ class Attempt:
             still_running=self.still_running,
             evidence=evidence,
             notes=self.notes,
-            versions=_versions(),
+            versions=versions(),
         )
 
 
@@ -400,14 +398,3 @@ def _allow_no_refusal(plan: Plan) -> None:
         "`strict` allows no refusal" + (f" ({len(others)} more)" if others else ""),
         "Exclude the layer, or omit `strict`",
     )
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the packages that take part, as far as they are installed."""
-    found = {"deconvfix": __version__}
-    for name in ("torch", "onnx", "onnx-ir", "onnxruntime", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

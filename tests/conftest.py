@@ -1,15 +1,19 @@
-"""Settings that all tests share."""
+"""Settings that all tests share. Tests of core, fit, grid and forms run without torch, so nothing here
+imports it."""
 
 import os
+import sys
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# Sums are ordered by the number of threads, and metrics are compared to three decimals. torch reads this
+# when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import pytest
-import torch
 
-# Sums are ordered by the number of threads, and metrics are compared to three decimals.
-torch.set_num_threads(1)
+# Assertions in helpers are explained like those of tests.
+pytest.register_assert_rewrite("tests.support")
 
 # derandomize: the same examples on every run, so that a failure is a change of the code.
 # The profile "long" draws new ones: pytest --hypothesis-profile=long.
@@ -26,4 +30,6 @@ hypothesis.settings.load_profile("default")
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(0)
+    """The random numbers of torch, for tests whose module has imported it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)

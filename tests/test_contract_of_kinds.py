@@ -19,14 +19,14 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx_models import run
 from torch import nn
 
 import deconvfix
-from deconvfix.conversion import frontend_of
+from deconvfix.core.decibels import decibels_in_words
 from deconvfix.errors import DeconvfixError, ExportError, ModelError, ParityError
-from deconvfix.parity import LIMIT
-from deconvfix.report import decibels_in_words
+from deconvfix.frontends.registry import enter
+from deconvfix.parity.bounds import LIMIT
+from tests.support.onnx_models import run
 
 # torch's own decomposition pass warns about its own tree code.
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")
@@ -174,7 +174,9 @@ def kinds_of(name):
 
 def copied(model):
     """As `convert` copies what it is given: torch's own copy of a program renames its nodes."""
-    return frontend_of(model).prepare(model, None, inplace=False)
+    if isinstance(model, onnx.ModelProto):
+        return copy.deepcopy(model)
+    return enter(model)[0].prepare(model, None, inplace=False)
 
 
 def output_of(model, x):

@@ -2,44 +2,25 @@
 
 import hashlib
 import importlib
-import json
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import deconvfix
-import fixtures
+from tests.support.trained import FOLDER, MANIFEST, heldout, load
 
-FOLDER = Path(fixtures.__file__).parent
-MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
 FILES = [
     pytest.param(each["file"], each["bytes"], each["sha256"], id=each["file"])
     for entry in MANIFEST.values()
     for each in (entry, entry["heldout"])
 ]
+
 LAYERS = {
     "audio_upsampler": ["up1", "up2"],
     "digits_generator": ["project", "up1", "up2"],
     "photo_autoencoder": ["decoder.2", "decoder.4", "decoder.6"],
     "segmenter": ["up4", "up2", "up1"],
 }
-
-
-def load(name):
-    module, _, builder = MANIFEST[name]["builder"].partition(":")
-    model = getattr(importlib.import_module(module), builder)()
-    model.load_state_dict(load_file(FOLDER / MANIFEST[name]["file"]))
-    return model.eval()
-
-
-def heldout(name):
-    """The inputs, and what the outputs are to be measured against."""
-    arrays = np.load(FOLDER / MANIFEST[name]["heldout"]["file"])
-    (argument,) = MANIFEST[name]["inputs"]
-    return torch.from_numpy(arrays[argument]), torch.from_numpy(arrays["target"])
 
 
 def evaluate(name, model):

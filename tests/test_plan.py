@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import specs
 
 from deconvfix import CheckpointError, ConvTransposeSpec, OptionError, Plan
 from deconvfix.errors import Refusal
 from deconvfix.forms.base import Need
 from deconvfix.plan import Match, Options, make_plan
+from tests.support.strategies import specs
 
 OBSTACLE = Refusal("it is made of stone", "it must be soft", "Use another one")
 

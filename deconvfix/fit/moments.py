@@ -66,9 +66,9 @@ class Moments:
 
     Args:
         spec: The layer.
-        design: Its form as a linear model, for any output_padding of the layer.
+        design: Its form as a linear model; or a function that gives it for any output_padding, where a
+            call may have an output_size of its own.
         arrays: The library of the samples.
-        any_size: Whether a call may have an output_size of its own, which counts as output_padding.
 
     Attributes:
         design: The form as a linear model, for the layer's own output_padding.
@@ -79,17 +79,14 @@ class Moments:
     def __init__(
         self,
         spec: ConvTransposeSpec,
-        design: Callable[[ConvTransposeSpec], Design],
+        design: Design | Callable[[ConvTransposeSpec], Design],
         arrays: Arrays = NUMPY,
-        *,
-        any_size: bool = False,
     ) -> None:
         self.spec = spec
-        self.design = design(spec)
+        self.design = design if isinstance(design, Design) else design(spec)
         self.samples = self.held = 0
-        self._design_of = design
+        self._design_of = None if isinstance(design, Design) else design
         self._arrays = arrays
-        self._any_size = any_size
         # Of the samples to fit to, and of those held out; made when the first samples say where.
         self._sums: list[list[Any] | None] = [None, None]
         self._waiting = [Waiting(arrays.join) for _ in range(2)]
@@ -165,7 +162,9 @@ class Moments:
         if 0 in (*x.shape, *y.shape):
             return
         padding = self._output_padding(x.shape, y.shape)
-        design = self._design_of(replace(self.spec, output_padding=padding))
+        design = self.design
+        if self._design_of is not None and padding != self.spec.output_padding:
+            design = self._design_of(replace(self.spec, output_padding=padding))
         sums = self._part(part, x)
         for some_x, some_y in _pieces(design, x, y):
             add_products(
@@ -184,7 +183,8 @@ class Moments:
         expected = (x[0], spec.out_channels, *spec.output_size(x[2:]))
         if x[1] == spec.in_channels and tuple(y) == expected:
             return spec.output_padding
-        if self._any_size and x[1] == spec.in_channels and tuple(y[:2]) == expected[:2]:
+        has_channels = x[1] == spec.in_channels and tuple(y[:2]) == expected[:2]
+        if self._design_of is not None and has_channels:
             least = replace(spec, output_padding=(0,) * spec.ndim).output_size(x[2:])
             more = tuple(n - low for n, low in zip(y[2:], least, strict=True))
             if min(more) >= 0:

@@ -163,10 +163,7 @@ def _fit(model: Fittable, decision: Replaced, choose_padding: bool) -> Replaced:
     spec = decision.spec
     weight, bias = model.trained(decision)
     candidates = [
-        (
-            settings,
-            Moments(spec, _design(decision, settings), model.arrays, any_size=model.any_size),
-        )
+        (settings, _moments(model, decision, settings))
         for settings in _candidates(decision, choose_padding)
     ]
     for x, y in model.seen(decision):
@@ -196,9 +193,12 @@ def _fit(model: Fittable, decision: Replaced, choose_padding: bool) -> Replaced:
     return model.put(_calibrated(decision, best, solved), solved)
 
 
-def _design(decision: Replaced, settings: Settings) -> Any:
-    """The form as a linear model, for any output_padding of the layer."""
-    return partial(_design_of, decision, settings)
+def _moments(model: Fittable, decision: Replaced, settings: Settings) -> Moments:
+    """Sums for one way to fit a layer, empty still."""
+    spec = decision.spec
+    if model.any_size:
+        return Moments(spec, partial(_design_of, decision, settings), model.arrays)
+    return Moments(spec, _design_of(decision, settings, spec), model.arrays)
 
 
 def _design_of(decision: Replaced, settings: Settings, spec: Any) -> Design:

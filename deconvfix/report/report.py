@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from deconvfix import __version__
 from deconvfix.core.decibels import decibels_in_words
 from deconvfix.diagnose.fidelity import Fidelity, Tone
 from deconvfix.parity.bounds import ParityReport
@@ -22,6 +24,7 @@ __all__ = [
     "finite",
     "layer_reports",
     "layers_with_ripples",
+    "versions",
 ]
 
 REPORT_FORMAT = "deconvfix.report/1"
@@ -196,3 +199,14 @@ def layers_with_ripples(
         before, after = ripples.get(layer.name, (None, None))
         layers.append(replace(layer, ripple_db_before=before, ripple_db_after=after))
     return tuple(layers)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that take part, as far as they are installed."""
+    found = {"deconvfix": __version__}
+    for name in ("torch", "onnx", "onnx-ir", "onnxruntime", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

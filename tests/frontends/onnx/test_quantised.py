@@ -1,0 +1,458 @@
+"""Quantised ConvTranspose becomes a quantised Conv: the same values, and int8 in ONNX Runtime."""
+
+import itertools
+import warnings
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+
+import deconvfix
+from deconvfix.frontends.onnx.proto import FRONTEND
+from tests.support.onnx_models import (
+    W_SHAPE,
+    X_SHAPE,
+    all_layers_compared,
+    check,
+    deconv,
+    integers,
+    is_valid,
+    model,
+    node,
+    operators,
+    run,
+    tensor,
+    value,
+)
+
+FEED = {"x": integers(X_SHAPE, 9)}
+
+UINT8, INT8 = np.uint8, np.int8
+
+# Strides that differ, unequal pads, one pixel more.
+GEOMETRY = {"strides": [2, 3], "pads": [1, 0, 0, 1], "output_padding": [1, 0]}
+
+PLAIN = {"kernel_shape": None, "strides": None, "pads": None, "output_padding": None}
+
+
+def quantised(
+    *,
+    activation=UINT8,
+    weight=INT8,
+    weight_zero=0,
+    per_channel=False,
+    bias="quantised",
+    between=(),
+    x_shape=X_SHAPE,
+    w_shape=W_SHAPE,
+    out=(0.5, 5),
+    float_weight=False,
+    quantised_output=True,
+    output="dequantised",
+    domain="",
+    opset=17,
+    stored=None,
+    **geometry,
+):
+    """QDQ around a layer with two groups. Scales are powers of two, so that all sums are exact.
+
+    Args:
+        activation: dtype of input and output.
+        weight: dtype of the stored weight.
+        weight_zero: Its zero point; per channel some that are close to it.
+        per_channel: Whether each output channel of a group has a scale.
+        bias: "quantised", "float" or None.
+        between: (op_type, further inputs) of nodes between the layer and QuantizeLinear.
+        x_shape: Of the input.
+        w_shape: Of the weight.
+        out: Scale and zero point of the output.
+        float_weight: Store the weight as floats that are quantised in the graph.
+        quantised_output: Whether QuantizeLinear follows.
+        output: "dequantised", "quantised" or "twice": what the model gives.
+        domain: Of QuantizeLinear and DequantizeLinear.
+        opset: Of the model.
+        stored: Further initializers.
+        geometry: Attributes of the layer.
+    """
+    rng = np.random.default_rng(7)
+    ndim, channels = len(w_shape) - 2, w_shape[1]
+    scale, zero = np.float32(0.25), np.array(weight_zero, weight)
+    if per_channel:
+        scale = (2.0 ** rng.integers(-2, 2, channels)).astype(np.float32)
+        zero = (weight_zero + (weight_zero != 0) * rng.integers(-2, 3, channels)).astype(weight)
+    around = zero.astype(np.int64).reshape(-1, *(1,) * ndim)
+    taps = rng.integers(-6, 7, w_shape)
+    tensors = {
+        "sx": np.float32(0.5),
+        "zx": np.array(3, activation),
+        "sw": scale,
+        "zw": zero,
+        "sy": np.float32(out[0]),
+        "zy": np.array(out[1], activation),
+        **(stored or {}),
+    }
+    axis = {"axis": 1} if per_channel else {}
+    nodes = [
+        node("QuantizeLinear", "x sx zx", "xq", domain=domain),
+        node("DequantizeLinear", "xq sx zx", "xd", domain=domain),
+    ]
+    if float_weight:
+        tensors["w"] = (taps * scale.reshape(-1, *(1,) * ndim)).astype(np.float32)
+        nodes.append(node("QuantizeLinear", "w sw zw", "wq", **axis, domain=domain))
+    else:
+        tensors["wq"] = (taps + around).astype(weight)
+    nodes.append(node("DequantizeLinear", "wq sw zw", "wd", **axis, domain=domain))
+    inputs = "xd wd"
+    if bias == "quantised":
+        inputs += " bd"
+        tensors["bq"] = rng.integers(-40, 40, 2 * channels).astype(np.int32)
+        tensors["sb"] = np.float32(0.5) * (np.tile(scale, 2) if per_channel else scale)
+        nodes.append(
+            node("DequantizeLinear", "bq sb", "bd", **({"axis": 0} if per_channel else {}))
+        )
+    elif bias == "float":
+        inputs += " bd"
+        tensors["bd"] = integers((2 * channels,), 3)
+    nodes.append(deconv(inputs, "t0", **(PLAIN | geometry)))
+    last = "t0"
+    for number, (op_type, further) in enumerate(between, start=1):
+        nodes.append(node(op_type, f"{last}{further}", f"t{number}"))
+        last = f"t{number}"
+    outputs = []
+    if quantised_output:
+        nodes.append(node("QuantizeLinear", f"{last} sy zy", "yq", domain=domain))
+        if output == "quantised":
+            dtype = helper.np_dtype_to_tensor_dtype(np.dtype(activation))
+            outputs.append(value("yq", ["N", 2 * channels, *[None] * ndim], dtype))
+        else:
+            nodes.append(node("DequantizeLinear", "yq sy zy", "y", domain=domain))
+            outputs.append(value("y", ndim + 2))
+    if output == "twice" or not quantised_output:
+        nodes.append(node("Neg", last, "second"))
+        outputs.append(value("second", ndim + 2))
+    sizes = [f"d{i}" for i in range(ndim)]
+    return model(
+        nodes,
+        [value("x", ["N", x_shape[1], *sizes])],
+        outputs,
+        tensors,
+        opset=opset,
+        ir_version=10 if opset > 18 else 8,
+        domains=[domain] if domain else [],
+    )
+
+
+def optimized_operators(proto, folder):
+    """What ONNX Runtime runs."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return operators(onnx.load(options.optimized_model_filepath))
+
+
+def check_int8(proto, folder, feed=FEED):
+    """Equal values, optimised and not, and the layer runs in int8, which the original does not."""
+    (want, *_) = run(proto, feed, optimize=False)
+    assert len(np.unique(want)) > 3, "nearly constant outputs prove nothing"
+    conversion = check(proto, feed)
+    assert all_layers_compared(conversion)
+    before = optimized_operators(proto, folder)
+    after = optimized_operators(conversion.model, folder)
+    assert "ConvTranspose" in before
+    assert "QLinearConv" not in before
+    assert "QLinearConv" in after
+    assert not {"Conv", "FusedConv"} & set(after)
+    return conversion
+
+
+TYPES = {
+    f"{np.dtype(a).name}, {np.dtype(w).name} zero {z}, {'per channel' if c else 'per tensor'}, "
+    f"{b or 'no'} bias": {
+        "activation": a,
+        "weight": w,
+        "weight_zero": z,
+        "per_channel": c,
+        "bias": b,
+    }
+    for (a, (w, z)), c, b in itertools.product(
+        [(UINT8, (INT8, 0)), (UINT8, (INT8, 2)), (UINT8, (UINT8, 120)), (INT8, (INT8, 0))],
+        [False, True],
+        ["quantised", None],
+    )
+}
+
+
+@pytest.mark.parametrize("kwargs", TYPES.values(), ids=TYPES)
+def test_types(kwargs, tmp_path):
+    check_int8(quantised(**kwargs, **GEOMETRY), tmp_path)
+
+
+GEOMETRIES = {
+    "square strides": {"strides": [2, 2], "pads": [1, 0, 0, 1]},
+    "stride > kernel": {"strides": [5, 4]},
+    "dilation": {"strides": [2, 3], "dilations": [2, 3], "pads": [1, 2, 0, 3]},
+    "dilation without common factor": {"strides": [3, 2], "dilations": [2, 3]},
+    "padding past the kernel": {"strides": [3, 4], "pads": [4, 1, 2, 5]},
+    "output_padding": {"strides": [3, 4], "output_padding": [2, 3]},
+    "kernel == stride": {"strides": [3, 2]},
+    "stride 1": {"pads": [1, 0, 0, 1]},
+    "1-D": {"x_shape": (2, 4, 7), "w_shape": (4, 3, 5), "strides": [2], "pads": [1, 2]},
+    "3-D": {
+        "x_shape": (2, 4, 3, 4, 2),
+        "w_shape": (4, 3, 3, 2, 2),
+        "strides": [2, 1, 3],
+        "pads": [1, 0, 0, 1, 1, 0],
+        "output_padding": [0, 0, 1],
+    },
+}
+
+
+@pytest.mark.parametrize("activation", [UINT8, INT8], ids=["uint8", "int8"])
+@pytest.mark.parametrize("kwargs", GEOMETRIES.values(), ids=GEOMETRIES)
+def test_geometries(kwargs, activation, tmp_path):
+    feed = {"x": integers(kwargs.get("x_shape", X_SHAPE), 9)}
+    check_int8(quantised(activation=activation, per_channel=True, **kwargs), tmp_path, feed)
+
+
+PATTERNS = {
+    "Relu": {"between": [("Relu", "")], "out": (0.5, 0)},
+    "float weight, quantised in the graph": {"float_weight": True},
+    "the same per channel": {"float_weight": True, "per_channel": True},
+    "ONNX Runtime's own operators": {"domain": "com.microsoft", "per_channel": True},
+    "opset 10": {"opset": 10},
+    "opset 13": {"opset": 13, "per_channel": True},
+    "opset 21": {"opset": 21, "per_channel": True},
+}
+
+
+@pytest.mark.parametrize("kwargs", PATTERNS.values(), ids=PATTERNS)
+def test_patterns(kwargs, tmp_path):
+    if kwargs.get("domain"):  # shape inference does not know them, and reports an error for none
+        proto = quantised(**kwargs, **GEOMETRY)
+        assert all_layers_compared(check(proto, FEED))
+        return
+    check_int8(quantised(**kwargs, **GEOMETRY), tmp_path)
+
+
+EXACT = {
+    "Relu and a zero point": {"between": [("Relu", "")]},
+    "Clip": {
+        "between": [("Clip", " low high")],
+        "stored": {"low": np.float32(-5), "high": np.float32(20)},
+    },
+    "Sigmoid": {"between": [("Sigmoid", "")], "out": (1 / 128, 0)},
+    "float bias": {"bias": "float"},
+    "weight alone": {"quantised_output": False},
+    "output read twice": {"output": "twice"},
+    "float weight with zero points": {
+        "weight": UINT8,
+        "weight_zero": 120,
+        "float_weight": True,
+        "per_channel": True,
+    },
+}
+
+
+@pytest.mark.parametrize("kwargs", EXACT.values(), ids=EXACT)
+def test_values_are_the_same_where_the_pattern_is_another(kwargs):
+    assert all_layers_compared(check(quantised(**kwargs, **GEOMETRY), FEED))
+
+
+def test_scales_of_the_output_per_channel():
+    proto = quantised(**GEOMETRY)
+    for each in proto.graph.initializer:
+        if each.name == "sy":
+            each.CopyFrom(tensor("sy", np.array([0.5, 1, 2, 0.5, 4, 0.25], np.float32)))
+        elif each.name == "zy":
+            each.CopyFrom(tensor("zy", np.array([1, 2, 3, 4, 5, 6], np.uint8)))
+    check(proto, FEED)
+
+
+def test_a_quantised_graph_output_keeps_its_name_type_and_shape(tmp_path):
+    proto = quantised(output="quantised", **GEOMETRY)
+    quantize = next(each for each in proto.graph.node if "yq" in each.output)
+    quantize.name, quantize.doc_string = "last", "of the decoder"
+    converted = check_int8(proto, tmp_path).model
+    assert list(converted.graph.output) == list(proto.graph.output)
+    last = next(each for each in converted.graph.node if "yq" in each.output)
+    assert (last.op_type, last.name, last.doc_string) == (
+        "QuantizeLinear",
+        "last",
+        "of the decoder",
+    )
+
+
+@pytest.mark.parametrize(
+    ("strides", "zero"),
+    [([2, 3], None), ([3, 2], None), ([2, 3], -2)],
+    ids=["one geometry", "two geometries", "two zero points"],
+)
+def test_two_layers_share_a_weight(strides, zero, tmp_path):
+    stored = {
+        "sx": np.float32(0.5),
+        "zx": UINT8(3),
+        "sy": np.float32(0.5),
+        "zy": UINT8(5),
+        "wq": integers(W_SHAPE, 3, INT8),
+        "sw": np.float32(0.25),
+        "zw": INT8(1),
+    }
+    nodes = [
+        node("QuantizeLinear", "x sx zx", "xq"),
+        node("DequantizeLinear", "xq sx zx", "xd"),
+        node("DequantizeLinear", "wq sw zw", "wd"),
+    ]
+    other = "wd"
+    if zero is not None:
+        stored["zv"], other = INT8(zero), "vd"
+        nodes.append(node("DequantizeLinear", "wq sw zv", "vd"))
+    for name, weight, pace in (("a", "wd", [2, 3]), ("b", other, strides)):
+        layer = deconv(f"xd {weight}", f"{name}f", name, strides=pace, output_padding=[0, 0])
+        nodes += [
+            layer,
+            node("QuantizeLinear", f"{name}f sy zy", f"{name}q"),
+            node("DequantizeLinear", f"{name}q sy zy", f"{name}y"),
+        ]
+    outputs = [value("ay", 4), value("by", 4)]
+    proto = model(nodes, [value("x", ["N", 4, "H", "W"])], outputs, stored)
+    check_int8(proto, tmp_path)
+
+
+WEIGHTS = {
+    "int4": (ml_dtypes.int4, (-6, 7), 21),
+    "uint4": (ml_dtypes.uint4, (0, 13), 21),
+    "int16": (np.int16, (-50, 50), 21),
+    "float8": (ml_dtypes.float8_e4m3fn, (-3, 4), 19),
+}
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["", "per channel, with zero points"])
+@pytest.mark.parametrize(("dtype", "limits", "opset"), WEIGHTS.values(), ids=WEIGHTS)
+def test_other_types_of_the_weight(dtype, limits, opset, zero):
+    stored = {"q": np.random.default_rng(1).integers(*limits, W_SHAPE).astype(dtype)}
+    stored |= {"s": np.array([0.5, 1, 2], np.float32) if zero else np.float32(0.5)}
+    stored |= {"z": np.array([1, 0, 1] if opset > 19 else [0, 0, 0]).astype(dtype)} if zero else {}
+    dequantize = node("DequantizeLinear", "q s z" if zero else "q s", "w", axis=1)
+    inputs = [value("x", ["N", 4, "H", "W"])]
+    proto = model(
+        [dequantize, deconv("x w")], inputs, [value("y", 4)], stored, opset=opset, ir_version=10
+    )
+    converted = check(proto, FEED).model
+    kept = next(each for each in converted.graph.initializer if each.name == "q")
+    assert kept.data_type == helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+BLOCKS = {"axis 0": (0, 2, (2, 3, 3, 2)), "axis 1": (1, 3, (4, 1, 3, 2)), "per input": (0, 0, (4,))}
+
+
+@pytest.mark.parametrize(("axis", "size", "shape"), BLOCKS.values(), ids=BLOCKS)
+def test_blocks_of_scales(axis, size, shape):
+    """Scales along other axes than the output channels: the weight is rearranged as floats."""
+    stored = {
+        "q": integers(W_SHAPE, 1, INT8),
+        "s": integers(shape, 2, low=1),
+        "z": integers(shape, 3, INT8),
+    }
+    dequantize = node("DequantizeLinear", "q s z", "w", axis=axis, block_size=size)
+    inputs = [value("x", ["N", 4, "H", "W"])]
+    check(
+        model(
+            [dequantize, deconv("x w")], inputs, [value("y", 4)], stored, opset=21, ir_version=10
+        ),
+        FEED,
+    )
+
+
+@pytest.mark.parametrize("strides", [[2, 2], [2, 3]], ids=str)
+@pytest.mark.parametrize(("domain", "opset"), [("", 21), ("com.microsoft", 17)])
+def test_sixteen_bits(domain, opset, strides):
+    proto = quantised(
+        activation=np.uint16, domain=domain, opset=opset, strides=strides, pads=[1, 0, 0, 1]
+    )
+    check(proto, FEED)
+
+
+class Pictures(CalibrationDataReader):
+    def __init__(self):
+        rng = np.random.default_rng(1)
+        self.rest = iter(rng.standard_normal((4, 1, 3, 8, 6)).astype(np.float32))
+
+    def get_next(self):
+        x = next(self.rest, None)
+        return None if x is None else {"x": x}
+
+
+@pytest.mark.parametrize("activation", [QuantType.QUInt8, QuantType.QInt8], ids=str)
+@pytest.mark.parametrize("per_channel", [False, True], ids=["per tensor", "per channel"])
+def test_what_onnxruntime_quantises(per_channel, activation, tmp_path):
+    """Trained-like floats through quantize_static: one layer more runs in int8, all values equal."""
+    rng = np.random.default_rng(3)
+    shapes = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (8, 6, 4, 4), "b2": (6,), "w3": (2, 6, 3, 3)}
+    stored = {k: 0.3 * rng.standard_normal(v).astype(np.float32) for k, v in shapes.items()}
+    nodes = [
+        node("Conv", "x w1 b1", "h1", pads=[1, 1, 1, 1]),
+        node("Relu", "h1", "h2"),
+        node("ConvTranspose", "h2 w2 b2", "h3", name="up", strides=[2, 2], pads=[1, 1, 1, 1]),
+        node("Relu", "h3", "h4"),
+        node("Conv", "h4 w3", "y", pads=[1, 1, 1, 1]),
+    ]
+    proto = model(nodes, [value("x", ["N", 3, "H", "W"])], [value("y", 4)], stored)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the quantiser
+        quantize_static(
+            proto,
+            tmp_path / "quantised.onnx",
+            Pictures(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=per_channel,
+            activation_type=activation,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["Conv", "ConvTranspose"],
+        )
+    proto = onnx.load(tmp_path / "quantised.onnx")
+    x = {"x": rng.standard_normal((1, 3, 8, 6)).astype(np.float32)}
+    conversion = deconvfix.convert(proto, example_inputs=x, strict=True)
+    assert all_layers_compared(conversion)
+    assert is_valid(conversion.model)
+    step = max(  # the output is one quantised value, so one step is what rounding may move
+        float(onnx.numpy_helper.to_array(each))
+        for each in conversion.model.graph.initializer
+        if each.name == "y_scale"
+    )
+    (want,), (got,) = (run(each, x, optimize=False) for each in (proto, conversion.model))
+    assert np.abs(got - want).max() <= 1.01 * step
+    assert (got != want).mean() < 0.02
+    before = optimized_operators(proto, tmp_path)
+    after = optimized_operators(conversion.model, tmp_path)
+    assert (before.count("QLinearConv"), after.count("QLinearConv")) == (2, 3)
+    assert not {"Conv", "FusedConv", "ConvTranspose"} & set(after)
+
+
+def test_the_proof_sees_the_scale_of_one_phase():
+    proto = quantised(per_channel=True, **GEOMETRY)
+    conversion = deconvfix.convert(proto, example_inputs=FEED)
+    scale = next(each for each in conversion.model.graph.initializer if each.name == "sw")
+    array = onnx.numpy_helper.to_array(scale).copy()
+    array[1] *= 2
+    scale.CopyFrom(tensor("sw", array))
+    report = FRONTEND.verify(proto, conversion.model, [FEED], conversion.plan)
+    assert not report.ok
+
+
+def test_nothing_is_known_of_a_scale_that_the_caller_gives():
+    """Exact all the same, with the shuffle before QuantizeLinear."""
+    proto = quantised(output="quantised", **GEOMETRY)
+    stored = {each.name: each for each in proto.graph.initializer}
+    proto.graph.initializer.remove(stored["sy"])
+    proto.graph.input.append(value("sy", [], TensorProto.FLOAT))
+    check(proto, FEED | {"sy": np.array(0.5, np.float32)})
