@@ -25,6 +25,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from deconvfix.errors import DeconvfixError, ExportError
+from deconvfix.forms import form
 from deconvfix.frontends.onnx import inputs as onnx_inputs
 from deconvfix.frontends.onnx.find import find_layers
 from deconvfix.frontends.onnx.inputs import Feed
@@ -34,8 +35,9 @@ from deconvfix.frontends.onnx.surgery import quantised_tail
 from deconvfix.frontends.onnx.values import bodies, constant
 from deconvfix.parity.arrays import compare_arrays, equal_arrays, psnr, rounding_of, varies_array
 from deconvfix.parity.bounds import Comparison, ParityReport, summarize
+from deconvfix.parity.definition import rounds_positions
 from deconvfix.parity.runtime import open_session, run_named
-from deconvfix.plan import Plan
+from deconvfix.plan import Decision, Plan
 
 __all__ = ["compare_models", "first_that_runs", "psnr_db", "session_of", "weight_bytes"]
 
@@ -77,14 +79,19 @@ def compare_models(
         plan: What was converted; without one the models are compared end to end only.
         paths: Files that hold the two, if there are such.
     """
-    notes: list[str] = []
     problems = _changed_interface(before, after)
-    layers = [] if plan is None else compare_layers(before, after, plan, notes)
+    layers, notes = ([], []) if plan is None else compare_layers(before, after, plan)
     outputs: list[Comparison] = []
     exact = plan is None or all(each.exact for each in plan.decisions)
     changed = plan is None or bool(plan.replaced)
+    rounded = [] if plan is None else [d.name for d in plan.replaced if _rounds_positions(d)]
     if not problems and exact and changed:
-        if not inputs and weight_bytes(before) > _WHOLE_MODEL_BYTES:
+        if rounded:
+            notes.append(
+                f"The model was compared layer by layer: {', '.join(rounded)} got an interpolation whose "
+                "positions are rounded, and that moves the outputs the more the larger the map is."
+            )
+        elif not inputs and weight_bytes(before) > _WHOLE_MODEL_BYTES:
             notes.append(
                 "The model was not run as a whole, because of its size: each converted layer was "
                 "compared on its own. Give inputs to run it."
@@ -94,6 +101,13 @@ def compare_models(
     if not layers and not outputs and plan is not None and not plan.replaced and not problems:
         return ParityReport(True, 0.0, 0.0, "float32", notes=("Nothing was converted.",))
     return summarize(layers, outputs, "float32", problems, notes)
+
+
+def _rounds_positions(decision: Decision) -> bool:
+    assert decision.form
+    if decision.spec is None or decision.settings is None:
+        return False
+    return rounds_positions(form(decision.form).compile(decision.spec, decision.settings).steps)
 
 
 def psnr_db(before: ir.Model, after: ir.Model, example_inputs: Any) -> float | None:
