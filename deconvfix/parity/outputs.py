@@ -290,7 +290,7 @@ def _weighed(results: Sequence[_CaseParity], rules: Rules) -> OutputParity:
     comparisons = [comparison for result in results for comparison in result.comparisons]
     problems = [problem for result in results for problem in result.problems]
     notes = [note for result in results for note in result.notes]
-    evidence = {seen for result in results for seen in result.evidence}
+    evidence = {fact for result in results for fact in result.evidence}
     if not evidence:
         # Empty outputs agree whatever the models compute.
         comparisons = [comparison for comparison in comparisons if not comparison.ok]

@@ -146,7 +146,7 @@ def _grid(example: Inputs, session: onnxruntime.InferenceSession) -> Iterator[tu
                 symbols.setdefault(name, int(size))
     yield "example inputs", example
     yield "seeded noise", _resized(example, session, {})
-    seen = set()
+    tried = set()
     choices = [
         {name: size}
         for name, base in symbols.items()
@@ -158,8 +158,8 @@ def _grid(example: Inputs, session: onnxruntime.InferenceSession) -> Iterator[tu
         choices.append({name: base + 1 for name, base in symbols.items()})
     for choice in choices:
         key = tuple(sorted(choice.items()))
-        if key not in seen:
-            seen.add(key)
+        if key not in tried:
+            tried.add(key)
             words = ", ".join(f"{name}={size}" for name, size in choice.items())
             yield f"seeded noise with {words}", _resized(example, session, choice)
 
