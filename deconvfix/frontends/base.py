@@ -14,11 +14,12 @@ from deconvfix.errors import OptionError
 from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import Init
-from deconvfix.grid.flat_field import Run
+from deconvfix.grid.flat_field import Run, layer_answer
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan
 
 __all__ = [
+    "MOST_SAMPLES",
     "CalibrationData",
     "Findings",
     "FitsToData",
@@ -31,6 +32,9 @@ __all__ = [
     "ShowsKernels",
     "Translates",
 ]
+
+# Of what a layer gets, for a diagnosis: more samples say nothing new about a grid.
+MOST_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -154,24 +158,47 @@ class HasInputs(Protocol):
     """A front end whose models bring example inputs of their own."""
 
     def own_inputs(self, model: Any) -> Any | None:
-        """Them, as a pair (args, kwargs)."""
+        """The inputs that a model brings, as a pair (args, kwargs); None if it brings none."""
         ...
 
 
 @dataclass(frozen=True)
 class LayerAnswer:
-    """What was seen of a layer in one call.
+    """What one call of a layer showed for a diagnosis.
 
     Attributes:
         name: Of the match.
-        phases: Its answer to a constant input, the mean of what it got in each channel, away from the
-            border: (N, C_out, *stride).
+        phases: The layer's answer to a constant input, the mean of what it got in each channel, away from
+            the border: (N, C_out, *stride).
         output_size: Spatial.
     """
 
     name: str
     phases: NDArray[np.float64]
     output_size: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        spec: ConvTransposeSpec,
+        weight: NDArray[np.float64],
+        bias: NDArray[np.float64] | None,
+        x: NDArray[Any],
+        output_size: tuple[int, ...],
+    ) -> LayerAnswer:
+        """The answer to the mean in each channel of what the layer got, for its first samples.
+
+        Args:
+            name: Of the match.
+            spec: The layer.
+            weight: (C_in, C_out / groups, *kernel_size).
+            bias: (C_out,) or None.
+            x: What the layer got, (N, C_in, *L), in any floating-point dtype; not empty.
+            output_size: Of the layer's output, spatial.
+        """
+        means = x[:MOST_SAMPLES].astype(np.float64, copy=False).mean(tuple(range(2, x.ndim)))
+        return cls(name, layer_answer(spec, weight, bias, means), output_size)
 
 
 @dataclass(frozen=True)
@@ -221,7 +248,7 @@ class Frontend(Protocol):
     def verify(
         self, before: Any, after: Any, inputs: Sequence[Any], plan: Plan | None
     ) -> ParityReport:
-        """Holds two models of this kind against each other."""
+        """Compares a converted model with the original, both of this kind."""
         ...
 
     def psnr_db(self, before: Any, after: Any, example_inputs: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Arrays held against each other: the numbers behind every parity report."""
+"""Arrays compared: the numbers behind every parity report."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ Array = NDArray[Any]
 
 
 def compare_arrays(
-    what: str, inputs: str, got: Array, want: Array, rounding: Array | float
+    what: str, inputs: str, actual: Array, expected: Array, rounding: Array | float
 ) -> Comparison:
     """Compares two results.
 
     Args:
         what: What is compared, for the report.
         inputs: On which inputs, for the report.
-        got: The result in question.
-        want: What it should be; integers and strings must be equal.
+        actual: The result in question.
+        expected: What it should be; integers and strings must be equal.
         rounding: The difference that one rounding explains, for each element or for all.
     """
-    if got.shape != want.shape:
-        shapes = f"{inputs} (shapes {got.shape}, {want.shape})"
+    if actual.shape != expected.shape:
+        shapes = f"{inputs} (shapes {actual.shape}, {expected.shape})"
         return Comparison(what, shapes, math.inf, math.inf, False)
-    if got.size == 0:
+    if actual.size == 0:
         return Comparison(what, inputs, 0.0, 0.0, True)
-    if not is_inexact(want):
-        unequal = float(np.sum(got != want))
+    if not is_inexact(expected):
+        unequal = float(np.sum(actual != expected))
         return Comparison(what, inputs, unequal, math.inf if unequal else 0.0, unequal == 0)
-    if not np.iscomplexobj(want):
-        got, want = got.astype(np.float64), want.astype(np.float64)
+    if not np.iscomplexobj(expected):
+        actual, expected = actual.astype(np.float64), expected.astype(np.float64)
     with np.errstate(all="ignore"):
-        same = (got == want) | (np.isnan(got) & np.isnan(want))
-        difference = np.where(same, 0.0, np.abs(got - want))
+        same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+        difference = np.where(same, 0.0, np.abs(actual - expected))
         ratio = np.where(same, 0.0, difference / np.asarray(rounding, np.float64))
     worst = math.inf if np.isnan(difference).any() else float(difference.max())
     worst_ratio = math.inf if np.isnan(ratio).any() else float(ratio.max())
     return Comparison(what, inputs, worst, worst_ratio, worst_ratio <= LIMIT)
 
 
-def rounding_of(value: Array, moved: Sequence[Array], eps: float, tiny: float) -> float:
+def rounding_of(value: Array, disturbed: Sequence[Array], eps: float, tiny: float) -> float:
     """How far rounding moves a result: the largest departure seen, at least one eps of its size.
 
     Args:
         value: The result.
-        moved: The same computed again with disturbances of the size of one rounding.
+        disturbed: The same computed again with disturbances of the size of one rounding.
         eps: Distance of 1 from the next number of the result's dtype.
         tiny: Smallest normal number of the result's dtype.
     """
@@ -61,9 +61,11 @@ def rounding_of(value: Array, moved: Sequence[Array], eps: float, tiny: float) -
     finite = np.abs(value[np.isfinite(value)])
     size = float(finite.max()) if finite.size else 0.0
     with np.errstate(all="ignore"):
-        departures = [np.abs(each - value) for each in moved if each.shape == value.shape]
+        departures = [np.abs(other - value) for other in disturbed if other.shape == value.shape]
     largest = [
-        float(each[np.isfinite(each)].max()) for each in departures if np.isfinite(each).any()
+        float(departure[np.isfinite(departure)].max())
+        for departure in departures
+        if np.isfinite(departure).any()
     ]
     return max([eps * size, tiny, *largest])
 
@@ -95,14 +97,12 @@ def equal_arrays(one: Array, other: Array) -> bool:
 
 
 def varies_array(value: Array, other: Array | None) -> bool:
-    """Whether a floating-point result is more than one constant.
+    """Whether a result is more than one constant.
 
     Args:
-        value: The result.
+        value: The result; not empty.
         other: The result on other inputs, if there is one.
     """
-    if value.size == 0 or not is_inexact(value):
-        return False
     first = value.reshape(-1)[:1]
     if not equal_arrays(np.broadcast_to(first, value.size), value.reshape(-1)):
         return True

@@ -1,4 +1,4 @@
-"""Proof that two models compute the same function: the numbers, and the bounds they are held against.
+"""Proof that two models compute the same function: the numbers, and their bounds.
 
 *Layers.* A layer of trained weight W and bias b, on an input x, has the rounding error
 
@@ -33,7 +33,7 @@ RUNTIME_FACTOR = 10.0
 
 @dataclass(frozen=True)
 class Comparison:
-    """One pair of results held against each other.
+    """One pair of results, compared.
 
     Attributes:
         what: What was compared: a layer's name, or "output" with its number.
@@ -93,22 +93,22 @@ def summarize(
 ) -> ParityReport:
     """Draws the verdict from comparisons; without any, there is no evidence and it is not ok."""
     compared = (*layers, *outputs)
-    departed = [each for each in compared if not each.ok]
+    departed = [comparison for comparison in compared if not comparison.ok]
     problems = list(problems)
     if not compared and not problems:
         problems.append("Nothing was compared: give example inputs.")
-    for each in departed[:3]:
+    for comparison in departed[:3]:
         problems.append(
-            f"{each.what} departs by {each.max_abs:.3g} on {each.inputs}, "
-            f"{each.error_ratio:.3g} times what rounding explains (limit {LIMIT:g})."
+            f"{comparison.what} departs by {comparison.max_abs:.3g} on {comparison.inputs}, "
+            f"{comparison.error_ratio:.3g} times what rounding explains (limit {LIMIT:g})."
         )
     return ParityReport(
         ok=not problems,
-        max_abs=max((each.max_abs for each in outputs or layers), default=0.0),
-        max_error_ratio=max((each.error_ratio for each in compared), default=0.0),
+        max_abs=max((comparison.max_abs for comparison in outputs or layers), default=0.0),
+        max_error_ratio=max((comparison.error_ratio for comparison in compared), default=0.0),
         dtype=dtype,
         comparisons=compared,
-        first_departure=next((each.what for each in layers if not each.ok), None),
+        first_departure=next((layer.what for layer in layers if not layer.ok), None),
         problems=tuple(problems),
         notes=tuple(notes),
     )

@@ -61,7 +61,7 @@ def run_named(
     try:
         results: list[NDArray[Any]] = session.run(None, dict(feed))
     except Exception as error:
-        shapes = {name: tuple(each.shape) for name, each in feed.items()}
+        shapes = {name: tuple(array.shape) for name, array in feed.items()}
         raise ExportError(
             "ONNX Runtime",
             f"it fails on inputs of shapes {shapes} ({error})",

@@ -15,12 +15,9 @@ from deconvfix.frontends.onnx import inputs as onnx_inputs
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.parity import session_of
 from deconvfix.frontends.onnx.values import constant
-from deconvfix.grid.flat_field import layer_answer
 from deconvfix.parity.runtime import run_named
 
 __all__ = ["probe_model"]
-
-_MOST_SAMPLES = 8
 
 
 def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
@@ -38,9 +35,9 @@ def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
     count = len(model.graph.outputs)
     watched = model.clone()
     layers = [
-        each
-        for each in find_layers(watched)
-        if each.graph is watched.graph and each.spec is not None and each.weight is not None
+        layer
+        for layer in find_layers(watched)
+        if layer.graph is watched.graph and layer.spec is not None and layer.weight is not None
     ]
     own = {value.name for value in watched.graph.outputs}
     for layer in layers:
@@ -54,16 +51,18 @@ def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
         results = run_named(session, feed)
     except DeconvfixError as error:
         return Probe(notes=(f"No diagnosis by running the model: {error.found}.",))
-    seen = feed | {str(v.name): r for v, r in zip(watched.graph.outputs, results, strict=True)}
+    outputs = [str(value.name) for value in watched.graph.outputs]
+    values = feed | dict(zip(outputs, results, strict=True))
 
     def run(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         return _arrays(run_named(session, dict(zip(names, arrays, strict=True)))[:count])
 
     answers = [
-        _answer(each, seen.get(str(_name_of_input(each))), watched.ir_version) for each in layers
+        _answer(layer, values.get(str(_name_of_input(layer))), watched.ir_version)
+        for layer in layers
     ]
     return Probe(
-        layers=tuple(each for each in answers if each is not None),
+        layers=tuple(answer for answer in answers if answer is not None),
         inputs=tuple(feed.values()),
         outputs=tuple(_arrays(results[:count])),
         run=run,
@@ -76,6 +75,7 @@ def _name_of_input(layer: Layer) -> str | None:
 
 
 def _answer(layer: Layer, x: NDArray[Any] | None, ir_version: int) -> LayerAnswer | None:
+    """What a run shows of a layer; None without floating-point values or with a computed bias."""
     spec = layer.spec
     assert spec is not None
     if x is None or x.dtype.kind != "f" or x.size == 0:
@@ -86,11 +86,10 @@ def _answer(layer: Layer, x: NDArray[Any] | None, ir_version: int) -> LayerAnswe
         if stored is None:
             return None
         bias = np.asarray(stored.numpy()).astype(np.float64)
-    means = x[:_MOST_SAMPLES].astype(np.float64).mean(tuple(range(2, x.ndim)))
     size = layer.dynamic_size.output_size if layer.dynamic_size else spec.output_size(x.shape[2:])
-    return LayerAnswer(layer.name, layer_answer(spec, layer.read_weight(), bias, means), size)
+    return LayerAnswer.of(layer.name, spec, layer.read_weight(), bias, x, size)
 
 
 def _arrays(results: Sequence[Any]) -> list[NDArray[Any]]:
     """An empty array for what is none (a sequence, an absent optional value)."""
-    return [each if isinstance(each, np.ndarray) else np.empty(0) for each in results]
+    return [result if isinstance(result, np.ndarray) else np.empty(0) for result in results]

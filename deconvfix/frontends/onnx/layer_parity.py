@@ -1,4 +1,4 @@
-"""The nodes that took the place of one ConvTranspose, cut out and held against it."""
+"""The nodes that took the place of one ConvTranspose, cut out and compared with it or with their form."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from deconvfix.core.rearrange import rearrange
-from deconvfix.core.steps import run
 from deconvfix.errors import ExportError
-from deconvfix.forms import form
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.surgery import quantised_tail
 from deconvfix.frontends.onnx.values import (
@@ -26,6 +24,7 @@ from deconvfix.frontends.onnx.values import (
 )
 from deconvfix.parity.arrays import compare_arrays
 from deconvfix.parity.bounds import LIMIT, Comparison, rounding_unit
+from deconvfix.parity.definition import Definition, by_definition
 from deconvfix.parity.runtime import open_session, run_named
 from deconvfix.plan import Plan, Replaced
 
@@ -38,11 +37,12 @@ _WIDE = (ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 
 
 def compare_layers(
-    before: ir.Model, after: ir.Model, plan: Plan, notes: list[str]
-) -> list[Comparison]:
-    """Every converted layer on its own; a note for each that cannot be cut out of its model."""
+    before: ir.Model, after: ir.Model, plan: Plan
+) -> tuple[list[Comparison], list[str]]:
+    """Every converted layer on its own, and a note for each that cannot be cut out of its model."""
     layers = {layer.name: layer for layer in find_layers(before)}
     comparisons: list[Comparison] = []
+    notes: list[str] = []
     for decision in plan.replaced:
         layer = layers[decision.name]
         try:
@@ -50,99 +50,114 @@ def compare_layers(
         except (ValueError, ExportError) as error:
             reason = error.found if isinstance(error, ExportError) else str(error)
             notes.append(f"{layer.name} was not compared on its own ({reason}).")
-    return comparisons
+    return comparisons, notes
 
 
 def _compare(
     before: ir.Model, after: ir.Model, layer: Layer, decision: Replaced
 ) -> list[Comparison]:
-    assert layer.spec
-    spec, node = layer.spec, layer.node
-    tail = quantised_tail(node) if decision.form == "subpixel" else []
-    x, w, b = [*node.inputs, None, None][:3]
+    """One layer on made-up inputs of the sizes that it gets, or of small ones where those are open."""
+    spec, x = layer.spec, layer.node.inputs[0]
+    assert spec
     assert x
-    assert w
-    operands: dict[str, ir.Value] = {"weight": w} | ({} if b is None else {"bias": b})
-    rng = np.random.default_rng(5)
+    tail = quantised_tail(layer.node) if decision.target.is_exact else []
+    result = str((tail[-1] if tail else layer.node).outputs[0].name)
     dtype = np.float16 if layer.dtype == "float16" else np.float32
-    shapes = {"weight": spec.weight_shape, "bias": (spec.out_channels,)}
-    # What the layer reads that is not stored is an input of the part that is cut out.
-    running = {name: v for name, v in operands.items() if not _is_stored(v, before.ir_version)}
-    values: dict[str, Array] = {
-        name: rng.standard_normal(shapes[name]).astype(dtype)
-        if name in running
-        else _evaluate(before, layer, value).astype(dtype)
-        for name, value in operands.items()
-    }
-    result = tail[-1].outputs[0] if tail else node.outputs[0]
-    boundary = {str(x.name): (2, spec.in_channels, *_sizes(layer))}
-    boundary |= {str(v.name): shapes[name] for name, v in running.items()}
+    rng = np.random.default_rng(5)
+    operands, running = _operands(before, layer, dtype, rng)
+    shape = (2, spec.in_channels, *_sizes(layer))
+    boundary: dict[str, Sequence[int | None]] = {str(x.name): shape}
+    boundary |= {name: operands[role].shape for role, name in running.items()}
     number = [scope[0] for scope in scopes(before)].index(layer.graph)
-    part = _part(after, number, layer, boundary, str(result.name), dtype)
-    original = open_session(_alone(layer, values, dtype), optimize=False)
-    inputs = _inputs(boundary[str(x.name)], dtype, rng)
-    run_named(original, {"x": inputs[0][1], **values})
+    part = _part(after, number, layer, boundary, result, dtype)
+    inputs = _inputs(shape, dtype, rng)
+    # The original comes first: what ONNX Runtime does not run there says nothing about the new nodes.
+    original = open_session(_alone(layer, operands, dtype), optimize=False)
+    run_named(original, {"x": inputs[0][1], **operands})
     try:
         converted = open_session(part, optimize=False)
     except ExportError as error:
         return [_failed(layer, decision, error)]
-    follow = None
+    # A quantised layer is compared behind its quantisation, which the original gets from its own nodes.
+    own_output = str(layer.node.outputs[0].name)
+    quantise = None
     if tail:
-        y, rank = str(node.outputs[0].name), [None] * (spec.ndim + 2)
-        follow = open_session(_part(before, number, layer, {y: rank}, str(result.name), dtype))
+        any_size = {own_output: [None] * (spec.ndim + 2)}
+        quantise = open_session(_part(before, number, layer, any_size, result, dtype))
     comparisons = []
     for kind, array in inputs:
-        feed = {str(x.name): array} | {str(v.name): values[name] for name, v in running.items()}
-        wanted = {each.name for each in converted.get_inputs()}
+        feed = {str(x.name): array} | {name: operands[role] for role, name in running.items()}
+        taken = {value.name for value in converted.get_inputs()}
         try:
-            (got,) = run_named(converted, {name: v for name, v in feed.items() if name in wanted})
+            (actual,) = run_named(converted, {n: v for n, v in feed.items() if n in taken})
         except ExportError as error:
             return [_failed(layer, decision, error)]
-        want, magnitude = _expected(layer, decision, array, values, original)
-        terms = int(np.prod(spec.weight_shape)) // spec.weight_shape[1] // spec.groups
-        bound = rounding_unit(float(np.finfo(dtype).eps), terms) * magnitude
-        if follow is None:
-            comparisons.append(compare_arrays(layer.name, kind, got, want, bound))
+        definition = _expected(layer, decision, array, operands, original)
+        expected = definition.value.astype(dtype)
+        if quantise is None:
+            comparisons.append(
+                compare_arrays(layer.name, kind, actual, expected, definition.rounding)
+            )
         else:
-            (steps,) = run_named(follow, {str(node.outputs[0].name): want.astype(dtype)})
-            comparisons.append(_compare_steps(layer.name, kind, got, steps))
+            (steps,) = run_named(quantise, {own_output: expected})
+            comparisons.append(_compare_steps(layer.name, kind, actual, steps))
     return comparisons
 
 
+def _operands(
+    model: ir.Model, layer: Layer, dtype: Any, rng: np.random.Generator
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Weight and bias of a layer; what the model computes from its inputs is drawn at random.
+
+    Returns:
+        The values as "weight" and, if there is one, "bias"; and the names in the model of those that are
+        not stored, which are inputs of a part that is cut out.
+    """
+    assert layer.spec
+    shapes = {"weight": layer.spec.weight_shape, "bias": (layer.spec.out_channels,)}
+    operands: dict[str, Array] = {}
+    running: dict[str, str] = {}
+    for role, value in zip(shapes, layer.node.inputs[1:], strict=False):
+        if value is None:
+            continue
+        if _is_stored(value, model.ir_version):
+            operands[role] = _evaluate(model, layer, value).astype(dtype)
+        else:
+            operands[role] = rng.standard_normal(shapes[role]).astype(dtype)
+            running[role] = str(value.name)
+    return operands, running
+
+
 def _expected(
-    layer: Layer, decision: Replaced, x: Array, values: dict[str, Array], original: Any
-) -> tuple[Array, Array]:
-    """What the new nodes should give, and the sum of the magnitudes of its terms."""
-    spec, settings = decision.spec, decision.settings
-    assert spec
-    assert settings
-    bias = values.get("bias")
-    weight = values["weight"]
+    layer: Layer, decision: Replaced, x: Array, operands: Mapping[str, Array], original: Any
+) -> Definition:
+    """What the new nodes should give on an input of shape (N, C_in, *L).
 
-    def transposed(x: Array, weight: Array, bias: Array | None) -> Array:
-        feed = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
-        return run_named(original, feed)[0]
-
-    magnitude_bias = None if bias is None else np.abs(bias)
-    if decision.form == "subpixel":
-        want = transposed(x, weight, bias)
-        return want, transposed(np.abs(x), np.abs(weight), magnitude_bias).astype(np.float64)
-    # In NumPy: the node of a kernel that has grown is another one.
-    assert decision.form
-    target = form(decision.form)
-    compiled = target.compile(spec, settings)
+    Args:
+        layer: The layer in the original.
+        decision: What it became.
+        x: The input, in the dtype that the nodes run in.
+        operands: The original's "weight" and, if it has one, "bias", in the same dtype.
+        original: A session of the ConvTranspose node alone, with its operands as inputs.
+    """
+    eps = float(np.finfo(x.dtype).eps)
+    weight, bias = operands["weight"], operands.get("bias")
+    if decision.target.is_exact:
+        # The same function: the node itself says what it gives, also where its operands are computed.
+        spec = decision.spec
+        terms = spec.in_channels // spec.groups * math.prod(spec.kernel_size)
+        magnitudes = {name: np.abs(operand) for name, operand in operands.items()}
+        (value,) = run_named(original, {"x": x, **operands})
+        (magnitude,) = run_named(original, {"x": np.abs(x), **magnitudes})
+        return Definition(value, rounding_unit(eps, terms) * magnitude.astype(np.float64))
+    # In NumPy: no runtime has the other forms as one node, and that of a grown kernel is another one.
+    compiled = decision.compiled()
     kernel = decision.kernel(layer.read_weight())
     if decision.fitted is not None and decision.fitted.bias is not None:
         bias = decision.fitted.bias.astype(x.dtype)
     if compiled.weight:
-        kernel = rearrange(compiled.weight, kernel, spec.groups)
-    wide, kernel = x.astype(np.float64), kernel.astype(weight.dtype).astype(np.float64)
-    if bias is not None:
-        bias = rearrange(compiled.bias, bias)
-        magnitude_bias = np.abs(bias)
-    want = run(compiled.steps, wide, kernel, bias)
-    magnitude = run(compiled.steps, np.abs(wide), np.abs(kernel), magnitude_bias)
-    return want.astype(x.dtype), magnitude
+        kernel = rearrange(compiled.weight, kernel, decision.spec.groups)
+    return by_definition(compiled, x, kernel.astype(weight.dtype), bias, eps)
 
 
 def _failed(layer: Layer, decision: Replaced, error: ExportError) -> Comparison:
@@ -151,16 +166,16 @@ def _failed(layer: Layer, decision: Replaced, error: ExportError) -> Comparison:
     Raises:
         ExportError: For other forms: a reflection wider than a made-up map stops them too.
     """
-    if decision.form != "equalized":
+    if not decision.target.keeps_layer:
         raise error
     return Comparison(layer.name, f"any input ({error.found})", math.inf, math.inf, False)
 
 
-def _compare_steps(name: str, kind: str, got: Array, want: Array) -> Comparison:
+def _compare_steps(name: str, kind: str, actual: Array, expected: Array) -> Comparison:
     """Quantised outputs: rounding moves the few values that lie between two steps, by one step."""
-    if got.shape != want.shape or got.size == 0:
-        return compare_arrays(name, kind, got, want, 0.0)
-    difference = np.abs(got.astype(np.int64) - want.astype(np.int64))
+    if actual.shape != expected.shape or actual.size == 0:
+        return compare_arrays(name, kind, actual, expected, 0.0)
+    difference = np.abs(actual.astype(np.int64) - expected.astype(np.int64))
     flipped = float((difference > 0).mean())
     worst = float(difference.max())
     ratio = LIMIT * max(worst, flipped / _FLIPPED)
@@ -199,7 +214,7 @@ def _is_stored(value: ir.Value, ir_version: int) -> bool:
     if node is None or node.op_type in RANDOM or not _is_understood(node):
         return False
     return bool(node.inputs) and all(
-        each is None or _is_stored(each, ir_version) for each in node.inputs
+        operand is None or _is_stored(operand, ir_version) for operand in node.inputs
     )
 
 
@@ -216,13 +231,13 @@ def _evaluate(model: ir.Model, layer: Layer, value: ir.Value) -> Array:
     return run_named(open_session(_serialized(_cut_out({}, value), model, layer)), {})[0]
 
 
-def _alone(layer: Layer, values: dict[str, Array], dtype: Any) -> bytes:
+def _alone(layer: Layer, operands: Mapping[str, Array], dtype: Any) -> bytes:
     """A model of the ConvTranspose node alone, with its operands as inputs."""
     kind = ir.DataType.from_numpy(np.dtype(dtype))
     spec = layer.spec
     assert spec
     inputs = [ir.val("x", kind, [None] * (spec.ndim + 2))]
-    inputs += [ir.val(name, kind, list(each.shape)) for name, each in values.items()]
+    inputs += [ir.val(role, kind, list(operand.shape)) for role, operand in operands.items()]
     node = ir.node("ConvTranspose", inputs, layer.attributes)
     y = node.outputs[0]
     y.name, y.dtype, y.shape = "y", kind, ir.Shape([None] * (spec.ndim + 2))
@@ -232,7 +247,12 @@ def _alone(layer: Layer, values: dict[str, Array], dtype: Any) -> bytes:
 
 
 def _part(
-    model: ir.Model, number: int, layer: Layer, boundary: dict[str, Any], result: str, dtype: Any
+    model: ir.Model,
+    number: int,
+    layer: Layer,
+    boundary: Mapping[str, Sequence[int | None]],
+    result: str,
+    dtype: Any,
 ) -> bytes:
     """The nodes of a model between some values and a result, as a model of their own.
 
@@ -278,17 +298,18 @@ def _cut_out(stops: Mapping[ir.Value, ir.Value], result: ir.Value) -> ir.Graph:
             copies[value] = new
             return new
         if not _is_understood(node) or any(
-            each.is_ref() or each.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for each in node.attributes.values()
+            attribute.is_ref()
+            or attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for attribute in node.attributes.values()
         ):
             raise ValueError(f"it depends on the node {node.name!r} ({node.op_type})")
-        inputs = [None if each is None else copied(each) for each in node.inputs]
-        outputs = [ir.Value(name=each.name) for each in node.outputs]
+        inputs = [None if operand is None else copied(operand) for operand in node.inputs]
+        outputs = [ir.Value(name=output.name) for output in node.outputs]
         attributes = [
-            ir.AttrTensor(each.name, _narrow(each.as_tensor()))
-            if each.type == ir.AttributeType.TENSOR
-            else each
-            for each in node.attributes.values()
+            ir.AttrTensor(attribute.name, _narrow(attribute.as_tensor()))
+            if attribute.type == ir.AttributeType.TENSOR
+            else attribute
+            for attribute in node.attributes.values()
         ]
         nodes.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs))
         copies.update(zip(node.outputs, outputs, strict=True))

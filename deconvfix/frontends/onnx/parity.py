@@ -1,4 +1,4 @@
-"""Two ONNX models held against each other in ONNX Runtime, layer by layer and end to end.
+"""Parity of two ONNX models in ONNX Runtime: layer by layer and end to end.
 
 *Layers.* The nodes that took a layer's place are cut out of the converted model, as they are in it, and
 run against a ConvTranspose node on the same operands; the bound is that of `deconvfix.parity.bounds`. What
@@ -13,10 +13,9 @@ moved by half a step of the quantisation, which is what one runtime may round di
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,10 @@ from deconvfix.frontends.onnx.values import (
     bodies,
     constant,
 )
-from deconvfix.parity.arrays import compare_arrays, equal_arrays, psnr, rounding_of, varies_array
-from deconvfix.parity.bounds import Comparison, ParityReport, summarize
+from deconvfix.parity.arrays import psnr
+from deconvfix.parity.bounds import ParityReport, summarize
+from deconvfix.parity.definition import rounds_positions
+from deconvfix.parity.outputs import Case, Output, OutputParity, Patience, Rules, compare_outputs
 from deconvfix.parity.runtime import open_session, run_named
 from deconvfix.plan import Plan
 
@@ -48,8 +49,19 @@ __all__ = ["compare_models", "first_that_runs", "psnr_db", "session_of", "weight
 _WHOLE_MODEL_BYTES = 2**30
 # protobuf's limit is 2 GiB; larger models reach ONNX Runtime as files.
 _SERIALIZED_BYTES = 2**31 - 2**27
-_PATIENCE_SECONDS = 2.0
 _DISTURBANCES = 2
+_AS_IT_STANDS = "as it stands"
+# How a model is run, in the report's words, and whether ONNX Runtime optimises its graph then.
+_MODES = {_AS_IT_STANDS: False, "optimised": True}
+_RULES = Rules(
+    constant="All outputs are constant, which is no evidence: give other inputs.",
+    other_number="The model has {actual} outputs instead of {expected}.",
+    not_repeatable="The original gives other outputs when it is run again.",
+    quantised=True,
+    patience=Patience(
+        per_case=2.0, note="{count} further input shapes were left out: runs are slow."
+    ),
+)
 # Operands whose every element is a coefficient: moving one by eps is what rounding does anyway.
 _COEFFICIENTS = {
     "BatchNormalization": (1, 2, 3, 4),
@@ -72,7 +84,7 @@ def compare_models(
     plan: Plan | None,
     paths: tuple[Path, Path] | None = None,
 ) -> ParityReport:
-    """Holds a converted model against the original.
+    """Compares a converted model with the original.
 
     Args:
         before: The original.
@@ -81,23 +93,33 @@ def compare_models(
         plan: What was converted; without one the models are compared end to end only.
         paths: Files that hold the two, if there are such.
     """
-    notes: list[str] = []
     problems = _changed_interface(before, after)
-    layers = [] if plan is None else compare_layers(before, after, plan, notes)
-    outputs: list[Comparison] = []
-    exact = plan is None or all(each.exact for each in plan.decisions)
-    changed = plan is None or bool(plan.replaced)
+    layers, notes = ([], []) if plan is None else compare_layers(before, after, plan)
+    outputs = OutputParity()
+    exact = plan is None or all(decision.exact for decision in plan.decisions)
+    changed = plan is None or bool(plan.changed)
+    rounded = []
+    if plan is not None:
+        rounded = [d.name for d in plan.replaced if rounds_positions(d.compiled().steps)]
     if not problems and exact and changed:
-        if not inputs and weight_bytes(before) > _WHOLE_MODEL_BYTES:
+        if rounded:
+            notes.append(
+                f"The model was compared layer by layer: {', '.join(rounded)} got an interpolation whose "
+                "positions are rounded, and that moves the outputs the more the larger the map is."
+            )
+        elif not inputs and weight_bytes(before) > _WHOLE_MODEL_BYTES:
             notes.append(
                 "The model was not run as a whole, because of its size: each converted layer was "
                 "compared on its own. Give inputs to run it."
             )
         else:
-            outputs = _compare_outputs(before, after, inputs, plan, paths, problems, notes)
-    if not layers and not outputs and plan is not None and not plan.replaced and not problems:
+            outputs = _compare_outputs(before, after, inputs, plan, paths)
+    problems += outputs.problems
+    notes += outputs.notes
+    compared = layers or outputs.comparisons
+    if not compared and plan is not None and not plan.changed and not problems:
         return ParityReport(True, 0.0, 0.0, "float32", notes=("Nothing was converted.",))
-    return summarize(layers, outputs, "float32", problems, notes)
+    return summarize(layers, outputs.comparisons, "float32", problems, notes)
 
 
 def psnr_db(before: ir.Model, after: ir.Model, example_inputs: Any) -> float | None:
@@ -121,7 +143,7 @@ def weight_bytes(model: ir.Model) -> int:
     tensors = (
         value.const_value for graph in model.graphs() for value in graph.initializers.values()
     )
-    return sum(each.nbytes for each in tensors if each is not None)
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _changed_interface(before: ir.Model, after: ir.Model) -> list[str]:
@@ -137,19 +159,58 @@ def _names(model: ir.Model, what: str) -> list[str]:
     """Before IR version 4 each initializer is an input too, which no caller gives."""
     values: Sequence[ir.Value] = getattr(model.graph, what)
     free = what == "outputs" or model.ir_version >= OLDEST_IR_WITH_FREE_INITIALIZERS
-    return [str(each.name) for each in values if free or not each.is_initializer()]
+    return [str(value.name) for value in values if free or not value.is_initializer()]
 
 
 # --- end to end ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Sessions:
-    """The two models, optimised or not, and the original with its numbers moved by one rounding."""
+class _Models:
+    """`parity.outputs.Pair` for two ONNX models, as sessions.
 
-    before: dict[bool, Any]
-    after: dict[bool, Any]
-    disturbed: list[Any]
+    Attributes:
+        before: The original, for each mode.
+        after: The converted model, for each mode.
+        noisy: The original with its numbers moved by one rounding, a few times.
+        names: Of the outputs.
+        cases: What to compare on.
+    """
+
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    noisy: Sequence[Any]
+    names: tuple[str, ...]
+    cases: tuple[Case, ...] = ()
+    rules: Rules = _RULES
+    modes: tuple[str, ...] = tuple(_MODES)
+
+    def original(self, inputs: Feed, mode: str) -> list[Output]:
+        return _outputs(self.before[mode], inputs)
+
+    def converted(self, inputs: Feed, mode: str) -> list[Output]:
+        return _outputs(self.after[mode], inputs)
+
+    def disturbed(self, inputs: Feed) -> list[list[Output]]:
+        results = []
+        for seed, session in enumerate(self.noisy):
+            rng = np.random.default_rng(seed)
+            moved = {
+                name: _one_eps_off(array, rng) if array.dtype.kind == "f" else array
+                for name, array in inputs.items()
+            }
+            results.append(_outputs(session, moved))
+        return results
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def does_not_run_on(self, cases: Sequence[str]) -> list[str]:
+        return [f"The original itself does not run on: {'; '.join(cases)}."]
+
+
+def _outputs(session: Any, feed: Feed) -> list[Output]:
+    return [Output.of(array) for array in run_named(session, feed)]
 
 
 def _compare_outputs(
@@ -158,109 +219,37 @@ def _compare_outputs(
     inputs: Sequence[Any],
     plan: Plan | None,
     paths: tuple[Path, Path] | None,
-    problems: list[str],
-    notes: list[str],
-) -> list[Comparison]:
+) -> OutputParity:
+    """The models end to end.
+
+    What keeps them from running is a note where there is a plan, as the layers were compared then; without
+    one it is an error or a problem.
+    """
     try:
-        sessions = _sessions(before, after, plan, paths)
+        models = _opened(before, after, plan, paths)
     except ExportError as error:
         if plan is None:
             raise
-        notes.append(
+        note = (
             f"The original does not run in ONNX Runtime, so the layers alone were compared "
             f"({error.found})."
         )
-        return []
-    bases = [onnx_inputs.as_feed(before, each) for each in inputs]
-    if not bases:
-        base = first_that_runs(before, sessions.before[False], notes)
-        if base is None:
-            if plan is None:
-                problems.append(notes.pop())
-            return []
-        bases = [base]
-    else:
-        run_named(sessions.before[False], bases[0])  # given inputs must fit: an error says so
-    comparisons: list[Comparison] = []
-    varied = False
-    seen: list[NDArray[Any]] | None = None
-    names = [str(each.name) for each in before.graph.outputs]
-    unrun: list[str] = []
-    started, patience = time.monotonic(), _PATIENCE_SECONDS
-    cases = [case for base in bases for case in onnx_inputs.variants(before, base)]
-    for number, (kind, feed) in enumerate(cases):
-        given = number == 0 or (bool(inputs) and kind == "the inputs")
-        if not given and time.monotonic() - started > patience * len(cases):
-            notes.append(
-                f"{len(cases) - number} further input shapes were left out: runs are slow."
-            )
-            break
-        try:
-            want = run_named(sessions.before[False], feed)
-        except ExportError:
-            unrun.append(kind)
-            continue
-        again = run_named(sessions.before[False], feed)
-        if not all(map(equal_arrays, want, again)):
-            notes.append("The original gives other outputs when it is run again.")
-            return []
-        moved = _moved(sessions, feed)
-        for optimized in (False, True):
-            theirs = run_named(sessions.before[optimized], feed)
-            mine = run_named(sessions.after[optimized], feed)
-            others = [*moved, want] if optimized else moved
-            where = f"{kind}, {'optimised' if optimized else 'as it stands'}"
-            for index, name in enumerate(names):
-                varied = varied or varies_array(
-                    theirs[index], None if seen is None else seen[index]
-                )
-                departures = [each[index] for each in others if len(each) == len(names)]
-                found = _compare(name, where, mine[index], theirs[index], departures)
-                comparisons += [] if found is None else [found]
-        seen = seen or want
-    if unrun:
-        notes.append(f"The original itself does not run on: {'; '.join(unrun)}.")
-    floats = any(each.dtype.kind == "f" for each in seen or ())
-    if comparisons and floats and not varied:
-        problems.append("All outputs are constant, which is no evidence: give other inputs.")
-    return comparisons
-
-
-def _compare(
-    name: str,
-    where: str,
-    got: NDArray[Any],
-    want: NDArray[Any],
-    departures: Sequence[NDArray[Any]],
-) -> Comparison | None:
-    if equal_arrays(got, want):
-        return Comparison(name, where, 0.0, 0.0, True)
-    if want.dtype.kind == "f":
-        info = np.finfo(want.dtype)
-        rounding = rounding_of(want, departures, float(info.eps), float(info.tiny))
-        return compare_arrays(name, where, got, want, rounding)
-    if all(equal_arrays(want, each) for each in departures):
-        return compare_arrays(name, where, got, want, 0.0)
-    if want.dtype.kind in "iu" and want.dtype.itemsize == 1 and got.shape == want.shape:
-        # Quantised values: rounding moves some of them, by so many steps.
-        signed = [each.astype(np.int64) for each in (got, want, *departures)]
-        steps = max(1, *(int(np.abs(each - signed[1]).max()) for each in signed[2:]))
-        mine, theirs = (each.astype(np.float64) for each in signed[:2])
-        return compare_arrays(name, where, mine, theirs, steps)
-    return None  # an index or a decision, which rounding flips here
-
-
-def _moved(sessions: _Sessions, feed: Feed) -> list[list[NDArray[Any]]]:
-    """Outputs of the disturbed originals on disturbed inputs."""
-    results = []
-    for seed, session in enumerate(sessions.disturbed):
-        rng = np.random.default_rng(seed)
-        moved = {
-            name: _one_eps_off(array, rng) if array.dtype.kind == "f" else array
-            for name, array in feed.items()
-        }
-        results.append(run_named(session, moved))
-    return results
+        return OutputParity(notes=(note,))
+    feeds = [onnx_inputs.as_feed(before, example) for example in inputs]
+    if not feeds:
+        reasons: list[str] = []
+        made_up = first_that_runs(before, models.before[_AS_IT_STANDS], reasons)
+        if made_up is None and plan is None:
+            return OutputParity(problems=tuple(reasons))
+        if made_up is None:
+            return OutputParity(notes=tuple(reasons))
+        feeds = [made_up]
+    cases = tuple(
+        Case(words, feed, given=bool(inputs) and words == "the inputs")
+        for base in feeds
+        for words, feed in onnx_inputs.variants(before, base)
+    )
+    return compare_outputs(replace(models, cases=cases))
 
 
 def first_that_runs(model: ir.Model, session: Any, notes: list[str]) -> Feed | None:
@@ -283,19 +272,23 @@ def first_that_runs(model: ir.Model, session: Any, notes: list[str]) -> Feed | N
     return None
 
 
-def _sessions(
+def _opened(
     before: ir.Model, after: ir.Model, plan: Plan | None, paths: tuple[Path, Path] | None
-) -> _Sessions:
-    files = paths or (None, None)
-    opened = []
-    for model, path in zip((before, after), files, strict=True):
+) -> _Models:
+    """Both models in ONNX Runtime, without cases."""
+    sessions = []
+    for model, path in zip((before, after), paths or (None, None), strict=True):
         with _loadable(model, path) as file:
-            opened.append({each: open_session(file, optimize=each) for each in (False, True)})
-    disturbed = []
+            sessions.append(
+                {mode: open_session(file, optimize=optimize) for mode, optimize in _MODES.items()}
+            )
+    noisy = []
     for seed in range(_DISTURBANCES):
         with _loadable(_disturbed(before, plan, seed), None) as file:
-            disturbed.append(open_session(file, optimize=False))
-    return _Sessions(opened[0], opened[1], disturbed)
+            noisy.append(open_session(file, optimize=False))
+    names = tuple(str(output.name) for output in before.graph.outputs)
+    original, converted = sessions
+    return _Models(original, converted, noisy, names)
 
 
 @contextmanager
@@ -336,11 +329,11 @@ def _disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
                 if value is not None and value not in done:
                     done.add(value)
                     _disturb(value, lambda array: _one_eps_off(array, rng))
-    wanted = None if plan is None else {each.name for each in plan.replaced}
+    replaced = None if plan is None else {decision.name for decision in plan.replaced}
     names = Names(model)
     for layer in find_layers(model):
         tail = quantised_tail(layer.node)
-        if not tail or layer.spec is None or (wanted is not None and layer.name not in wanted):
+        if not tail or layer.spec is None or (replaced is not None and layer.name not in replaced):
             continue
         scale = tail[-1].inputs[1]
         tensor = constant(scale, model.ir_version)
@@ -350,8 +343,8 @@ def _disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
         dtype = np.asarray(tensor.numpy()).dtype
         stored = ir.node("Constant", [], {"value": ir.tensor(noise.astype(dtype))})
         moved = ir.node("Add", [layer.node.outputs[0], stored.outputs[0]])
-        for each in (stored, moved):
-            each.outputs[0].name = names.fresh("disturbed")
+        for node in (stored, moved):
+            node.outputs[0].name = names.fresh("disturbed")
         tail[0].replace_input_with(0, moved.outputs[0])
         layer.graph.insert_after(layer.node, [stored, moved])
     return model

@@ -1,4 +1,4 @@
-"""Comparing results of torch models: tensors, and the inputs to compare on."""
+"""Comparing results of torch models: tensors as arrays, and the inputs to compare on."""
 
 from __future__ import annotations
 
@@ -17,32 +17,40 @@ from deconvfix.frontends.torch.inputs import (
     map_tensors,
     run_model,
 )
-from deconvfix.parity.arrays import compare_arrays, equal_arrays, psnr, rounding_of, varies_array
+from deconvfix.parity.arrays import compare_arrays, equal_arrays, psnr
 from deconvfix.parity.bounds import Comparison
+from deconvfix.parity.outputs import Output
 
 __all__ = [
+    "as_outputs",
     "compare_tensors",
     "equal",
     "input_variants",
     "psnr_db",
     "psnr_on",
-    "rounding_scale",
-    "varies",
 ]
 
 
 def compare_tensors(
-    what: str, inputs: str, got: Tensor, want: Tensor, rounding: Tensor | float
+    what: str, inputs: str, actual: Tensor, expected: Tensor, rounding: Tensor | float
 ) -> Comparison:
     """`parity.arrays.compare_arrays` for tensors of any dtype and device."""
     bound = _array(rounding) if isinstance(rounding, Tensor) else rounding
-    return compare_arrays(what, inputs, _array(got), _array(want), bound)
+    return compare_arrays(what, inputs, _array(actual), _array(expected), bound)
 
 
-def rounding_scale(value: Tensor, moved: Sequence[Tensor]) -> float:
-    """`parity.arrays.rounding_of` for tensors."""
-    info = torch.finfo(value.dtype)
-    return rounding_of(_array(value), list(map(_array, moved)), info.eps, info.tiny)
+def as_outputs(tensors: Sequence[Tensor]) -> list[Output]:
+    """Tensors for `parity.outputs`; complex ones as pairs of real numbers, (.., 2)."""
+    return [_output(tensor) for tensor in tensors]
+
+
+def _output(tensor: Tensor) -> Output:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if not tensor.is_floating_point():
+        return Output(_array(tensor))
+    info = torch.finfo(tensor.dtype)
+    return Output(_array(tensor), info.eps, info.tiny)
 
 
 def psnr_db(before: nn.Module, after: nn.Module, example_inputs: object) -> float | None:
@@ -91,11 +99,6 @@ def input_variants(example: Inputs) -> list[tuple[str, Inputs]]:
 def equal(one: Tensor, other: Tensor) -> bool:
     """Equality where NaN equals NaN."""
     return equal_arrays(_array(one), _array(other))
-
-
-def varies(value: Tensor, other: Tensor | None) -> bool:
-    """Whether a floating-point result is more than one constant; `other` is that on other inputs."""
-    return varies_array(_array(value), None if other is None else _array(other))
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

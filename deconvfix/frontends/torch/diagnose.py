@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import DeconvfixError
-from deconvfix.frontends.base import Kernel, LayerAnswer, Probe
+from deconvfix.frontends.base import MOST_SAMPLES, Kernel, LayerAnswer, Probe
 from deconvfix.frontends.torch.calls import Call, Observed, dtype_obstacle, observe
 from deconvfix.frontends.torch.find import call_path
 from deconvfix.frontends.torch.inputs import (
@@ -27,7 +27,6 @@ from deconvfix.frontends.torch.inputs import (
     run_model,
 )
 from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight
-from deconvfix.grid.flat_field import layer_answer
 from deconvfix.grid.kernel import uneven_overlap
 from deconvfix.plan import Match, Plan, Replaced
 
@@ -37,8 +36,6 @@ __all__ = [
     "probe_module",
 ]
 
-# More samples say nothing new about a grid.
-_MOST_SAMPLES = 8
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _POOLS: dict[type[nn.Module], int] = {
     pool: ndim
@@ -64,12 +61,13 @@ def probe_module(model: nn.Module, example_inputs: Any, matches: Sequence[Match]
     positions = [index for index, leaf in enumerate(leaves) if _is_plain(leaf)]
     names = names_of(model)
     answers: list[LayerAnswer] = []
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
 
-    def record(each: Observed) -> None:
+    def record(observed: Observed) -> None:
         with torch.no_grad():
-            name = _owner(each, innermost_name(each.stack, names), matches, seen)
-            answer = None if name is None else _answer(name, each.call)
+            path = innermost_name(observed.stack, names)
+            name = _owner(observed, path, matches, counts)
+            answer = None if name is None else _answer(name, observed.call)
         if answer is not None:
             answers.append(answer)
 
@@ -129,8 +127,8 @@ def _window(
     pool: Any = module
     stride = pool.kernel_size if pool.stride is None else pool.stride
     kernel, stride, dilation = (
-        (each,) * ndim if isinstance(each, int) else tuple(each)
-        for each in (pool.kernel_size, stride, getattr(pool, "dilation", 1))
+        (sizes,) * ndim if isinstance(sizes, int) else tuple(sizes)
+        for sizes in (pool.kernel_size, stride, getattr(pool, "dilation", 1))
     )
     return kernel, stride, dilation
 
@@ -140,43 +138,43 @@ def _times(sizes: Sequence[int]) -> str:
 
 
 def _owner(
-    observed: Observed, path: str, matches: Sequence[Match], seen: Counter[str]
+    observed: Observed, path: str, matches: Sequence[Match], counts: Counter[str]
 ) -> str | None:
-    """The match that a call belongs to.
+    """The name of the match that a call belongs to, which is then counted in `counts`.
 
     By the module's name; by the module in whose code it is; in graphs, which have neither, the calls
     of one geometry run in the order in which they were found.
     """
     call = observed.call
     spec = call.spec()
-    same = [each for each in matches if each.spec == spec]
+    same = [match for match in matches if match.spec == spec]
     for candidates in (
-        [each for each in matches if each.name == path and call_path(path, each.op) is None],
-        [each for each in same if call_path(each.name, each.op) == path],
-        [each for each in same if each.op == call.function],
+        [match for match in matches if match.name == path and call_path(path, match.op) is None],
+        [match for match in same if call_path(match.name, match.op) == path],
+        [match for match in same if match.op == call.function],
     ):
         if candidates:
-            name = min(candidates, key=lambda each: seen[each.name]).name
-            seen[name] += 1
+            name = min(candidates, key=lambda match: counts[match.name]).name
+            counts[name] += 1
             return name
     return None
 
 
 def _answer(name: str, call: Call) -> LayerAnswer | None:
-    """The layer's answer to the mean, in each channel, of what it sees."""
+    """What a call shows of its layer; None where it has no values that could be looked at."""
     x: Tensor = call.input
     weight: Tensor = call.weight
     if weight.is_meta or x.is_meta or dtype_obstacle(weight) or dtype_obstacle(x):
         return None
-    spec = call.spec()
-    x = x[None] if x.dim() == spec.ndim + 1 else x
-    sizes = tuple(int(n) for n in x.shape[2:])
     if not x.numel():
         return None
-    means = x[:_MOST_SAMPLES].double().mean(tuple(range(2, x.dim()))).cpu().numpy()
-    bias = None if call.bias is None else call.bias.double().cpu().numpy()
-    table = layer_answer(spec, read_weight(weight), bias, means)
-    return LayerAnswer(name, table, spec.output_size(sizes))
+    spec = call.spec()
+    x = x[None] if x.dim() == spec.ndim + 1 else x
+    # Other samples need not leave their device.
+    samples = read_weight(x[:MOST_SAMPLES])
+    bias = None if call.bias is None else read_weight(call.bias)
+    size = spec.output_size(tuple(int(n) for n in x.shape[2:]))
+    return LayerAnswer.of(name, spec, read_weight(weight), bias, samples, size)
 
 
 def _is_plain(leaf: Any) -> bool:
@@ -208,8 +206,9 @@ def kernels_of(before: nn.Module, after: nn.Module, plan: Plan) -> tuple[Kernel,
         plan: What was converted.
     """
     before, after = copy_model(before), copy_model(after)
-    kernels = [_kernel(before, after, each) for each in plan.replaced if not each.exact]
-    return tuple(each for each in kernels if each is not None)
+    changed = [decision for decision in plan.replaced if not decision.exact]
+    kernels = [_kernel(before, after, decision) for decision in changed]
+    return tuple(kernel for kernel in kernels if kernel is not None)
 
 
 def _array(tensor: Tensor) -> NDArray[np.float64]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from deconvfix.core.rearrange import rearrange
-from deconvfix.core.steps import Resize, run
 from deconvfix.forms import form
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import Call, Observed, observe
@@ -32,7 +30,8 @@ from deconvfix.frontends.torch.layers import (
     read_weight,
     spec_of,
 )
-from deconvfix.parity.bounds import LIMIT, Comparison, rounding_unit
+from deconvfix.parity.bounds import Comparison, rounding_unit
+from deconvfix.parity.definition import by_definition
 from deconvfix.plan import Plan
 
 __all__ = ["bound_of", "compare_layers"]
@@ -45,39 +44,49 @@ def compare_layers(
     plan: Plan | None,
     rounded: float,
 ) -> list[Comparison]:
-    """Every converted layer, on what it sees in the original and on inputs made up.
+    """Every converted layer, on what it gets in the original and on inputs made up.
 
-    `rounded` is the rounding of the weights as they are stored.
+    Args:
+        before: The original.
+        after: The converted model.
+        examples: Example inputs; the first one is run. There may be none.
+        plan: What was converted. Without one, layers of the same name are compared.
+        rounded: The eps that the weights were rounded with when they were stored.
     """
-    seen: dict[str, list[Call]] = {}
-    if examples:
-        probe = copy_model(before)
-        names = names_of(probe)
-
-        def record(observed: Observed) -> None:
-            # The values of a vmap cannot be used outside it.
-            if not torch._C._functorch.is_functorch_wrapped_tensor(observed.call.input):
-                seen.setdefault(innermost_name(observed.stack, names), []).append(observed.call)
-
-        with observe(record):
-            run_model(probe, examples[0])
-    wanted = None if plan is None else {each.name: each for each in plan.replaced}
-    order = [*seen, *(name for name, _ in before.named_modules() if name not in seen)]
+    calls = _calls_of(before, examples[0]) if examples else {}
+    decisions = None if plan is None else {decision.name: decision for decision in plan.replaced}
+    # In the order in which the layers run, so that the first departure is where the error begins.
+    not_run = (name for name, _ in before.named_modules() if name not in calls)
     comparisons = []
-    for name in dict.fromkeys(order):
-        old = before.get_submodule(name)
-        new = _submodule(after, name)
+    for name in dict.fromkeys((*calls, *not_run)):
+        old, new = before.get_submodule(name), _submodule(after, name)
         if isinstance(old, ConvTransposeModule) and new is not None:
-            if wanted is not None and name not in wanted:
+            if decisions is not None and name not in decisions:
                 continue
-            calls = seen.get(name, [])[:2]
-            same = wanted is not None and wanted[name].exact
+            same = decisions is not None and decisions[name].exact
+            own_calls = calls.get(name, [])[:2]
             comparisons += _compare_layer(
-                name, old, new, calls, wanted is not None, rounded if same else None
+                name, old, new, own_calls, decisions is not None, rounded if same else None
             )
-        elif name in seen and (isinstance(old, GraphModule) or (new and is_rerouted(new))):
-            comparisons += [_compare_call(name, call) for call in seen[name][:4]]
+        elif name in calls and (isinstance(old, GraphModule) or (new and is_rerouted(new))):
+            comparisons += [_compare_call(name, call) for call in calls[name][:4]]
     return comparisons
+
+
+def _calls_of(model: nn.Module, example: Inputs) -> dict[str, list[Call]]:
+    """The transposed convolutions that run, by the names of the modules that call them."""
+    calls: dict[str, list[Call]] = {}
+    probe = copy_model(model)
+    names = names_of(probe)
+
+    def record(observed: Observed) -> None:
+        # The values of a vmap cannot be used outside it.
+        if not torch._C._functorch.is_functorch_wrapped_tensor(observed.call.input):
+            calls.setdefault(innermost_name(observed.stack, names), []).append(observed.call)
+
+    with observe(record):
+        run_model(probe, example)
+    return calls
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
@@ -117,9 +126,9 @@ def _run_call(call: Call) -> Tensor:
 @torch.no_grad()
 def _compare_call(name: str, call: Call) -> Comparison:
     """A rerouted call on the arguments that it got in the original."""
-    got = torch_steps.conv_transpose(**call.arguments)
+    actual = torch_steps.conv_transpose(**call.arguments)
     where = f"{name}.{call.function}".removeprefix(".")
-    return compare_tensors(where, "example inputs", got, _run_call(call), bound_of(call))
+    return compare_tensors(where, "example inputs", actual, _run_call(call), bound_of(call))
 
 
 @torch.no_grad()
@@ -128,89 +137,100 @@ def _compare_layer(
     old: nn.Module,
     new: nn.Module,
     calls: list[Call],
-    by_definition: bool,
+    planned: bool,
     rounded: float | None,
 ) -> list[Comparison]:
-    """One layer.
+    """One layer, on what it got in the original's calls and on inputs made up.
 
-    With `by_definition` fitted forms are held against their steps, and against `old` only where they
-    are the same function up to `rounded`, the rounding of the stored weights.
+    Args:
+        name: The layer's.
+        old: The layer in the original.
+        new: The layer in the converted model.
+        calls: What it was called with in the original; may be empty.
+        planned: Whether it is known to be converted: then a fitted form is compared with its steps, and a
+            corrected weight with the layer of that weight. Otherwise both are compared with `old`.
+        rounded: For planned layers whose function stays the same: the eps of the stored weights. They are
+            compared with `old` as well, up to that.
     """
     assert isinstance(old, ConvTransposeModule)
-    spec = spec_of(old)
     new = copy_model(new)  # spectral norms change when they run
-    # What a hook computes is brought up to date by a run; double() does not reach it.
-    own_dtype = next(old.parameters()).dtype
-    weight = calls[0].weight if calls else current_weight(old).to(own_dtype)
-    inputs = [("example inputs", call.input) for call in calls]
-    shape = tuple(calls[0].input.shape) if calls else (2, spec.in_channels, *_small_sizes(spec))
-    _, *made_up = input_variants(as_inputs(weight.new_zeros(shape)))
-    inputs += [(kind, each.args[0]) for kind, each in made_up]
     comparisons = []
-    for kind, x in inputs:
-        call = Call(
-            "layer",
-            x,
-            weight,
-            calls[0].bias if calls else (None if old.bias is None else old.bias.to(own_dtype)),
-            spec.stride,
-            tuple(begin for begin, _ in spec.padding),
-            spec.output_padding,
-            spec.groups,
-            spec.dilation,
-        )
-        want, bound = _run_call(call), bound_of(call)
+    for kind, call in _cases(old, calls):
+        x = call.input
         rerouted = is_rerouted(new)
         # Without the user's hooks, which are not part of the layer; some hooks make its weight.
         for hook in new._forward_pre_hooks.values():
             if makes_weight(hook):
                 hook(new, (x,))
-        got = torch_steps.conv_transpose(**call.arguments) if rerouted else new.forward(x)
-        fitted = isinstance(new, ConvertedConvTranspose) and new.form_name != "subpixel"
-        if by_definition and isinstance(new, ConvertedConvTranspose) and fitted:
+        actual = torch_steps.conv_transpose(**call.arguments) if rerouted else new.forward(x)
+        expected, bound = _run_call(call), bound_of(call)
+        fitted = isinstance(new, ConvertedConvTranspose) and not form(new.form_name).is_exact
+        if planned and isinstance(new, ConvertedConvTranspose) and fitted:
             if rounded is not None:
                 same = f"{kind}, as the same function"
                 margin = _stored_bound(call, rounded)
-                comparisons.append(compare_tensors(name or "(model)", same, got, want, margin))
-            want, bound = _by_definition(new, x)
-        elif by_definition and isinstance(new, ConvTransposeModule) and not is_rerouted(new):
+                comparisons.append(
+                    compare_tensors(name or "(model)", same, actual, expected, margin)
+                )
+            expected, bound = _by_definition(new, x)
+        elif planned and isinstance(new, ConvTransposeModule) and not rerouted:
             # A corrected weight in the same layer: only the layer itself can be wrong.
             # It may have grown, with its padding.
             padding = tuple(begin for begin, _ in spec_of(new).padding)
-            want = _run_call(
-                replace(call, weight=current_weight(new).to(weight), bias=new.bias, padding=padding)
-            )
-        comparisons.append(compare_tensors(name or "(model)", kind, got, want, bound))
+            weight = current_weight(new).to(call.weight)
+            expected = _run_call(replace(call, weight=weight, bias=new.bias, padding=padding))
+        comparisons.append(compare_tensors(name or "(model)", kind, actual, expected, bound))
     return comparisons
 
 
+def _cases(layer: ConvTransposeModule, calls: list[Call]) -> Iterator[tuple[str, Call]]:
+    """Calls of the layer as it is in the original: those that were seen, and some on made-up inputs."""
+    spec = spec_of(layer)
+    # What a hook computes is brought up to date by a run; double() does not reach it.
+    dtype = next(layer.parameters()).dtype
+    bias: Tensor | None
+    if calls:
+        weight, bias, shape = calls[0].weight, calls[0].bias, tuple(calls[0].input.shape)
+    else:
+        weight = current_weight(layer).to(dtype)
+        bias = None if layer.bias is None else layer.bias.to(dtype)
+        shape = (2, spec.in_channels, *_small_sizes(spec))
+    inputs = [("example inputs", call.input) for call in calls]
+    _, *made_up = input_variants(as_inputs(weight.new_zeros(shape)))
+    inputs += [(kind, variant.args[0]) for kind, variant in made_up]
+    padding = tuple(begin for begin, _ in spec.padding)
+    for kind, x in inputs:
+        yield (
+            kind,
+            Call(
+                "layer",
+                x,
+                weight,
+                bias,
+                spec.stride,
+                padding,
+                spec.output_padding,
+                spec.groups,
+                spec.dilation,
+            ),
+        )
+
+
 def _by_definition(layer: ConvertedConvTranspose, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the layer's steps mean, in NumPy, and their rounding."""
+    """What the layer's steps mean on (N, C_in, *L) or (C_in, *L), and their rounding."""
     compiled = form(layer.form_name).compile(layer.spec, layer.settings)
-    weight = read_weight(layer.convolution.weight)
-    bias = None if layer.bias is None else rearrange(compiled.bias, read_weight(layer.bias))
     batched = x if x.dim() == layer.spec.ndim + 2 else x[None]
-    value = run(compiled.steps, read_weight(batched), weight, bias)
-    magnitude = run(
-        compiled.steps,
-        np.abs(read_weight(batched)),
-        np.abs(weight),
-        None if bias is None else np.abs(bias),
+    definition = by_definition(
+        compiled,
+        read_weight(batched),
+        read_weight(layer.convolution.weight),
+        None if layer.bias is None else read_weight(layer.bias),
+        torch.finfo(x.dtype).eps,
     )
-    shape = value.shape if batched is x else value.shape[1:]
-    eps = torch.finfo(x.dtype).eps
-    terms = math.prod(weight.shape[1:])
-    unit = rounding_unit(eps, terms)
-    for step in compiled.steps:
-        if isinstance(step, Resize):
-            # Repeated pixels round alike: sums err by up to eps for each term, not for its root.
-            unit = max(unit, eps * terms / LIMIT)
-            if step.interpolation == "linear":
-                # A position up to L is rounded by eps * L, and so are its two weights on each axis.
-                unit += 2 * eps * sum(batched.shape[2:])
+    shape = definition.value.shape if batched is x else definition.value.shape[1:]
     return (
-        torch.from_numpy(value).reshape(shape).to(x),
-        torch.from_numpy(magnitude).reshape(shape) * unit,
+        torch.from_numpy(definition.value).reshape(shape).to(x),
+        torch.from_numpy(definition.rounding).reshape(shape),
     )
 
 

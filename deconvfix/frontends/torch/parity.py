@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,13 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from deconvfix.errors import DeconvfixError
 from deconvfix.frontends.torch.calls import parse
-from deconvfix.frontends.torch.compare import (
-    compare_tensors,
-    equal,
-    input_variants,
-    rounding_scale,
-    varies,
-)
+from deconvfix.frontends.torch.compare import as_outputs, equal, input_variants
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
@@ -30,19 +24,29 @@ from deconvfix.frontends.torch.inputs import (
     run_model,
 )
 from deconvfix.frontends.torch.layer_parity import bound_of, compare_layers
+from deconvfix.parity.arrays import equal_arrays, is_inexact, rounding_of
 from deconvfix.parity.bounds import LIMIT, Comparison, ParityReport, summarize
+from deconvfix.parity.outputs import Case, Output, OutputParity, Patience, Rules, compare_outputs
 from deconvfix.plan import Plan
 
 __all__ = ["compare_modules"]
 
-# Variants of the inputs beyond the user's own are left out when one run takes longer than this.
-_PATIENCE_SECONDS = 2.0
+_EPS = torch.finfo(torch.float64).eps
+_RULES = Rules(
+    constant="All outputs are constant on all inputs, which is no evidence: give other inputs.",
+    other_number="The model returns {actual} tensors instead of {expected}.",
+    not_repeatable="The original gives other outputs when it is run again with the same seed.",
+    patience=Patience(
+        first_run=2.0,
+        note="One run takes long: the end-to-end comparison used the example inputs only.",
+    ),
+)
 
 
 def compare_modules(
     before: nn.Module, after: nn.Module, inputs: Sequence[Any], plan: Plan | None
 ) -> ParityReport:
-    """Holds a converted model against the original.
+    """Compares a converted model with the original.
 
     Args:
         before: The original.
@@ -52,32 +56,33 @@ def compare_modules(
     """
     if any(parameter.is_meta for parameter in before.parameters()):
         return summarize([], [], "meta", ["The model is on the meta device: there are no values."])
-    exact = plan is None or all(each.exact for each in plan.decisions)
-    # A kernel that divides does so up to the rounding of its dtype, which float64 sees.
-    stored = [] if plan is None else [e for e in plan.replaced if e.exact and e.form != "subpixel"]
-    examples = [as_inputs(each) for each in inputs]
+    exact = plan is None or all(decision.exact for decision in plan.decisions)
+    examples = [as_inputs(example) for example in inputs]
     floats = [p.dtype for p in before.parameters() if p.is_floating_point()]
-    rounded = max((torch.finfo(each).eps for each in floats), default=0.0)
+    rounded = max((torch.finfo(dtype).eps for dtype in floats), default=0.0)
     before, after, examples, dtype = _in_float64(before, after, examples)
     layers = compare_layers(before, after, examples, plan, rounded)
-    outputs: list[Comparison] = []
-    problems: list[str] = []
-    notes: list[str] = []
+    # A kernel that divides does so up to the rounding of its dtype, which float64 sees.
+    stored = []
+    if plan is not None:
+        stored = [d.name for d in plan.replaced if d.exact and not d.target.is_exact]
+    outputs = OutputParity()
     if stored:
-        names = ", ".join(each.name or "(model)" for each in stored)
-        notes.append(
+        names = ", ".join(name or "(model)" for name in stored)
+        note = (
             f"The model was compared layer by layer: {names} got a kernel that is the same function "
             "up to the rounding of the weights."
         )
+        outputs = OutputParity(notes=(note,))
     elif examples and exact:
-        outputs, problems, notes = _compare_outputs(before, after, examples)
+        outputs = _compare_outputs(before, after, examples)
     elif not examples:
-        notes.append("No example inputs: the layers were compared, the model was not run.")
-        if plan is None:
-            problems += _changed_parameters(before, after, layers)
-    if not layers and not outputs and plan is not None and not plan.replaced:
+        note = "No example inputs: the layers were compared, the model was not run."
+        problems = _changed_parameters(before, after, layers) if plan is None else ()
+        outputs = OutputParity(problems=problems, notes=(note,))
+    if not layers and not outputs.comparisons and plan is not None and not plan.changed:
         return ParityReport(True, 0.0, 0.0, dtype, notes=("Nothing was converted.",))
-    return summarize(layers, outputs, dtype, problems, notes)
+    return summarize(layers, outputs.comparisons, dtype, outputs.problems, outputs.notes)
 
 
 def _in_float64(
@@ -89,11 +94,11 @@ def _in_float64(
     own = next((dtype_name(p) for p in before.parameters() if p.is_floating_point()), "float32")
     try:
         wide_before, wide_after = copy_model(before).double(), copy_model(after).double()
-        wide = [map_tensors(double, each) for each in examples]
+        wide = [map_tensors(double, example) for example in examples]
         for model in (wide_before, wide_after):
-            for each in wide[:1]:
+            if wide:
                 # On a copy: a run may change buffers.
-                run_model(copy_model(model), each)
+                run_model(copy_model(model), wide[0])
     except (DeconvfixError, RuntimeError, NotImplementedError, TypeError):
         # Some models hold constants or casts that double() does not reach.
         return before, after, examples, own
@@ -102,9 +107,9 @@ def _in_float64(
 
 def _changed_parameters(
     before: nn.Module, after: nn.Module, layers: Sequence[Comparison]
-) -> list[str]:
+) -> tuple[str, ...]:
     """Without a run, whatever lies outside the compared layers must be the same to the bit."""
-    compared = tuple(f"{each.what}." for each in layers)
+    compared = tuple(f"{layer.what}." for layer in layers)
     new = after.state_dict()
     changed = [
         name
@@ -112,93 +117,84 @@ def _changed_parameters(
         if not name.startswith(compared)
         and (name not in new or value.shape != new[name].shape or not equal(value, new[name]))
     ]
-    return [f"{len(changed)} other entries of the state differ: {', '.join(changed[:3])}."][
-        : len(changed)
-    ]
+    if not changed:
+        return ()
+    return (f"{len(changed)} other entries of the state differ: {', '.join(changed[:3])}.",)
 
 
 # --- end to end ---------------------------------------------------------------------------------
 
 
-def _compare_outputs(
-    before: nn.Module, after: nn.Module, examples: list[Inputs]
-) -> tuple[list[Comparison], list[str], list[str]]:
-    def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-        results = flat_tensors(run_model(copy_model(model), inputs))
-        return [torch.view_as_real(each) if each.is_complex() else each for each in results]
+@dataclass(frozen=True)
+class _Modules:
+    """`parity.outputs.Pair` for two modules."""
 
-    comparisons: list[Comparison] = []
-    problems: list[str] = []
-    notes: list[str] = []
-    started = time.monotonic()
-    outputs(before, examples[0])
-    slow = time.monotonic() - started > _PATIENCE_SECONDS
-    if slow:
-        notes.append("One run takes long: the end-to-end comparison used the example inputs only.")
-    cases = [("example inputs", each) for each in examples]
-    if not slow:
-        cases += input_variants(examples[0])[1:]
-    varied = False
-    seen: list[Tensor] | None = None
-    for kind, inputs in cases:
-        try:
-            want = outputs(before, inputs)
-        except DeconvfixError:
-            notes.append(f"The original does not run on {kind} of the example inputs' shapes.")
-            continue
-        again = outputs(before, inputs)
-        if not all(map(equal, want, again)):
-            notes.append(
-                "The original gives other outputs when it is run again with the same seed."
-            )
-            break
-        got = outputs(after, inputs)
-        if len(got) != len(want):
-            problems.append(f"The model returns {len(got)} tensors instead of {len(want)}.")
-            break
-        noisy = []
-        for seed in (0, 1, 2):
-            with _LayerNoise(seed, torch.finfo(torch.float64).eps):
-                noisy.append(outputs(before, inputs))
-        for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
-            varied = varied or varies(theirs, None if seen is None else seen[number])
-            moved = [each[number] for each in noisy]
-            if not theirs.is_floating_point():
-                # An index or a decision: rounding may flip it, where noise on the layers does so too.
-                if all(equal(theirs, each) for each in moved):
-                    comparisons.append(compare_tensors(f"output {number}", kind, mine, theirs, 0.0))
-                continue
-            rounding = rounding_scale(theirs, moved)
-            comparisons.append(compare_tensors(f"output {number}", kind, mine, theirs, rounding))
-        seen = seen or want
-    if any(each.numel() for each in seen or ()) and comparisons and not varied:
-        problems.append(
-            "All outputs are constant on all inputs, which is no evidence: give other inputs."
-        )
-    if comparisons and not problems:
-        notes += _dependence(before, examples[0], outputs)
-    return comparisons, problems, notes
+    before: nn.Module
+    after: nn.Module
+    cases: tuple[Case, ...]
+    rules: Rules = _RULES
+    modes: tuple[str, ...] = ("",)
+
+    def original(self, inputs: Inputs, mode: str) -> list[Output]:
+        return _outputs(self.before, inputs)
+
+    def converted(self, inputs: Inputs, mode: str) -> list[Output]:
+        return _outputs(self.after, inputs)
+
+    def disturbed(self, inputs: Inputs) -> list[list[Output]]:
+        return [self.with_noise(inputs, seed, _EPS) for seed in (0, 1, 2)]
+
+    def with_noise(self, inputs: Inputs, seed: int, scale: float) -> list[Output]:
+        """The original's outputs with noise of that scale on the layers' outputs."""
+        with _LayerNoise(seed, scale):
+            return self.original(inputs, "")
+
+    def name(self, index: int) -> str:
+        return f"output {index}"
+
+    def does_not_run_on(self, cases: Sequence[str]) -> list[str]:
+        return [
+            f"The original does not run on {case} of the example inputs' shapes." for case in cases
+        ]
 
 
-def _dependence(
-    before: nn.Module, inputs: Inputs, outputs: Callable[[nn.Module, Inputs], list[Tensor]]
-) -> list[str]:
-    """Whether an error of one in a thousand in the layers would be seen at the outputs at all."""
-    want = outputs(before, inputs)
-    with _LayerNoise(3, 1e-3):
-        moved = outputs(before, inputs)
-    with _LayerNoise(3, torch.finfo(torch.float64).eps):
-        rounded = outputs(before, inputs)
-    for value, far, near in zip(want, moved, rounded, strict=True):
-        comparable = value.is_floating_point() and value.shape == far.shape
-        if comparable and rounding_scale(value, [far]) > 100 * LIMIT * rounding_scale(
-            value, [near]
-        ):
-            return []
-    return [
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Output]:
+    # On a copy: a run may change buffers.
+    return as_outputs(flat_tensors(run_model(copy_model(model), inputs)))
+
+
+def _compare_outputs(before: nn.Module, after: nn.Module, examples: list[Inputs]) -> OutputParity:
+    cases = [Case("example inputs", example, given=True) for example in examples]
+    _, *variants = input_variants(examples[0])
+    cases += [Case(words, inputs) for words, inputs in variants]
+    pair = _Modules(before, after, tuple(cases))
+    found = compare_outputs(pair)
+    if not found.comparisons or found.problems or _depend_on_layers(pair, examples[0]):
+        return found
+    note = (
         "The outputs hardly depend on the converted layers with these weights and inputs: the "
         "end-to-end comparison proves little, the comparison of the layers stands."
-    ]
+    )
+    return replace(found, notes=(*found.notes, note))
+
+
+def _depend_on_layers(pair: _Modules, inputs: Inputs) -> bool:
+    """Whether an error of one in a thousand in the layers would be seen at the outputs."""
+    own = pair.original(inputs, "")
+    moved = pair.with_noise(inputs, 3, 1e-3)
+    rounded = pair.with_noise(inputs, 3, _EPS)
+    for output, far, near in zip(own, moved, rounded, strict=True):
+        if output.value.shape != far.value.shape:
+            continue
+        if not is_inexact(output.value):
+            if not equal_arrays(output.value, far.value):
+                return True
+            continue
+        error = rounding_of(output.value, [far.value], output.eps, output.tiny)
+        rounding = rounding_of(output.value, [near.value], output.eps, output.tiny)
+        if error > 100 * LIMIT * rounding:
+            return True
+    return False
 
 
 class _LayerNoise(TorchFunctionMode):

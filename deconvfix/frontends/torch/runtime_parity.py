@@ -1,9 +1,10 @@
-"""ONNX Runtime against torch, over a grid of shapes."""
+"""Parity of an ONNX file in ONNX Runtime with a torch model, over a grid of shapes."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deconvfix.errors import DeconvfixError, ExportError
-from deconvfix.frontends.torch.compare import compare_tensors, rounding_scale, varies
+from deconvfix.errors import ExportError
+from deconvfix.frontends.torch.compare import as_outputs
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
@@ -23,17 +24,25 @@ from deconvfix.frontends.torch.inputs import (
     run_model,
 )
 from deconvfix.frontends.torch.modes import perturbed_outputs
-from deconvfix.parity.bounds import RUNTIME_FACTOR, Comparison, ParityReport, summarize
+from deconvfix.parity.bounds import RUNTIME_FACTOR, ParityReport, summarize
+from deconvfix.parity.outputs import Case, Output, Rules, compare_outputs
 from deconvfix.parity.runtime import open_session, run_named
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["compare_with_torch", "feed_of", "run_session", "verify_onnx"]
+__all__ = ["compare_with_torch", "feed_of", "verify_onnx"]
+
+_RULES = Rules(
+    constant="All outputs are constant, which is no evidence: give other example inputs.",
+    other_number="The file has {actual} outputs, the model {expected} tensors.",
+    flipped="Output {output} is a decision that rounding flips on {case}.",
+    rounding_factor=RUNTIME_FACTOR,
+)
 
 
 def verify_onnx(model: nn.Module, path: Path, example_inputs: Any) -> ParityReport:
-    """Holds an ONNX file in ONNX Runtime against a torch model in eval mode.
+    """Compares an ONNX file in ONNX Runtime with a torch model in eval mode.
 
     Raises:
         ExportError: If ONNX Runtime does not load or run the file.
@@ -45,22 +54,13 @@ def verify_onnx(model: nn.Module, path: Path, example_inputs: Any) -> ParityRepo
     return compare_with_torch(model, session, inputs, [])[0]
 
 
-def run_session(session: onnxruntime.InferenceSession, inputs: Inputs) -> list[Tensor]:
-    """Runs a file on the tensors of torch inputs, in order.
-
-    Raises:
-        ExportError: If the numbers of inputs differ, or ONNX Runtime fails.
-    """
-    return [torch.as_tensor(each) for each in run_named(session, feed_of(session, inputs))]
-
-
 def feed_of(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, NDArray[Any]]:
     """The tensors of torch inputs under the names of a file's inputs, in order.
 
     Raises:
         ExportError: If the numbers of inputs differ, or ONNX Runtime takes no tensors of that dtype.
     """
-    names = [each.name for each in session.get_inputs()]
+    names = [value.name for value in session.get_inputs()]
     tensors = flat_tensors(inputs)
     if len(names) != len(tensors):
         raise ExportError(
@@ -69,7 +69,7 @@ def feed_of(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, 
             "each input of the file needs one tensor, and each tensor an input",
             "Give example inputs that are all tensors and all used",
         )
-    strange = [dtype_name(each) for each in tensors if each.dtype == torch.bfloat16]
+    strange = [dtype_name(tensor) for tensor in tensors if tensor.dtype == torch.bfloat16]
     if strange:
         raise ExportError(
             "ONNX Runtime",
@@ -97,60 +97,56 @@ def compare_with_torch(
     Returns:
         The report, and for each case the shapes of the inputs.
     """
-    comparisons: list[Comparison] = []
-    problems: list[str] = []
-    notes = list(notes)
-    shapes = []
-    varied = False
-    seen: list[Tensor] | None = None
-    for kind, inputs in _grid(example, session):
-        try:
-            want = flat_tensors(run_model(model, inputs))
-        except DeconvfixError:
-            if inputs is example:
-                raise
-            notes.append(f"The model itself does not run on {kind}.")
-            continue
-        got = run_session(session, inputs)
-        shapes.append(tuple(tuple(each.shape) for each in flat_tensors(inputs)))
-        if len(got) != len(want):
-            problems.append(f"The file has {len(got)} outputs, the model {len(want)} tensors.")
-            break
-        moved = perturbed_outputs(model, inputs)
-        for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
-            name = session.get_outputs()[number].name
-            others = [each[number] for each in moved]
-            varied = varied or varies(theirs, None if seen is None else seen[number])
-            if theirs.is_floating_point():
-                rounding = RUNTIME_FACTOR * rounding_scale(theirs, others)
-            elif all(torch.equal(theirs, each) for each in others):
-                rounding = 0.0
-            else:
-                notes.append(f"Output {name!r} is a decision that rounding flips on {kind}.")
-                continue
-            comparisons.append(compare_tensors(name, kind, mine, theirs, rounding))
-        seen = seen or want
-    if comparisons and not varied:
-        problems.append(
-            "All outputs are constant, which is no evidence: give other example inputs."
-        )
-    floats = [dtype_name(each) for each in flat_tensors(example) if each.is_floating_point()]
+    cases = tuple(Case(words, inputs) for words, inputs in _grid(example, session))
+    found = compare_outputs(_FileAndModel(model, session, cases))
+    tensors = flat_tensors(example)
+    floats = [dtype_name(tensor) for tensor in tensors if tensor.is_floating_point()]
     dtype = next(iter(floats), "float32")
-    report = summarize([], comparisons, dtype, problems, notes)
-    return report, tuple(shapes)
+    report = summarize([], found.comparisons, dtype, found.problems, [*notes, *found.notes])
+    shapes = tuple(
+        tuple(tuple(tensor.shape) for tensor in flat_tensors(case.inputs)) for case in found.cases
+    )
+    return report, shapes
+
+
+@dataclass(frozen=True)
+class _FileAndModel:
+    """`parity.outputs.Pair` for a torch model and its file, in which every operation rounds differently."""
+
+    model: nn.Module
+    session: onnxruntime.InferenceSession
+    cases: tuple[Case, ...]
+    rules: Rules = _RULES
+    modes: tuple[str, ...] = ("",)
+
+    def original(self, inputs: Inputs, mode: str) -> list[Output]:
+        return as_outputs(flat_tensors(run_model(self.model, inputs)))
+
+    def converted(self, inputs: Inputs, mode: str) -> list[Output]:
+        arrays = run_named(self.session, feed_of(self.session, inputs))
+        return [Output.of(array) for array in arrays]
+
+    def disturbed(self, inputs: Inputs) -> list[list[Output]]:
+        return [as_outputs(tensors) for tensors in perturbed_outputs(self.model, inputs)]
+
+    def name(self, index: int) -> str:
+        return str(self.session.get_outputs()[index].name)
+
+    def does_not_run_on(self, cases: Sequence[str]) -> list[str]:
+        return [f"The model itself does not run on {case}." for case in cases]
 
 
 def _grid(example: Inputs, session: onnxruntime.InferenceSession) -> Iterator[tuple[str, Inputs]]:
     """The example, noise of its shapes, and further shapes for each dynamic axis of the file."""
     tensors = flat_tensors(example)
     symbols: dict[str, int] = {}
-    for each, tensor in zip(session.get_inputs(), tensors, strict=False):
-        for name, size in zip(each.shape, tensor.shape, strict=False):
+    for value, tensor in zip(session.get_inputs(), tensors, strict=False):
+        for name, size in zip(value.shape, tensor.shape, strict=False):
             if isinstance(name, str):
                 symbols.setdefault(name, int(size))
     yield "example inputs", example
     yield "seeded noise", _resized(example, session, {})
-    seen = set()
+    tried = set()
     choices = [
         {name: size}
         for name, base in symbols.items()
@@ -162,8 +158,8 @@ def _grid(example: Inputs, session: onnxruntime.InferenceSession) -> Iterator[tu
         choices.append({name: base + 1 for name, base in symbols.items()})
     for choice in choices:
         key = tuple(sorted(choice.items()))
-        if key not in seen:
-            seen.add(key)
+        if key not in tried:
+            tried.add(key)
             words = ", ".join(f"{name}={size}" for name, size in choice.items())
             yield f"seeded noise with {words}", _resized(example, session, choice)
 
@@ -173,7 +169,7 @@ def _resized(
 ) -> Inputs:
     """Inputs of other sizes: seeded noise of the example's mean and spread, other types repeated."""
     generator = torch.Generator().manual_seed(3)
-    declared = iter([each.shape for each in session.get_inputs()])
+    declared = iter([value.shape for value in session.get_inputs()])
 
     def resize(tensor: Tensor) -> Tensor:
         names = next(declared, ())
@@ -194,9 +190,9 @@ def _check_names(session: onnxruntime.InferenceSession, model: nn.Module, inputs
     """The file's inputs must be called like forward's arguments, in their order."""
     arguments = list(inspect.signature(model.forward).parameters)
     expected = [*arguments[: len(inputs.args)], *inputs.kwargs]
-    names = [each.name for each in session.get_inputs()]
+    names = [value.name for value in session.get_inputs()]
     values = [*inputs.args, *inputs.kwargs.values()]
-    if all(isinstance(each, Tensor) for each in values) and names != expected:
+    if all(isinstance(value, Tensor) for value in values) and names != expected:
         raise ExportError(
             "ONNX Runtime",
             f"the file's inputs are called {names}",
