@@ -21,7 +21,15 @@ LOWEST_DB = -300.0
 
 
 def decibels(ratio: float) -> float:
-    """20 log10 of an amplitude ratio, held inside +-300 dB."""
+    """20 log10 of an amplitude ratio, held inside +-300 dB.
+
+    Of amplitudes, so that half of one is 6 dB less, not 3; and nothing at all is a number, too:
+
+    >>> round(decibels(0.5), 2)
+    -6.02
+    >>> decibels(0)
+    -300.0
+    """
     if ratio <= 0 or math.isnan(ratio):
         return LOWEST_DB
     return float(min(max(20 * math.log10(ratio), LOWEST_DB), -LOWEST_DB))

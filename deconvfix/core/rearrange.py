@@ -87,6 +87,19 @@ def rearrange(verbs: Sequence[Verb], array: NDArray[Any], groups: int = 1) -> ND
         array: A weight (C_in, C_out / groups, *k), which the verbs see with the group axis first,
             (groups, C_in / groups, C_out / groups, *k); or a bias (C_out,).
         groups: Groups of the layer.
+
+    A weight comes out without the group axis if a verb merges it into another, and with it if none does:
+
+    >>> weight = np.zeros((8, 3, 5, 5))  # 8 input channels, 2 groups of 3 output channels
+    >>> rearrange([Flip((3, 4))], weight, groups=2).shape
+    (2, 4, 3, 5, 5)
+    >>> rearrange([Permute((0, 2, 1, 3, 4)), Merge(0, 1)], weight, groups=2).shape
+    (6, 4, 5, 5)
+
+    A bias never has one:
+
+    >>> rearrange([Repeat(2)], np.array([1, 2, 3]))
+    array([1, 1, 2, 2, 3, 3])
     """
     if array.ndim > 1:
         array = array.reshape(groups, -1, *array.shape[1:])

@@ -123,6 +123,16 @@ class ConvTransposeSpec:
 
         Raises:
             SpecError: If `input_size` does not have one number per axis.
+
+        Kernels that the stride does not divide need an `output_padding` to double a size exactly:
+
+        >>> ConvTransposeSpec.create(8, 6, (3, 3), stride=2, padding=1).output_size((5, 7))
+        (9, 13)
+        >>> even = ConvTransposeSpec.create(8, 6, (3, 3), stride=2, padding=1, output_padding=1)
+        >>> even.output_size((5, 7))
+        (10, 14)
+        >>> ConvTransposeSpec.create(8, 6, (2,), padding=3).output_size((4,))  # nothing is left
+        (-1,)
         """
         if len(input_size) != self.ndim:
             raise SpecError(

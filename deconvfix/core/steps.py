@@ -147,6 +147,16 @@ def run(steps: Sequence[Step], x: Array, weight: Array, bias: Array | None = Non
 
     Returns:
         The output, (N, C_out, *L_out).
+
+    A pixel shuffle makes pixels of neighbouring channels; linear upsampling has half-pixel centres, so that
+    no output pixel lies on an input pixel:
+
+    >>> x, unused = np.arange(4.0), np.zeros(())
+    >>> run([PixelShuffle((2, 2))], x.reshape(1, 4, 1, 1), unused)
+    array([[[[0., 1.],
+             [2., 3.]]]])
+    >>> run([Resize((2,), "linear")], x.reshape(1, 1, 4), unused)
+    array([[[0.  , 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.  ]]])
     """
     for step in steps:
         match step:

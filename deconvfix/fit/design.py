@@ -62,7 +62,14 @@ class Design:
         return [c_in * len(phase.taps) + 1 + c_out for phase in self.phases]
 
     def kernel(self, w: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
-        """Z w: (C_in, C_out / groups, free numbers) -> (copies * C_in, C_out / groups, taps)."""
+        """Z w: (C_in, C_out / groups, free numbers) -> (copies * C_in, C_out / groups, taps).
+
+        With two copies of the input there are twice as many rows, first copy first in each group:
+
+        >>> design = Design(steps=(), phases=(), basis=np.eye(6), copies=2)
+        >>> design.kernel(np.zeros((8, 5, 6)), groups=2).shape
+        (16, 5, 3)
+        """
         c_in, c_out, _ = w.shape
         # (C_in, C_out/g, copies*taps) -> (g, C_in/g, C_out/g, copies, taps)
         kernel = (w @ self.basis.T).reshape(groups, c_in // groups, c_out, self.copies, -1)

@@ -137,7 +137,21 @@ class Subpixel(Form):
         return Settled(replace(settings, init="exact"), True, None, "the same function")
 
     def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
-        """Steps: pad or crop where needed, Conv, ZeroPhases where needed, PixelShuffle, Crop."""
+        """Steps: pad or crop where needed, Conv, ZeroPhases where needed, PixelShuffle, Crop.
+
+        Output channels are the first axis of the new weight, one for each phase of each old one. A kernel
+        that the stride does not divide is filled up with zeros, 3 x 3 taps to 4 phases of 2 x 2 here:
+
+        >>> from deconvfix.core.rearrange import rearrange
+        >>> spec = ConvTransposeSpec.create(8, 6, (3, 3), stride=2, padding=1, output_padding=1)
+        >>> compiled = SUBPIXEL.compile(spec, Settings())
+        >>> spec.weight_shape, rearrange(compiled.weight, np.ones(spec.weight_shape)).shape
+        ((8, 6, 3, 3), (24, 8, 2, 2))
+        >>> rearrange(compiled.bias, np.ones(6)).shape
+        (24,)
+        >>> compiled.steps[1:]
+        (PixelShuffle(factors=(2, 2)), Crop(amounts=((1, 1), (1, 1))))
+        """
         axes = _axes(spec)
         phases = tuple(a.r for a in axes)
         partial = any(a.r != a.s for a in axes)

@@ -25,7 +25,12 @@ _EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16
 def uneven_overlap(spec: ConvTransposeSpec) -> bool:
     """Whether output pixels are reached by different numbers of taps (Odena et al. 2016).
 
-    True when the kernel size is not divisible by the stride; dilation is taken into account.
+    True when the kernel size is not divisible by the stride; dilation is taken into account:
+
+    >>> uneven_overlap(ConvTransposeSpec.create(1, 1, (4,), stride=2))
+    False
+    >>> uneven_overlap(ConvTransposeSpec.create(1, 1, (4,), stride=2, dilation=2))
+    True
     """
     for phase, s in zip(
         phase_of_taps(spec.kernel_size, spec.stride, spec.dilation), spec.stride, strict=True
@@ -48,6 +53,15 @@ def ripple_db(spec: ConvTransposeSpec, weight: NDArray[np.float64]) -> float:
 
     Returns:
         Decibels; -300 when all phase sums are equal, or the stride is 1.
+
+    Three equal taps at stride 2 make pixels of 2 and 1 in turns, 0.5 from their mean of 1.5; four make
+    none:
+
+    >>> uneven = ConvTransposeSpec.create(1, 1, (3,), stride=2)
+    >>> round(ripple_db(uneven, np.ones((1, 1, 3))), 2)
+    -9.54
+    >>> ripple_db(ConvTransposeSpec.create(1, 1, (4,), stride=2), np.ones((1, 1, 4)))
+    -300.0
     """
     phases = phase_of_taps(spec.kernel_size, spec.stride, spec.dilation)
     sums = phase_sums(weight, phases, spec.stride)

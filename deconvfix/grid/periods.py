@@ -57,6 +57,11 @@ def stacked_periods(strides: Sequence[tuple[int, ...]]) -> list[Period]:
     Args:
         strides: Of the layers, in the order in which they run. Layers with another number of axes
             count among themselves.
+
+    The first layer has the widest grid, because all that follow enlarge it; a stride of 1 has none:
+
+    >>> stacked_periods([(2, 2), (2, 1), (3, 3)])
+    [(12, 6), (6, 1), (3, 3)]
     """
     periods: list[Period] = []
     scale: dict[int, Period] = {}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from rich.cells import cell_len
 from safetensors.torch import load_file
-from torch import nn
 
 import deconvfix
 from tests.support.command import (
     INPUT,
+    LongNames,
     Net,
     OddlyNamed,
     arch,
@@ -22,17 +22,6 @@ from tests.support.command import (
 )
 
 SUFFIXES = [".safetensors", ".pt", ".pth", ".ckpt"]
-
-
-class LongNames(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.ModuleDict({"a_long_name_of_a_block_" * 6: nn.ConvTranspose1d(2, 2, 2, 2)})
-
-    def forward(self, x):
-        for up in self.inner.values():
-            x = up(x)
-        return x
 
 
 # --- convert: what is written -------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,39 @@ def test_no_circle_of_files():
 def test_a_planted_circle_is_seen():
     assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert find_circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def imported_test_modules(source):
+    """What a source file imports of modules of tests; helpers that tests share stand in tests/support."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        yield from (name for name in names if re.search(r"(^|\.)test_", name))
+
+
+def test_no_test_imports_a_test_module():
+    sources = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    assert len(sources) > 100
+    assert {
+        path: found for path in sources if (found := [*imported_test_modules(sources[path])])
+    } == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import tests.forms.test_resize",
+        "from tests.forms.test_resize import run_form",
+        "from tests.forms import test_resize as resize",
+        "def test_late():\n    from .test_resize import run_form",
+        "from . import test_resize",
+    ],
+)
+def test_a_planted_import_of_a_test_module_is_seen(source):
+    assert len([*imported_test_modules(source)]) == 1
 
 
 def test_every_file_stands_in_a_room():

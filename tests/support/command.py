@@ -41,6 +41,17 @@ class OddlyNamed(nn.Module):
         return x
 
 
+class LongNames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleDict({"a_long_name_of_a_block_" * 6: nn.ConvTranspose1d(2, 2, 2, 2)})
+
+    def forward(self, x):
+        for up in self.inner.values():
+            x = up(x)
+        return x
+
+
 class Functional(nn.Module):
     """A call whose weight is computed while it runs: no form but the exact one is possible."""
 
