@@ -296,7 +296,10 @@ def outputs_with_grids(
     """
     layers = [match for match in matches if match.spec is not None]
     stacked = _stacked(matches)
-    sizes = {answer.name: answer.output_size for answer in probe.layers}
+    sizes: dict[str, tuple[int, ...]] = {}
+    for answer in probe.layers:
+        # Of a layer that runs several times the first call, whose grid has the longest period.
+        sizes.setdefault(answer.name, answer.output_size)
     shown: dict[int, tuple[NDArray[Any], dict[str, Period]]] = {}
     for index, output in enumerate(probe.outputs):
         for ndim in sorted({len(period) for period in stacked.values()}):

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from deconvfix.errors import DeconvfixError, ExportError
+from deconvfix.errors import DeconvfixError, ExportError, ModelError
 from deconvfix.frontends.onnx import inputs as onnx_inputs
 from deconvfix.frontends.onnx.find import find_layers
 from deconvfix.frontends.onnx.inputs import Feed
@@ -186,7 +186,15 @@ class _Models:
     modes: tuple[str, ...] = tuple(_MODES)
 
     def original(self, inputs: Feed, mode: str) -> list[Output]:
-        return _outputs(self.before[mode], inputs)
+        try:
+            return _outputs(self.before[mode], inputs)
+        except ExportError as error:
+            raise ModelError(
+                "model",
+                error.found,
+                "example inputs must be what the model takes",
+                "Correct the example inputs",
+            ) from error
 
     def converted(self, inputs: Feed, mode: str) -> list[Output]:
         return _outputs(self.after[mode], inputs)

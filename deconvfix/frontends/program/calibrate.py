@@ -69,6 +69,10 @@ class FittableProgram:
     def trained(self, decision: Replaced) -> tuple[Array, Array | None]:
         """Of a call whose bias can be set; a weight that cannot is a refusal of the plan's."""
         weight, bias = self._weight(decision), self._bias(decision)
+        if len(weight.node.users) > 1:
+            raise UnseenError(
+                "several calls use its weight", "Convert the module before it is exported"
+            )
         return read_weight(weight.tensor), None if bias is None else read_weight(bias.tensor)
 
     def seen(self, decision: Replaced) -> Iterator[tuple[Tensor, Tensor]]:
@@ -106,7 +110,7 @@ class FittableProgram:
         bias = stored(self._original, found, found.call.bias)
         reason = "its bias is computed while the program runs"
         if bias is not None:
-            fixed = why_fixed(self._original, bias, "bias")
+            fixed = why_fixed(self._original, bias, decision.name, "bias", [found.node])
             if fixed is None:
                 return bias
             reason = fixed.found

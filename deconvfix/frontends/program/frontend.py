@@ -43,7 +43,7 @@ from deconvfix.frontends.torch.graph import (
 from deconvfix.frontends.torch.inputs import as_inputs, copy_quietly
 from deconvfix.frontends.torch.layers import read_weight
 from deconvfix.frontends.torch.modes import is_transposed
-from deconvfix.frontends.torch.parity import compare_modules
+from deconvfix.frontends.torch.parity import compare_modules, disturbed
 from deconvfix.frontends.torch.samples import TorchSamples
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Match, Plan, Replaced, lacking
@@ -71,7 +71,8 @@ class ExportedProgramFrontend:
 
     def find(self, model: ExportedProgram, example_inputs: Any | None) -> Findings:
         """Transposed convolutions in the program and the graphs inside it; nothing is run."""
-        return Findings(tuple(_match(model, name, each) for name, each in _named_calls(model)))
+        calls = list(_named_calls(model))
+        return Findings(tuple(_match(model, name, call, calls) for name, call in calls))
 
     def probe(
         self, model: ExportedProgram, example_inputs: Any | None, matches: Sequence[Match]
@@ -84,10 +85,12 @@ class ExportedProgramFrontend:
     def apply(self, model: ExportedProgram, plan: Plan) -> ExportedProgram:
         """Rewrites graph and state in place; torch then checks the program."""
         calls = dict(_named_calls(model))
+        _check_shared(calls, plan)
+        stored_already: set[str] = set()
         for decision in plan.changed:
             found = _call_of(calls, decision)
             if isinstance(decision, Replaced) and not decision.target.is_exact:
-                _fit(model, found, decision)
+                _fit(model, found, decision, stored_already)
             else:
                 rewrite(found)
         finish(model.graph_module)
@@ -155,7 +158,7 @@ class ExportedProgramFrontend:
     ) -> ParityReport:
         """Compares the programs as modules, on their own example inputs if there are no others.
 
-        Layers in other forms than the sub-pixel one are held against the original program with the same
+        Layers in other forms than the sub-pixel one are compared with the original program with the same
         layers fitted by torch's own functions instead of operators in the graph. Exact ones too: their
         kernels are the same function up to the rounding of their dtype, which float64 sees.
         """
@@ -164,9 +167,10 @@ class ExportedProgramFrontend:
         if plan is not None and any(not layer.target.is_exact for layer in plan.replaced):
             before = self.prepare(before, None, inplace=False)
             calls = dict(_named_calls(before))
+            stored_already: set[str] = set()
             for decision in plan.replaced:
                 if not decision.target.is_exact:
-                    _fit_call(before, _call_of(calls, decision), decision)
+                    _fit_call(before, _call_of(calls, decision), decision, stored_already)
             finish(before.graph_module)
             plan = None
         return compare_modules(before.module(), after.module(), inputs, plan)
@@ -214,7 +218,9 @@ def _call_of(calls: dict[str, GraphCall], decision: Decision) -> GraphCall:
 # --- weights ------------------------------------------------------------------------------------
 
 
-def _match(program: ExportedProgram, name: str, found: GraphCall) -> Match:
+def _match(
+    program: ExportedProgram, name: str, found: GraphCall, calls: Sequence[tuple[str, GraphCall]]
+) -> Match:
     match = match_call(name, found)
     weight = stored(program, found, found.call.weight)
     if weight is None or match.spec is None:
@@ -224,16 +230,56 @@ def _match(program: ExportedProgram, name: str, found: GraphCall) -> Match:
             HINT,
         )
         return replace(match, lacks={Need.STORED_WEIGHT: computed})
+    # A layer that runs several times is one weight and several calls, which are all converted alike.
+    same = [
+        call.node
+        for _, call in calls
+        if call.call.weight is weight.node and match_call("", call).spec == match.spec
+    ]
     return replace(
         match,
-        lacks=lacking({Need.STORED_WEIGHT: why_fixed(program, weight, "weight")}),
+        lacks=lacking({Need.STORED_WEIGHT: why_fixed(program, weight, name, "weight", same)}),
         read_weight=None if weight.tensor.is_meta else lambda: read_weight(weight.tensor),
     )
 
 
-def _set_weights(program: ExportedProgram, found: GraphCall, decision: Replaced) -> None:
-    """Stores the kernel of a fitted form, in the layout of its convolution, and a bias that was fitted."""
+def _check_shared(calls: dict[str, GraphCall], plan: Plan) -> None:
+    """Calls of one layer share its weight: it cannot be in two forms.
+
+    Raises:
+        ModelError: If the plan has more than one for them.
+    """
+    chosen = {
+        decision.name: (decision.form, decision.settings)
+        for decision in plan.replaced
+        if not decision.target.is_exact
+    }
+    for name, settings in chosen.items():
+        weight = calls[name].call.weight if name in calls else None
+        for other, call in calls.items():
+            if weight is not None and call.call.weight is weight and chosen.get(other) != settings:
+                raise ModelError(
+                    name,
+                    f"it has the same weight as {other}, which gets another form or stays",
+                    "the calls of one layer must be converted alike",
+                    "Select all of them with the same options, or convert them to 'subpixel'",
+                )
+
+
+def _set_weights(
+    program: ExportedProgram, found: GraphCall, decision: Replaced, stored_already: set[str]
+) -> None:
+    """Stores the kernel of a fitted form, in the layout of its convolution, and a bias that was fitted.
+
+    Args:
+        program: Where it is stored.
+        found: The call.
+        decision: What it becomes.
+        stored_already: Kernels that were stored for another call of the same layer; this one is added.
+    """
     place = stored(program, found, found.call.weight)
+    if place is not None and place.key in stored_already:
+        return
     if place is None or decision.spec != match_call("", found).spec:
         raise ModelError(
             decision.name,
@@ -246,6 +292,7 @@ def _set_weights(program: ExportedProgram, found: GraphCall, decision: Replaced)
     if verbs:
         new = torch_steps.rearrange_tensor(verbs, new, decision.spec.groups)
     place.set(new.contiguous())
+    stored_already.add(place.key)
     if decision.fitted is not None and decision.fitted.bias is not None:
         place = stored(program, found, found.call.bias)
         assert place is not None, "only what is stored is fitted"
@@ -264,6 +311,18 @@ def _steps_function(decision: Replaced) -> Any:
         return torch_steps.apply_steps(compiled.steps, x, weight, bias, spec.groups)
 
     return function
+
+
+def _reference(decision: Replaced) -> Any:
+    """The same as a function that noise reaches where a comparison asks for it."""
+    function = _steps_function(decision)
+    if decision.target.keeps_layer:
+        return function
+
+    def reference(*operands: Tensor) -> Tensor:
+        return disturbed(function(*operands), lambda: function(*map(torch.abs, operands)))
+
+    return reference
 
 
 def _conv_transpose(spec: ConvTransposeSpec, x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
@@ -295,9 +354,11 @@ def _operands(found: GraphCall) -> list[Any]:
     return [each for each in (call.input, call.weight, call.bias) if each is not None]
 
 
-def _fit(program: ExportedProgram, found: GraphCall, decision: Replaced) -> None:
+def _fit(
+    program: ExportedProgram, found: GraphCall, decision: Replaced, stored_already: set[str]
+) -> None:
     """Replaces a layer by a fitted form."""
-    _set_weights(program, found, decision)
+    _set_weights(program, found, decision, stored_already)
     if decision.target.keeps_layer:
         _grow(found, decision)
     else:
@@ -305,8 +366,10 @@ def _fit(program: ExportedProgram, found: GraphCall, decision: Replaced) -> None
         inline(found.node, _steps_function(decision), _operands(found))
 
 
-def _fit_call(program: ExportedProgram, found: GraphCall, decision: Replaced) -> None:
-    """The same by a function call, as the reference that the graph's operators are held against."""
-    _set_weights(program, found, decision)
+def _fit_call(
+    program: ExportedProgram, found: GraphCall, decision: Replaced, stored_already: set[str]
+) -> None:
+    """The same by a function call, as the reference that the graph's operators are compared with."""
+    _set_weights(program, found, decision, stored_already)
     found.node.args, found.node.kwargs = tuple(_operands(found)), {}
-    found.node.target = _steps_function(decision)
+    found.node.target = _reference(decision)

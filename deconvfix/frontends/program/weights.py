@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,18 +63,30 @@ def stored(program: ExportedProgram, found: GraphCall, argument: Any) -> Stored 
     return None
 
 
-def why_fixed(program: ExportedProgram, found: Stored, what: str) -> Refusal | None:
-    """Why a stored tensor cannot be changed; `what` it is, for the sentence."""
+def why_fixed(
+    program: ExportedProgram, found: Stored, name: str, what: str, calls: Collection[fx.Node]
+) -> Refusal | None:
+    """Why a stored tensor cannot be changed.
+
+    Args:
+        program: Where it is stored.
+        found: The tensor.
+        name: The layer that it belongs to, by the path of its module.
+        what: "weight" or "bias", for the sentence.
+        calls: The nodes that may use it.
+    """
     key = found.key
-    tensors = (*program.state_dict.items(), *program.constants.items())
-    shared = any(
-        other != key and isinstance(value, Tensor) and _overlap(value, found.tensor)
-        for other, value in tensors
-    )
-    if shared or len(found.node.users) > 1:
-        return Refusal(
-            f"its {what} {key} is used elsewhere too", f"a fitted {what} fits one place only", HINT
-        )
+    keys = [
+        other
+        for other, value in (*program.state_dict.items(), *program.constants.items())
+        if isinstance(value, Tensor) and _overlap(value, found.tensor)
+    ]
+    one_place = f"a fitted {what} is specific to one layer"
+    if len(keys) > 1:
+        others = [other for other in keys if not other.startswith(f"{name}.")]
+        return Refusal(f"its {what} is shared with {', '.join(others)}", one_place, HINT)
+    if set(found.node.users) - set(calls):
+        return Refusal(f"its {what} {key} is used elsewhere too", one_place, HINT)
     if key in program.graph_signature.buffers_to_mutate.values():
         return Refusal(
             f"the program changes its {what} {key}", f"a fitted {what} stays as it is", HINT

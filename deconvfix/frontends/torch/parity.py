@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,8 @@ def compare_modules(
     """
     if any(parameter.is_meta for parameter in before.parameters()):
         return summarize([], [], "meta", ["The model is on the meta device: there are no values."])
+    if plan is not None and not plan.changed:
+        return ParityReport(True, 0.0, 0.0, "float32", notes=("Nothing was converted.",))
     exact = plan is None or all(decision.exact for decision in plan.decisions)
     examples = [as_inputs(example) for example in inputs]
     floats = [p.dtype for p in before.parameters() if p.is_floating_point()]
@@ -80,8 +82,6 @@ def compare_modules(
         note = "No example inputs: the layers were compared, the model was not run."
         problems = _changed_parameters(before, after, layers) if plan is None else ()
         outputs = OutputParity(problems=problems, notes=(note,))
-    if not layers and not outputs.comparisons and plan is not None and not plan.changed:
-        return ParityReport(True, 0.0, 0.0, dtype, notes=("Nothing was converted.",))
     return summarize(layers, outputs.comparisons, dtype, outputs.problems, outputs.notes)
 
 
@@ -197,23 +197,59 @@ def _depend_on_layers(pair: _Modules, inputs: Inputs) -> bool:
     return False
 
 
+def disturbed(result: Tensor, magnitude: Callable[[], Tensor]) -> Tensor:
+    """The output of a layer that is no transposed convolution any more, with noise while it is asked for.
+
+    Args:
+        result: The output.
+        magnitude: Gives the sum of the magnitudes of its terms, of the same shape.
+    """
+    for noise in _LayerNoise.running:
+        result = noise.added(result, magnitude() * torch.finfo(result.dtype).eps)
+    return result
+
+
 class _LayerNoise(TorchFunctionMode):
-    """Adds noise of `scale * (|W| (*) |x| + |b|)` to the output of each transposed convolution."""
+    """Adds noise of `scale * (|W| (*) |x| + |b|)` to the output of each transposed convolution.
+
+    Attributes:
+        running: The modes that are entered, for layers that are something else already.
+    """
+
+    running: ClassVar[list[_LayerNoise]] = []
 
     def __init__(self, seed: int, scale: float) -> None:
         super().__init__()
         self.seed = seed
         self.scale = scale
 
+    def __enter__(self) -> _LayerNoise:
+        super().__enter__()
+        self.running.append(self)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.running.remove(self)
+        super().__exit__(*exception)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = parse(func, args, kwargs or {})
         result = func(*args, **(kwargs or {}))
         if call is None or not result.is_floating_point():
             return result
-        eps = torch.finfo(call.weight.dtype).eps
+        return self.added(result, bound_of(call))
+
+    def added(self, result: Tensor, bound: Tensor) -> Tensor:
+        """A layer's output with noise.
+
+        Args:
+            result: The output.
+            bound: What one rounding explains, for each element.
+        """
+        eps = torch.finfo(result.dtype).eps
         scale = max(self.scale, eps) / eps
         # Unit variance from a hash of the position: inside vmap there is no random generator.
         position = torch.arange(result.numel(), dtype=torch.float64, device=result.device)
         uniform = (torch.sin(position * (12.9898 + self.seed) + 1) * 43758.5453) % 1
         noise = math.sqrt(12) * (uniform - 0.5)
-        return result + bound_of(call) * scale * noise.reshape(result.shape).to(result.dtype)
+        return result + bound * scale * noise.reshape(result.shape).to(result.dtype)

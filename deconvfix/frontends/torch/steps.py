@@ -189,10 +189,12 @@ def local_means(x: Tensor, reach: tuple[int, ...], groups: int) -> Tensor:
     for axis, r in enumerate(reach):
         if r:
             # Computed, not written down: a tensor of constants would be state that graphs must hold.
-            distance = torch.arange(-r, r + 1, dtype=x.dtype, device=x.device).abs()
+            # From integers, so that a graph has no dtype in it, and can be moved to another one.
+            distance = torch.arange(-r, r + 1, device=x.device).abs()
             shape = [1] * (2 + n)
             shape[2 + axis] = 2 * r + 1
-            kernel = ((r + 1 - distance) / (r + 1) ** 2).reshape(shape)
+            kernel = x.new_ones(1) * (r + 1 - distance) / (r + 1) ** 2
+            kernel = kernel.reshape(shape)
             kernel = kernel.expand(channels, *shape[1:])
             means = _CONVOLUTIONS[n](means, kernel, groups=channels)
     if groups == 1:
