@@ -217,7 +217,7 @@ def test_large_models_are_never_in_memory(tmp_path):
     with open(tmp_path / "big.data", "wb") as data:
         data.truncate(4 * elements)
     code = (
-        "import resource; from pathlib import Path; from deconvfix import onnx_file\n"
+        "import resource; from pathlib import Path; from deconvfix.frontends.onnx import file as onnx_file\n"
         "from deconvfix.conversion import convert\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
