@@ -74,7 +74,7 @@ class _Pad(nn.Module):
 
     def __init__(self, border: list[tuple[int, int]]) -> None:
         super().__init__()
-        self.border = [each for pair in reversed(border) for each in pair]
+        self.border = [side for pair in reversed(border) for side in pair]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x, self.border)
@@ -134,7 +134,7 @@ def _taps_by_offset(layer: Any) -> tuple[list[Tensor], tuple[list[int], list[int
     low, high = [], []
     for k, s, p in zip(layer.kernel_size, layer.stride, layer.padding, strict=True):
         axis = [{(f + p - j) // s: j for j in range(k) if (f + p - j) % s == 0} for f in range(s)]
-        offsets = [each for table in axis for each in table]
+        offsets = [value for table in axis for value in table]
         low.append(max(0, -min(offsets)))
         high.append(max(0, max(offsets)))
         tables.append(axis)

@@ -126,10 +126,10 @@ def load(name: str) -> Case:
     model.load_state_dict(load_file(FOLDER / entry["file"]))
     with np.load(FOLDER / entry["heldout"]["file"]) as arrays:
         [argument] = entry["inputs"]
-        inputs, target = (torch.from_numpy(arrays[each]) for each in (argument, "target"))
+        inputs, target = (torch.from_numpy(arrays[key]) for key in (argument, "target"))
     found = {
-        each: max(layer.stride) > 1
-        for each, layer in model.named_modules()
+        name: max(layer.stride) > 1
+        for name, layer in model.named_modules()
         if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d))
     }
     return Case(
@@ -139,6 +139,6 @@ def load(name: str) -> Case:
         target=target,
         metric=entry["metric"],
         evaluate=script.evaluate,
-        layers=tuple(each for each, strided in found.items() if strided),
-        others=tuple(each for each, strided in found.items() if not strided),
+        layers=tuple(name for name, strided in found.items() if strided),
+        others=tuple(name for name, strided in found.items() if not strided),
     )

@@ -209,7 +209,7 @@ def run_case(
         count = tuned_samples if row.init == "tuned" else samples
         results.append(measured(case, row, count, seconds, ripple))
     by_samples = []
-    [growing] = [each for each in ROWS if each.name == GROWTH_ROW]
+    [growing] = [row for row in ROWS if row.name == GROWTH_ROW]
     for count in growth:
         told(f"{case.name}: {growing.name}, {count} samples")
         model = converted(case, growing, count, seconds)
@@ -275,7 +275,7 @@ def as_markdown(case: CaseResult) -> str:
     """The table, and how the distance grows with the samples."""
     lines = [f"`{case.name}` ({', '.join(case.layers)}):", ""]
     lines += ["| " + " | ".join(header(case)) + " |", "|" + "---|" * len(header(case))]
-    lines += ["| " + " | ".join(cells(case, each)) + " |" for each in case.rows]
+    lines += ["| " + " | ".join(cells(case, row)) + " |" for row in case.rows]
     return "\n".join([*lines, "", _grown(case), ""])
 
 
@@ -291,8 +291,8 @@ def as_table(case: CaseResult) -> Table:
     table = Table(title=f"{case.name} ({', '.join(case.layers)})", caption=_grown(case))
     for number, title in enumerate(header(case)):
         table.add_column(title, justify="right" if number else "left")
-    for each in case.rows:
-        table.add_row(*cells(case, each))
+    for row in case.rows:
+        table.add_row(*cells(case, row))
     return table
 
 
@@ -340,7 +340,7 @@ def main(
     markdown: bool,
 ) -> None:
     """Measure how far conversions without a checkerboard move the trained fixtures."""
-    chosen = [each for each in ROWS if fnmatch.fnmatch(each.name, rows)]
+    chosen = [row for row in ROWS if fnmatch.fnmatch(row.name, rows)]
     if not chosen:
         raise click.UsageError(f"No row matches {rows!r}: {', '.join(e.name for e in ROWS)}.")
     command = shlex.join(["python", "benchmarks/fidelity.py", *sys.argv[1:]])

@@ -33,7 +33,7 @@ def distance_db(case: Case, model: nn.Module) -> float | None:
 
     The peak of the PSNR is the range of the original's outputs, as in deconvfix's reports.
     """
-    old, new = (each(case.inputs).double() for each in (case.model, model))
+    old, new = (network(case.inputs).double() for network in (case.model, model))
     error = float((old - new).square().mean())
     if error == 0:
         return None
@@ -51,14 +51,14 @@ class FlatRipple:
     def __init__(self, case: Case) -> None:
         self.example = (case.inputs[:_FLAT_SAMPLES],)
         outputs = deconvfix.inspect(case.model, self.example).outputs
-        self.periods = {each.index: each.period for each in outputs}
+        self.periods = {output.index: output.period for output in outputs}
 
     def __call__(self, model: nn.Module) -> float | None:
         """The largest of the outputs' ripples; None if no answer becomes periodic."""
         probe = probe_module(model, self.example, ())
         assert probe.run is not None
         answers = network_answers(probe.run, probe.inputs, self.periods)
-        return max((each.ripple_db for each in answers.values()), default=None)
+        return max((answer.ripple_db for answer in answers.values()), default=None)
 
 
 @torch.no_grad()

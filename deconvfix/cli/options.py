@@ -1,6 +1,6 @@
 """The options of the commands as frozen dataclasses: each field is an option, and a command gets an instance.
 
-What an option means is told where it is declared (`core.options`): the options of a conversion in `Request`
+What an option means is said where it is declared (`core.options`): the options of a conversion in `Request`
 and `Tuning`, those that only the command line has here.
 """
 
@@ -214,21 +214,21 @@ def takes(declared: type, name: str) -> Callable[[Command], Command]:
         wrapped: Any = called
         hints = get_type_hints(declared)
         for found in reversed(known):
-            told = options_of(declared)[found.name]
-            wrapped = _click_option(found, hints[found.name], told)(wrapped)
+            declaration = options_of(declared)[found.name]
+            wrapped = _click_option(found, hints[found.name], declaration)(wrapped)
         result: Command = wrapped
         return result
 
     return decorate
 
 
-def _click_option(known: Field[Any], hint: Any, told: Option) -> Callable[[Any], Any]:
+def _click_option(known: Field[Any], hint: Any, declaration: Option) -> Callable[[Any], Any]:
     """A field as an option of click: its type from the annotation, its help with the forms it is for."""
-    flags = [told.flag or f"--{known.name.replace('_', '-')}", known.name]
-    if told.flag == "-o":
+    flags = [declaration.flag or f"--{known.name.replace('_', '-')}", known.name]
+    if declaration.flag == "-o":
         flags.insert(1, f"--{known.name}")
     default = None if known.default is MISSING else known.default
-    settings: dict[str, Any] = {"help": _help(told), "metavar": told.metavar}
+    settings: dict[str, Any] = {"help": _help(declaration), "metavar": declaration.metavar}
     kind = _without_none(hint)
     if kind is bool:
         return click.option(*flags, is_flag=True, **settings)
@@ -237,7 +237,7 @@ def _click_option(known: Field[Any], hint: Any, told: Option) -> Callable[[Any],
     settings |= {"default": default, "show_default": default is not None}
     if default is None:
         del settings["default"], settings["show_default"]
-    return click.option(*flags, type=_click_type(known.name, kind, told), **settings)
+    return click.option(*flags, type=_click_type(known.name, kind, declaration), **settings)
 
 
 def _without_none(hint: Any) -> Any:
@@ -248,22 +248,22 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-def _click_type(name: str, kind: Any, told: Option) -> Any:
+def _click_type(name: str, kind: Any, declaration: Option) -> Any:
     if name == "to":
         return click.Choice([form.name for form in FORMS])
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     if get_origin(kind) is tuple:
         return get_args(kind)
-    if told.minimum is not None:
-        return click.IntRange(min=told.minimum)
+    if declaration.minimum is not None:
+        return click.IntRange(min=declaration.minimum)
     return FILE if kind is Path else kind
 
 
-def _help(told: Option) -> str:
+def _help(declaration: Option) -> str:
     """The help text, with the names of the forms that the option is for."""
-    if told.applies is None:
-        return told.help
-    names = ", ".join(form.name for form in FORMS if getattr(form, told.applies))
-    first, dot, rest = told.help.partition(".")
+    if declaration.applies is None:
+        return declaration.help
+    names = ", ".join(form.name for form in FORMS if getattr(form, declaration.applies))
+    first, dot, rest = declaration.help.partition(".")
     return f"{first} ({names}){dot}{rest}"

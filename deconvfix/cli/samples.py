@@ -69,11 +69,11 @@ class CalibrationFiles:
             yield from self._samples()
             return
         arrays = self._arrays()
-        count = min([self.most, *(len(each) for each in arrays.values())])
+        count = min([self.most, *(len(array) for array in arrays.values())])
         self._check_share(count)
-        shared = {name: each[self.first : count : self.step] for name, each in arrays.items()}
+        shared = {name: array[self.first : count : self.step] for name, array in arrays.items()}
         for start in range(0, -(-(count - self.first) // self.step), _BATCH):
-            yield {name: each[start : start + _BATCH] for name, each in shared.items()}
+            yield {name: array[start : start + _BATCH] for name, array in shared.items()}
 
     def _check_share(self, count: int) -> None:
         if count <= self.first:
@@ -108,26 +108,26 @@ class CalibrationFiles:
             zlib.error,
         ) as error:
             raise _unreadable(self.path, str(error) or type(error).__name__) from error
-        counts = {name: len(each) if each.ndim else 0 for name, each in arrays.items()}
+        counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
         if not counts or not all(counts.values()):
             called = f" called {', '.join(self.names)}" if self.names else ""
             raise _unreadable(self.path, f"it has no arrays of samples{called}")
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{name} has {count}" for name, count in counts.items())
-            raise _unreadable(self.path, f"its arrays have different numbers of samples: {told}")
-        for name, each in arrays.items():
-            if each.dtype.kind not in "fiubc":
-                raise _unreadable(self.path, f"{name} is an array of {each.dtype}, not of numbers")
+            listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
+            raise _unreadable(self.path, f"its arrays have different numbers of samples: {listed}")
+        for name, array in arrays.items():
+            if array.dtype.kind not in "fiubc":
+                raise _unreadable(self.path, f"{name} is an array of {array.dtype}, not of numbers")
         return arrays
 
     def _samples(self) -> Iterator[Batch]:
         files = sorted(
-            each
-            for each in self.path.rglob("*")
-            if each.suffix.lower() in (*_PICTURES, *_SOUNDS) and not each.is_dir()
+            path
+            for path in self.path.rglob("*")
+            if path.suffix.lower() in (*_PICTURES, *_SOUNDS) and not path.is_dir()
         )[: self.most]
-        for each in files:
-            _check_member(each, self.path)
+        for path in files:
+            _check_member(path, self.path)
         if not files:
             raise _unreadable(self.path, "it contains no picture and no sound")
         name = self._only_name()
@@ -200,7 +200,7 @@ def calibration_files(
             "Give a .npz or .npy file, or a folder of pictures or sounds",
         )
     described: Sequence[Described] = source.described()
-    names = tuple(each.name for each in described) or tuple(source.stored())
+    names = tuple(member.name for member in described) or tuple(source.stored())
     shape = described[0].shape if len(described) == 1 else None
     return CalibrationFiles(path, names, shape, *value_range, samples, *share)
 
@@ -211,7 +211,7 @@ def _check_archive(file: IO[bytes]) -> None:
     file.seek(0)
     if packed:
         with zipfile.ZipFile(file) as archive:
-            size = sum(each.file_size for each in archive.infolist())
+            size = sum(member.file_size for member in archive.infolist())
         file.seek(0)
         if size > _MOST_BYTES:
             raise ValueError(f"it unpacks to {size:,} bytes, at most {_MOST_BYTES:,} are read")
@@ -341,10 +341,10 @@ def _unreadable(path: Path, reason: str) -> OptionError:
     )
 
 
-def _unfit(path: Path, kind: str, wanted: str, shape: tuple[int, ...]) -> OptionError:
+def _unfit(path: Path, kind: str, given: str, shape: tuple[int, ...]) -> OptionError:
     return OptionError(
         str(path),
-        f"{kind} gives an input of shape {wanted}, and the model's input is {shape}",
+        f"{kind} gives an input of shape {given}, and the model's input is {shape}",
         "calibration samples must have the shape of the model's input",
         "Give a .npz or .npy file of such arrays",
     )

@@ -19,6 +19,9 @@ INVISIBLE_DB = -60.0
 # JSON has no -inf: this is what exactly equal phases are reported as.
 LOWEST_DB = -300.0
 
+# What rounding a kernel to float32 (6e-8 of each tap: -144 dB) leaves of a grid that is gone.
+_ROUNDED_DB = -140.0
+
 
 def decibels(ratio: float) -> float:
     """20 log10 of an amplitude ratio, held inside +-300 dB.
@@ -37,6 +40,6 @@ def decibels(ratio: float) -> float:
 
 def decibels_in_words(value: float) -> str:
     """A ripple for people: the number, or what its ends stand for."""
-    if value <= LOWEST_DB:
+    if value <= _ROUNDED_DB:
         return "none"
     return f"{value:.1f} dB" if value < -LOWEST_DB else "nothing but grid"

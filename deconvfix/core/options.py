@@ -1,6 +1,6 @@
 """Options declared once: default, help, unit, and the forms they apply to.
 
-Options are the fields of frozen dataclasses. What a field means is told where it is declared; the arguments
+Options are the fields of frozen dataclasses. What a field means is said where it is declared; the arguments
 of the Python functions, their docstrings and the options of the command line come from there, or are
 checked against it.
 """
@@ -73,11 +73,13 @@ def documented(declared: type) -> Callable[[Function], Function]:
         entries = (
             textwrap.indent(
                 textwrap.fill(
-                    f"{name}: {told.help} {told.more}".rstrip(), 92, subsequent_indent=" " * 4
+                    f"{name}: {declaration.help} {declaration.more}".rstrip(),
+                    92,
+                    subsequent_indent=" " * 4,
                 ),
                 " " * 8,
             )
-            for name, told in options_of(declared).items()
+            for name, declaration in options_of(declared).items()
         )
         function.__doc__ = (function.__doc__ or "").replace(
             " " * 8 + "{options}", "\n".join(entries)

@@ -52,7 +52,7 @@ class Waiting:
         ):
             ready = self.take()
         self._pairs.append((x, y))
-        if sum(math.prod(each.shape) for pair in self._pairs for each in pair) >= _MOST_ELEMENTS:
+        if sum(math.prod(array.shape) for pair in self._pairs for array in pair) >= _MOST_ELEMENTS:
             ready += self.take()
         return ready
 
@@ -91,7 +91,7 @@ class _Distance(NamedTuple):
 
 
 def add_products(
-    sums: Sequence[Any], phases: Sequence[Phase], extended: Any, wanted: Any, zeros: _Zeros
+    sums: Sequence[Any], phases: Sequence[Phase], extended: Any, target: Any, zeros: _Zeros
 ) -> None:
     """Adds z^T z, z = (u, 1, y), of some samples.
 
@@ -99,13 +99,13 @@ def add_products(
         sums: H_f for each phase, (groups, size, size), in float64; changed in place.
         phases: The phases of a form's `Design`.
         extended: The extended input, (copies, groups, N, *L, C_in / groups).
-        wanted: The outputs, (groups, N, *L_out, C_out / groups).
+        target: The outputs, (groups, N, *L_out, C_out / groups).
         zeros: Makes an array of zeros in float64, like the sums.
     """
     counts = [
         tuple(
-            len(range(*each))
-            for each in zip(phase.first, wanted.shape[2:-1], phase.step, strict=True)
+            len(range(*indices))
+            for indices in zip(phase.first, target.shape[2:-1], phase.step, strict=True)
         )
         for phase in phases
     ]
@@ -119,7 +119,7 @@ def add_products(
     seen = zeros((*extended.shape[:3], *padded, extended.shape[-1]))
     inside = tuple(slice(n) for n in size)
     seen[(..., *inside, slice(None))] = extended
-    _add_outputs(sums, phases, seen, wanted, counts, zeros)
+    _add_outputs(sums, phases, seen, target, counts, zeros)
     channels = seen.shape[-1]
     for distance, found in pairs.items():
         boxes = _boxes(distance, found, seen, size)
@@ -161,7 +161,7 @@ def _add_outputs(
     sums: Sequence[Any],
     phases: Sequence[Phase],
     seen: Any,
-    wanted: Any,
+    target: Any,
     counts: Sequence[tuple[int, ...]],
     zeros: _Zeros,
 ) -> None:
@@ -173,10 +173,10 @@ def _add_outputs(
         grid = tuple(
             slice(first, None, step) for first, step in zip(phase.first, phase.step, strict=True)
         )
-        lies = zeros((*seen.shape[1:-1], 1 + wanted.shape[-1]))
+        lies = zeros((*seen.shape[1:-1], 1 + target.shape[-1]))
         at = (slice(None), slice(None), *(slice(n) for n in count))
         lies[(*at, slice(1))] = 1.0
-        lies[(*at, slice(1, None))] = wanted[(slice(None), slice(None), *grid)]
+        lies[(*at, slice(1, None))] = target[(slice(None), slice(None), *grid)]
         rows = _rows(lies)
         others = slice(channels * len(phase.taps), None)
         _add_both(h, others, others, rows.mT @ rows)
@@ -215,7 +215,7 @@ def _boxes(
     # Where both pixels are in the map.
     whole = [(max(0, -d), n - max(0, d)) for n, d in zip(size, distance.pixels, strict=True)]
     cuts = [
-        sorted({edge for each in axis for edge in each})
+        sorted({edge for window in axis for edge in window})
         for axis in zip(whole, *windows, strict=True)
     ]
     cells = {

@@ -1,7 +1,7 @@
 """Ridge regression of a layer's outputs on a form's features, from second moments.
 
 For the pixels of phase f let u_f be the features (each input channel at each tap of the phase) and y
-the outputs wanted. With the kernel W = Z w of a form (Z: `forms.base.Design.basis`) and a bias b the
+the target outputs. With the kernel W = Z w of a form (Z: `forms.base.Design.basis`) and a bias b the
 fit minimises
 
     J(w, b) = sum over f and pixels |y - b - u_f Z_f w|^2  +  ridge * |w - w_0|^2
@@ -15,7 +15,7 @@ which are sums: over pixels, batches and processes. `Equations` are what is left
 normal equations A v = B of v = (w, b), before the ridge. Without the ridge, J of any kernel can be read
 off them for any data, also for data that it was not fitted to (`squared_error`): that is how `ridge` is
 chosen (`best_ridge`), and how two borders are compared. Where a part K of the kernel is fixed,
-W = Z w + K, the outputs wanted of Z w are y - u_f K_f, whose moments follow from H_f (`beside`).
+W = Z w + K, the target outputs of Z w are y - u_f K_f, whose moments follow from H_f (`beside`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Equations:
     Attributes:
         normal: A, (free numbers * C_in + 1, the same); the last row is that of the bias.
         right: B, (free numbers * C_in + 1, C_out).
-        power: Sum of the squares of the outputs wanted.
+        power: Sum of the squares of the target outputs.
     """
 
     normal: Array

@@ -371,9 +371,9 @@ def check_without_data(options: Options) -> None:
 
 
 def fitter_of(
-    frontend: Frontend, calibration: object, wanted: Collection[Init | None]
+    frontend: Frontend, calibration: object, inits: Collection[Init | None]
 ) -> FitsToData:
-    """The front end, if it can fit layers to inputs as is wanted, and if there are some.
+    """The front end, if it can fit layers to inputs as is asked for, and if there are some.
 
     Raises:
         OptionError: If it cannot, or there are none.
@@ -385,7 +385,7 @@ def fitter_of(
             "a torch.nn.Module, a program or an ONNX model is needed",
             "Convert the module before it is traced",
         )
-    if not set(wanted) <= set(frontend.fits):
+    if not set(inits) <= set(frontend.fits):
         raise OptionError(
             "init",
             "it is 'tuned', and the model is a program or an ONNX model",

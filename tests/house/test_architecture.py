@@ -247,7 +247,7 @@ def loaded_after(code):
         "import deconvfix; deconvfix.ConvTransposeSpec; deconvfix.Plan; deconvfix.convert",
         "import deconvfix.cli.main",
     ],
-    ids=["package", "command"],
+    ids=["package", "public names", "command"],
 )
 def test_torch_is_not_imported_before_it_is_needed(code):
     assert not loaded_after(code) & {"torch", "onnx", "onnxruntime"}

@@ -191,7 +191,7 @@ def convert_file(job: Job) -> ConversionReport:
     if job.dry_run:
         tried = attempt(opened.frontend, opened.model, replace(request, verify=False))
         _write_recipe(kind.whole_plan(opened, tried.plan), job)
-        return _told_of(job, opened, tried.report())
+        return _with_files(job, opened, tried.report())
     # First: these are what may lack samples, and a distillation takes long.
     samples_curve, curve = kind.curves(opened, request, job)
     tried = attempt(opened.frontend, opened.model, request)
@@ -206,7 +206,7 @@ def convert_file(job: Job) -> ConversionReport:
             tried = rewritten(tried, kind.write(opened, tried, path))
             report = prove(tried, request, name=name, verify=kind.verifier(opened, path))
     report = replace(report, samples_curve=samples_curve, curve=curve)
-    return _told_of(job, opened, report)
+    return _with_files(job, opened, report)
 
 
 def take_part(job: Job) -> None:
@@ -272,7 +272,7 @@ def _check_files(job: Job, suffixes: tuple[str, ...]) -> None:
     check_output(job.output, overwrite=job.overwrite, inputs=inputs)
 
 
-def _told_of(job: Job, opened: Opened, report: ConversionReport) -> ConversionReport:
+def _with_files(job: Job, opened: Opened, report: ConversionReport) -> ConversionReport:
     """The report with the names of the files, and what there is to say about them."""
     return replace(
         report,

@@ -368,9 +368,9 @@ class Writer:
             known = [axis for axis in axes if axis not in pair and axis in sizes_of]
             if i == split[-1]:
                 copied, known = ["N", "C", *copied[1:]], []
-            wanted = [*copied, *known, *pair]
-            x = self.transpose(x, [axes.index(axis) for axis in wanted])
-            axes = wanted[:-1]
+            ordered = [*copied, *known, *pair]
+            x = self.transpose(x, [axes.index(axis) for axis in ordered])
+            axes = ordered[:-1]
             x = self.reshape(x, [*(sizes_of.get(axis, 0) for axis in axes[:-1]), -1])
         return self.transpose(x, [axes.index(axis) for axis in ["N", "C", *sorted(axes[2:])]])
 

@@ -236,7 +236,7 @@ class Known:
             inferred = static_shape(self._inferred_value(value))
             if inferred is not None and (shape is None or len(shape) == len(inferred)):
                 pairs = zip(shape or inferred, inferred, strict=True)
-                shape = tuple(mine if theirs is None else theirs for mine, theirs in pairs)
+                shape = tuple(own if known is None else known for own, known in pairs)
         producer = value.producer()
         if shape is None and producer is not None and _is_foreign_quantizer(producer):
             shape = self.shape(producer.inputs[0], function)
@@ -330,10 +330,10 @@ class Known:
             with quiet():
                 ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copied)
             self._inferred = {}
-            for mine, theirs in zip(scopes(self.model), scopes(copied), strict=True):
-                inferred = visible(theirs)
+            for scope, copied_scope in zip(scopes(self.model), scopes(copied), strict=True):
+                inferred = visible(copied_scope)
                 self._inferred |= {
-                    value: inferred[name] for name, value in visible(mine[:1]).items()
+                    value: inferred[name] for name, value in visible(scope[:1]).items()
                 }
         return self._inferred.get(value)
 
@@ -377,18 +377,18 @@ class Names:
         for graph in model.graphs():
             self._taken |= set(graph.initializers) | {value.name for value in graph.inputs}
 
-    def fresh(self, wanted: str) -> str:
-        """`wanted`, or `wanted` with a number."""
-        name, count = wanted, 1
+    def fresh(self, stem: str) -> str:
+        """`stem`, or `stem` with a number."""
+        name, count = stem, 1
         while name in self._taken:
             count += 1
-            name = f"{wanted}_{count}"
+            name = f"{stem}_{count}"
         self._taken.add(name)
         return name
 
-    def initializer(self, array: NDArray[Any], graph: ir.Graph, wanted: str) -> ir.Value:
+    def initializer(self, array: NDArray[Any], graph: ir.Graph, stem: str) -> ir.Value:
         """A new initializer; before IR version 4 each of them is an input of the graph as well."""
-        value = ir.val(self.fresh(wanted), const_value=ir.tensor(array))
+        value = ir.val(self.fresh(stem), const_value=ir.tensor(array))
         value.const_value.name = value.name  # type: ignore[union-attr]
         graph.register_initializer(value)
         if self.model.ir_version < OLDEST_IR_WITH_FREE_INITIALIZERS:

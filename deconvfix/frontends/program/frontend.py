@@ -188,11 +188,11 @@ FRONTEND = ExportedProgramFrontend()
 def _named_calls(program: ExportedProgram) -> Iterator[tuple[str, GraphCall]]:
     """Calls by their modules' paths, where that is unique, and otherwise by their nodes."""
     calls = list(find_calls(program.graph_module))
-    paths = [_module_path(each.node) for _, each in calls]
+    paths = [_module_path(call.node) for _, call in calls]
     nodes = {name for name, _ in calls}
-    for (name, each), path in zip(calls, paths, strict=True):
+    for (name, call), path in zip(calls, paths, strict=True):
         unique = path is not None and paths.count(path) == 1 and path not in nodes
-        yield (path if unique and path else name), each
+        yield (path if unique and path else name), call
 
 
 def _module_path(node: fx.Node) -> str | None:
@@ -351,7 +351,7 @@ def _grow(found: GraphCall, decision: Replaced) -> None:
 
 def _operands(found: GraphCall) -> list[Any]:
     call = found.call
-    return [each for each in (call.input, call.weight, call.bias) if each is not None]
+    return [operand for operand in (call.input, call.weight, call.bias) if operand is not None]
 
 
 def _fit(

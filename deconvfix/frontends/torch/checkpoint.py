@@ -123,17 +123,17 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
             "an architecture with all its shapes is needed",
             "Run the model once before loading",
         )
-    wanted = model.state_dict()
-    prefix = _prefix(checkpoint.state, wanted)
+    expected = model.state_dict()
+    prefix = _prefix(checkpoint.state, expected)
     state = {
         name[len(prefix) :]: value
         for name, value in checkpoint.state.items()
         if name.startswith(prefix)
     }
-    missing = [name for name in wanted if name not in state]
+    missing = [name for name in expected if name not in state]
     wrong = [
         f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in wanted.items()
+        for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
     if missing or wrong:
@@ -147,8 +147,8 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
             f"the state dict of {type(model).__name__} is needed",
             "Check the architecture and its arguments, or choose another entry with the state key",
         )
-    model.load_state_dict({name: state[name] for name in wanted}, strict=True)
-    used = {prefix + name for name in wanted}
+    model.load_state_dict({name: state[name] for name in expected}, strict=True)
+    used = {prefix + name for name in expected}
     return tuple(name for name in checkpoint.state if name not in used)
 
 
@@ -335,14 +335,14 @@ def _others(content: Mapping[str, Any], state_key: str) -> tuple[str, ...]:
     return tuple(str(key) for key in content if key != first)
 
 
-def _prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def _prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """What stands before all of the model's names in the file: "", "module.", "model.", ..."""
-    if not wanted:
+    if not expected:
         return ""
-    probe = next(iter(wanted))
+    probe = next(iter(expected))
     candidates = [name.removesuffix(probe) for name in state if name.endswith(probe)]
     candidates = [prefix for prefix in candidates if prefix == "" or prefix.endswith(".")]
     return max(
         candidates or [""],
-        key=lambda prefix: (sum(prefix + name in state for name in wanted), -len(prefix)),
+        key=lambda prefix: (sum(prefix + name in state for name in expected), -len(prefix)),
     )

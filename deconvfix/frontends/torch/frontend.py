@@ -78,11 +78,11 @@ class TorchModuleFrontend:
             model = copy_model(model)
         if example_inputs is not None and any(map(is_uninitialized, model.modules())):
             # The run is for the shapes: running statistics go back to what they were.
-            before = {name: each.clone() for name, each in _buffers(model)}
+            before = {name: buffer.clone() for name, buffer in _buffers(model)}
             run_model(model, as_inputs(example_inputs))
-            for name, each in _buffers(model):
+            for name, buffer in _buffers(model):
                 if name in before:
-                    each.copy_(before[name])
+                    buffer.copy_(before[name])
         return model
 
     def find(self, model: nn.Module, example_inputs: Any | None) -> Findings:
@@ -100,12 +100,12 @@ class TorchModuleFrontend:
                 for parameter in module.parameters()
             }
 
-            def record(each: Observed) -> None:
-                observed.setdefault(innermost_name(each.stack, names), []).append(each)
+            def record(seen: Observed) -> None:
+                observed.setdefault(innermost_name(seen.stack, names), []).append(seen)
 
             def touch(user: nn.Module | None, parameter: Tensor) -> None:
                 home = homes.get(id(parameter), user)
-                inside = home is None or any(user is each for each in home.modules())
+                inside = home is None or any(user is module for module in home.modules())
                 if home is not None and not inside:
                     used_elsewhere.add(names[home])
 
@@ -240,12 +240,12 @@ class TorchModuleFrontend:
     def left(self, model: nn.Module, plan: Plan, example_inputs: Any) -> Sequence[str]:
         """Runs a copy under a dispatch mode and names what it still sees."""
         kept = [decision for decision in plan.decisions if decision.name in plan.stays]
-        paths = [call_path(each.name, each.op) for each in kept]
+        paths = [call_path(decision.name, decision.op) for decision in kept]
         allowed = {d.name if path is None else path for d, path in zip(kept, paths, strict=True)}
         allowed |= {name for name, module in model.named_modules() if keeps_some(module)}
         for name, module in model.named_modules():
             # What runs inside a compiled module counts for the module.
-            inside = any(each.startswith(f"{name}.") for each in allowed)
+            inside = any(path.startswith(f"{name}.") for path in allowed)
             if isinstance(module, torch.jit.ScriptModule) and inside:
                 allowed.add(name)
         ran = executed_transposed_convolutions(copy_model(model), example_inputs)

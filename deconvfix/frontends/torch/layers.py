@@ -298,20 +298,20 @@ def output_padding_for(
         ValueError: If the size is out of reach, as torch.nn.ConvTranspose2d raises.
     """
     n = spec.ndim
-    wanted = tuple(output_size)
-    if len(wanted) != n:
-        wanted = wanted[len(shape) - n :]
-    if len(wanted) != n:
+    requested = tuple(output_size)
+    if len(requested) != n:
+        requested = requested[len(shape) - n :]
+    if len(requested) != n:
         raise ValueError(
             f"output_size has {len(output_size)} entries; {n} spatial sizes are needed, or the "
             f"sizes of all {len(shape)} axes"
         )
     least = replace(spec, output_padding=(0,) * n).output_size(tuple(shape[-n:]))
-    amounts = tuple(w - low for w, low in zip(wanted, least, strict=True))
+    amounts = tuple(w - low for w, low in zip(requested, least, strict=True))
     if any(a < 0 or a > s - 1 for a, s in zip(amounts, spec.stride, strict=True)):
         most = tuple(low + s - 1 for low, s in zip(least, spec.stride, strict=True))
         raise ValueError(
-            f"requested an output size of {wanted}, but valid sizes range from {least} to {most} "
+            f"requested an output size of {requested}, but valid sizes range from {least} to {most} "
             f"(for an input of {tuple(shape[-n:])})"
         )
     return amounts

@@ -10,11 +10,12 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 import deconvfix
-from deconvfix.cli.jobs.checkpoint import convert_file
+from deconvfix.cli.jobs.job import Job, convert_file
 from deconvfix.cli.source import Source
 from deconvfix.errors import DeconvfixError
 from deconvfix.frontends.torch import checkpoint
 from deconvfix.plan import Plan
+from deconvfix.request import Request
 from tests.support.checkpoints import (
     ALL,
     PICKLED,
@@ -69,7 +70,7 @@ class Tied(nn.Module):
 def convert_checkpoint(state, path, output, arch="Net"):
     """Converts a state dict as the command line does."""
     save(path, state)
-    convert_file(Source(path, f"{__name__}:{arch}", {}), output)
+    convert_file(Job(Source(path, f"{__name__}:{arch}", {}), output, Request()))
     return checkpoint.read(output)
 
 
@@ -258,8 +259,9 @@ def test_loaded_model_can_be_trained(tmp_path):
 def test_converted_checkpoint_can_be_converted_further(tmp_path, suffix):
     arch = f"{__name__}:Net"
     save(tmp_path / "net.pt", seeded(Net).state_dict())
-    convert_file(Source(tmp_path / "net.pt", arch, {}), tmp_path / "one.pt", include=("up1",))
-    convert_file(Source(tmp_path / "one.pt", arch, {}), tmp_path / f"two{suffix}")
+    first, second = tmp_path / "one.pt", tmp_path / f"two{suffix}"
+    convert_file(Job(Source(tmp_path / "net.pt", arch, {}), first, Request(include=("up1",))))
+    convert_file(Job(Source(first, arch, {}), second, Request()))
     assert not [
         module
         for module in deconvfix.load(tmp_path / f"two{suffix}", seeded(Net)).modules()

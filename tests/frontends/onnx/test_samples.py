@@ -8,7 +8,8 @@ from onnx import TensorProto
 import deconvfix
 from deconvfix.errors import DeconvfixError, ModelError
 from deconvfix.frontends.onnx import frontend as onnx_model
-from deconvfix.frontends.onnx.samples import calibration_feeds, rebatched
+from deconvfix.frontends.onnx.samples import OnnxSamples, rebatched
+from deconvfix.frontends.samples import calibration_inputs
 from tests.support.onnx_fits import W, as_onnx, batches, integer_net, up
 from tests.support.onnx_models import (
     model,
@@ -34,14 +35,14 @@ def test_inputs_are_drawn_in_the_shapes_of_the_file_or_the_example():
         (("N", 4, "H", "W"), np.zeros((3, 4, 5, 6), np.float32), (3, 4, 5, 6)),
     ):
         parsed = ir.from_proto(as_onnx(integer_net(), sizes=sizes))
-        feeds = calibration_feeds(parsed, "normal", example)
+        feeds, _ = calibration_inputs(OnnxSamples(parsed, example), "normal")
         assert {each["x"].shape for each in feeds} == {shape}
         assert sum(len(each["x"]) for each in feeds) >= 256 > sum(len(e["x"]) for e in feeds[1:])
         assert onnx_model.FRONTEND.count_samples(parsed, "normal", example) == sum(
             len(each["x"]) for each in feeds
         )
         assert abs(np.mean([each["x"] for each in feeds])) < 0.05
-        uniform = calibration_feeds(parsed, "uniform", example)
+        uniform, _ = calibration_inputs(OnnxSamples(parsed, example), "uniform")
         assert min(each["x"].min() for each in uniform) >= 0
 
 

@@ -104,7 +104,7 @@ def _next_rate(tried: Sequence[tuple[float, float]]) -> tuple[float, bool]:
     """
     if not tried:
         return _FIRST_RATE, True
-    best, _ = max(tried, key=lambda each: each[1])
+    best, _ = max(tried, key=lambda trial: trial[1])
     for rate in (2 * best, best / 2):
         if len(tried) < _TRIALS and all(rate != other for other, _ in tried):
             return rate, True
@@ -223,12 +223,12 @@ class Descent:
             self.loss(next(self.batches)).backward()
             # All processes start alike and take the same steps: the sum of their gradients is enough,
             # for neither Muon nor Adam sees its scale.
-            total(each.grad for each in self.parameters if each.grad is not None)
+            total(parameter.grad for parameter in self.parameters if parameter.grad is not None)
             optimizer.step()
             at.step, at.batches = at.step + 1, at.batches + 1
 
     def _state(self) -> list[Tensor]:
-        return [each.detach().clone() for each in self.parameters]
+        return [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
     def _restore(self, state: Sequence[Tensor]) -> None:

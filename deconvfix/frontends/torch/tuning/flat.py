@@ -92,7 +92,7 @@ def grid_notes(
 
 def _outputs(model: nn.Module, flat: Sequence[Inputs]) -> list[list[Tensor]]:
     """For each output its values on each of the flat inputs."""
-    runs = [flat_tensors(run_model(model, each)) for each in flat]
+    runs = [flat_tensors(run_model(model, batch)) for batch in flat]
     return [list(column) for column in zip(*runs, strict=True)]
 
 

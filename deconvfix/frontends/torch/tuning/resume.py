@@ -76,8 +76,8 @@ class Resume:
     def fingerprint(self, start: Sequence[Tensor]) -> str:
         """Of the options and the state that the descent started from."""
         digest = hashlib.sha256(json.dumps(self.options, sort_keys=True).encode())
-        for each in start:
-            digest.update(each.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for tensor in start:
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def save(
@@ -91,14 +91,14 @@ class Resume:
         """Writes the file, whole or not at all; of several processes the first one does."""
         if rank() != 0:
             return
-        tensors = {f"now.{i}": each.detach() for i, each in enumerate(parameters)}
-        tensors |= {f"best.{i}": each for i, each in enumerate(best)}
+        tensors = {f"now.{i}": tensor.detach() for i, tensor in enumerate(parameters)}
+        tensors |= {f"best.{i}": tensor for i, tensor in enumerate(best)}
         for i, state in states.items():
-            tensors |= {f"adam.{i}.{name}": torch.as_tensor(each) for name, each in state.items()}
-        told = {"format": _FORMAT, "fingerprint": fingerprint, **_told(position)}
+            tensors |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        metadata = {"format": _FORMAT, "fingerprint": fingerprint, **_as_json(position)}
         with output_folder(self.path, overwrite=True) as folder:
-            copies = {name: each.cpu().contiguous().clone() for name, each in tensors.items()}
-            save_file(copies, folder / self.path.name, metadata=told)
+            copies = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+            save_file(copies, folder / self.path.name, metadata=metadata)
 
     def load(
         self, fingerprint: str, parameters: Sequence[nn.Parameter]
@@ -112,22 +112,22 @@ class Resume:
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                told = file.metadata() or {}
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if told.get("format") != _FORMAT:
+            if metadata.get("format") != _FORMAT:
                 raise ValueError("it is not the state of a distillation")
-            if told.get("fingerprint") != fingerprint:
+            if metadata.get("fingerprint") != fingerprint:
                 raise ValueError("it is of another model, other inputs or other options")
-            position = Position(**json.loads(told["position"]))
-            best = [tensors[f"best.{i}"].to(each) for i, each in enumerate(parameters)]
+            position = Position(**json.loads(metadata["position"]))
+            best = [tensors[f"best.{i}"].to(tensor) for i, tensor in enumerate(parameters)]
             adam: dict[int, dict[str, Tensor]] = {}
             for name, tensor in tensors.items():
                 if name.startswith("adam."):
                     _, i, key = name.split(".")
                     adam.setdefault(int(i), {})[key] = tensor
             with torch.no_grad():
-                for i, each in enumerate(parameters):
-                    each.copy_(tensors[f"now.{i}"])
+                for i, parameter in enumerate(parameters):
+                    parameter.copy_(tensors[f"now.{i}"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise OptionError(
                 str(self.path),
@@ -138,6 +138,6 @@ class Resume:
         return position, best, adam
 
 
-def _told(position: Position) -> dict[str, str]:
+def _as_json(position: Position) -> dict[str, str]:
     """safetensors holds strings beside tensors."""
     return {"position": json.dumps(asdict(position))}

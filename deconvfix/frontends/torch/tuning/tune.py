@@ -196,7 +196,7 @@ def _trained(student: nn.Module) -> tuple[list[Any], list[Any]]:
 def _drawn_at_once(teacher: nn.Module, sample: Inputs) -> int:
     """Samples of a distribution in a step: they are free, and more of them lead further in a time."""
     outputs = flat_tensors(teacher(*sample.args, **sample.kwargs))
-    values = sum(each.numel() for each in outputs)
+    values = sum(output.numel() for output in outputs)
     return max(_GIVEN, min(_DRAWN, _MOST_VALUES // max(1, values)))
 
 
@@ -215,16 +215,16 @@ def _taught(
     """
     pairs: list[Inputs] = []
     size = 0
-    for each in samples:
+    for sample in samples:
         with torch.no_grad():
-            old = teacher(*each.args, **each.kwargs)
+            old = teacher(*sample.args, **sample.kwargs)
         tensors = flat_tensors(old)
         size += sum(tensor.nbytes for tensor in tensors)
         if size > most_bytes or len(tensors) != len(
             [leaf for leaf in pytree.tree_leaves(old) if isinstance(leaf, Tensor)]
         ):
             return None
-        pairs.append(Inputs((each, old), {}))
+        pairs.append(Inputs((sample, old), {}))
     return pairs
 
 
