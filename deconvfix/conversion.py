@@ -183,7 +183,7 @@ def convert(
         OptionError: An option has an unknown value, or a pattern matches nothing.
         ModelError: The model or its inputs cannot be used.
         RefusedError: A layer was refused and `strict` is set.
-        ParityError: The converted model departs from the original.
+        ParityError: The converted model differs from the original by more than rounding.
     """
     request = Request.of(
         to=to,
@@ -330,7 +330,7 @@ def prove(
         verify: Compares the two models; None: as the front end does.
 
     Raises:
-        ParityError: If the converted model departs from the original.
+        ParityError: If the converted model differs from the original by more than rounding.
     """
     frontend, before, after, plan = tried.frontend, tried.before, tried.after, tried.plan
     examples = [] if request.example_inputs is None else [request.example_inputs]
@@ -366,7 +366,7 @@ def prove(
 
 
 def parity_error(parity: ParityReport, where: str) -> ParityError:
-    """The error for a proof that failed; `where` names the model if no layer departs."""
+    """The error for a proof that failed; `where` names the model if no layer is to blame."""
     return ParityError(
         parity.first_departure or where,
         " ".join(parity.problems).rstrip("."),

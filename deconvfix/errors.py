@@ -72,7 +72,7 @@ class RefusedError(DeconvfixError):
 
 
 class ParityError(DeconvfixError):
-    """The converted model departs from the original by more than rounding."""
+    """The converted model differs from the original by more than rounding."""
 
 
 class ExportError(DeconvfixError):

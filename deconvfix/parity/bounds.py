@@ -60,7 +60,7 @@ class ParityReport:
         max_error_ratio: Largest ratio of any comparison; the limit is 10.
         dtype: The dtype of the comparison.
         comparisons: All of them.
-        first_departure: Name of the first layer, in execution order, that departs; None if none does.
+        first_departure: Name of the first layer, in execution order, that differs by more than rounding; None if none does.
         problems: Sentences: what failed.
         notes: Sentences: what limits the evidence.
     """
@@ -99,8 +99,8 @@ def summarize(
         problems.append("Nothing was compared: give example inputs.")
     for comparison in departed[:3]:
         problems.append(
-            f"{comparison.what} departs by {comparison.max_abs:.3g} on {comparison.inputs}, "
-            f"{comparison.error_ratio:.3g} times what rounding explains (limit {LIMIT:g})."
+            f"{comparison.what} differs by {comparison.max_abs:.3g} on {comparison.inputs}, "
+            f"{comparison.error_ratio:.3g} x the rounding bound (limit {LIMIT:g})."
         )
     return ParityReport(
         ok=not problems,

@@ -339,6 +339,33 @@ def test_files_hold_one_idea():
     assert not long
 
 
+# Everything that a user may ask for is a keyword there, declared once elsewhere where it is an option.
+MANY_ARGUMENTS = {"convert", "create", "strength_curve", "export_onnx"}
+
+
+def long_functions(source):
+    """Functions of 80 lines and more, their docstrings included, or of more than eight arguments."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            given = node.args
+            names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            count = len([name for name in names if name not in ("self", "cls")])
+            lines = node.end_lineno - node.lineno + 1
+            if lines >= 80 or (count > 8 and node.name not in MANY_ARGUMENTS):
+                yield node.name
+
+
+@pytest.mark.parametrize(("module", "source"), SOURCES)
+def test_functions_do_one_thing(module, source):
+    assert list(long_functions(source)) == []
+
+
+def test_a_planted_long_function_is_seen():
+    assert list(long_functions("def f():\n" + "    x = 1\n" * 80)) == ["f"]
+    assert list(long_functions("def f(a, b, c, d, e, g, h, i, j): ...")) == ["f"]
+    assert list(long_functions("def f(self, a, b, c, d, e, g, h, i): ...")) == []
+
+
 def test_the_architecture_document_names_every_module():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     missing = [

@@ -156,13 +156,15 @@ class Writer:
         if how == "nearest":
             return self.op(
                 "Resize",
-                *(x, roi, value),
+                x,
+                roi,
+                value,
                 mode="nearest",
                 coordinate_transformation_mode="asymmetric",
                 nearest_mode="floor",
             )
         return self.op(
-            "Resize", *(x, roi, value), mode="linear", coordinate_transformation_mode="half_pixel"
+            "Resize", x, roi, value, mode="linear", coordinate_transformation_mode="half_pixel"
         )
 
     # --- verbs ---
@@ -317,7 +319,7 @@ class Writer:
     ) -> ir.Value:
         return self.op(
             "Conv",
-            *(x, weight, *([] if bias is None else [bias])),
+            *[operand for operand in (x, weight, bias) if operand is not None],
             dilations=list(step.dilation),
             group=step.groups,
             kernel_shape=list(step.kernel_size),

@@ -328,10 +328,15 @@ def _reference(decision: Replaced) -> Any:
 def _conv_transpose(spec: ConvTransposeSpec, x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
     """The layer itself, by its spec."""
     function = getattr(functional, f"conv_transpose{spec.ndim}d")
-    padding = [begin for begin, _ in spec.padding]
     result: Tensor = function(
-        *(x, weight, *(biases or (None,))),
-        *(spec.stride, padding, spec.output_padding, spec.groups, spec.dilation),
+        x,
+        weight,
+        biases[0] if biases else None,
+        stride=spec.stride,
+        padding=[begin for begin, _ in spec.padding],
+        output_padding=spec.output_padding,
+        groups=spec.groups,
+        dilation=spec.dilation,
     )
     return result
 

@@ -332,7 +332,7 @@ def test_nothing_is_written_when_the_proof_fails(file, tmp_path, monkeypatch):
 
     monkeypatch.setattr(onnx_file, "write", tampered)
     assert_fails_in_words(
-        convert(file, tmp_path / "out.onnx"), "up1", "times what rounding explains"
+        convert(file, tmp_path / "out.onnx"), "up1", "x the rounding bound"
     )
     assert os.listdir(tmp_path) == ["net.onnx"]
 
