@@ -60,7 +60,8 @@ class ParityReport:
         max_error_ratio: Largest ratio of any comparison; the limit is 10.
         dtype: The dtype of the comparison.
         comparisons: All of them.
-        first_departure: Name of the first layer, in execution order, that differs by more than rounding; None if none does.
+        first_departure: Name of the first layer, in execution order, that differs by more than
+            rounding; None if none does.
         problems: Sentences: what failed.
         notes: Sentences: what limits the evidence.
     """

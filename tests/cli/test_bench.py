@@ -89,9 +89,9 @@ def test_text(files):
     result = run(files, "safetensors", "onnx", *INPUT, "--repeats", "2")
     assert result.exit_code == 0, result.output
     words = " ".join(result.stdout.split())
-    assert "above 1 the converted model is faster" in words
+    assert "above 1, the converted model is faster" in words
     assert "1 thread" in words
-    assert "The two run in different runtimes" in words
+    assert "The two models run in different runtimes" in words
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])

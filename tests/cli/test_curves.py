@@ -27,7 +27,7 @@ def test_the_curve_is_reported(tmp_path, samples):
     report = run_json("convert", path, *options)
     assert [each["samples"] for each in report["samples_curve"]["points"]] == [4, 8, 15]
     text = run("convert", path, *options).stdout
-    assert "compared on 5 held-out samples" in text
+    assert "compared with the original on 5 held-out samples" in text
     assert "15 samples  " in text
 
 
@@ -55,7 +55,7 @@ def test_the_command_measures_the_curve_when_asked(net):
     assert [each["strength"] for each in report["curve"]["points"]] == [0, 0.25, 0.5, 0.75, 1]
     assert report["curve"]["points"][0]["psnr_db"] == "inf"
     assert all("strength 0.5" in each["reason"] for each in report["layers"])
-    assert "Fidelity against ripple" in page.read_text()
+    assert "Fidelity and ripple at several strengths" in page.read_text()
     told = " ".join(run(*command, "-o", net.with_name("o.pt"), "--curve").stdout.split())
     assert "2 calibration samples that were held out" in told
     assert "no difference" in told
@@ -67,7 +67,7 @@ def test_the_command_measures_the_curve_when_asked(net):
     [
         (("--to", "resize", "--calibration", "normal"), "--curve is for --to equalized"),
         (("--to", "equalized"), "give some with --calibration"),
-        (("--to", "equalized", "--calibration", "normal", "--dry-run"), "leave out --dry-run"),
+        (("--to", "equalized", "--calibration", "normal", "--dry-run"), "omit --dry-run"),
     ],
     ids=["form", "no inputs", "dry run"],
 )

@@ -132,7 +132,7 @@ def test_strict_makes_a_refusal_an_error(tmp_path):
     path = save(tmp_path, Functional())
     options = (*arch("Functional"), *INPUT, "--to", "resize", "-o", tmp_path / "out.pt")
     result = run("convert", path, *options, "--strict")
-    assert_fails_in_words(result, "conv_transpose2d", "`strict` allows none")
+    assert_fails_in_words(result, "conv_transpose2d", "`strict` allows no refusal")
     assert os.listdir(tmp_path) == [path.name]
 
 

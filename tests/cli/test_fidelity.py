@@ -38,8 +38,8 @@ def test_the_terminal_tells_it_in_a_few_lines(tmp_path, samples):
     options = (*arch("Net"), *INPUT, *CALIBRATED, samples, "-o", tmp_path / "out.pt")
     text = " ".join(run("convert", path, *options).stdout.split())
     for part in (
-        "The grid on a constant input fell from ",
-        "Ripple of the layers, largest, by their weights: ",
+        "On a constant input, the grid fell from ",
+        "Largest layer ripple (from the weights): ",
         "Ripple of the whole model: ",
         "on 4 of the 20 samples that the layers were fitted to.",
     ):
@@ -84,5 +84,5 @@ def test_programs_and_onnx_files_show_their_grids_too(tmp_path):
         assert found["network_ripple_db_after"] < ROUNDED_DB < found["network_ripple_db_before"]
         assert found["ripple_db_after"] < ROUNDED_DB
         text = page.read_text()
-        assert "The grid on a constant input fell from" in text
+        assert "On a constant input, the grid fell from" in text
         assert text.count("data:image/") >= 7, "two flat, three outputs, two spectra"

@@ -30,8 +30,8 @@ def test_command_names_forms_peaks_and_gradients(tmp_path):
         *("--arch", "fixtures.models:photo_autoencoder", "--inputs", tmp_path / "in.npz"),
     )
     assert "decoder.2, decoder.4, decoder.6: equalized. Its phase sums differ" in text
-    assert "a constant input gives a ripple of -3" in text
-    assert "peak at (0, 0.5) cycles per pixel" in text
+    assert "on a constant input the ripple is -3" in text
+    assert "dB at (0, 0.5) cycles per pixel" in text
     assert "Gradients: encoder.0: Conv2d with kernel 3x3" in text
 
 
@@ -41,7 +41,7 @@ def test_command_tells_tones_in_hz():
         *("--arch", "fixtures.models:audio_upsampler", "--sample-rate", "8000"),
     )
     assert "up1: tones at 125 Hz (3.1 dB), 250 Hz" in text
-    assert "images of up1 fall on them too" in text
+    assert "images of up1 coincide with them" in text
 
 
 # --- inspect ------------------------------------------------------------------------------------

@@ -241,7 +241,7 @@ def test_broken_pictures_are_refused(tmp_path, content):
 
 def test_pictures_without_a_white_are_refused(tmp_path):
     Image.fromarray(np.ones((8, 12), np.float32)).save(tmp_path / "float.tif")
-    assert "nothing says what is white" in refused(tmp_path)
+    assert "its mode is F, which does not define what is white" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 8, 12), (1, 48, 20), (1, 3, 4, 8, 12), (1, 10)])

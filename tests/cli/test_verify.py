@@ -15,7 +15,7 @@ from tests.support.command import INPUT, arch, assert_fails_in_words, run, run_j
 def test_verify_accepts_a_good_conversion(finished, name):
     result = run("verify", finished / "net.safetensors", finished / name, *arch("Net"), *INPUT)
     assert result.exit_code == 0
-    assert "in agreement" in result.stdout
+    assert "Verified: all " in result.stdout
 
 
 def swap_phases(path, target):
@@ -34,10 +34,10 @@ def test_verify_finds_swapped_phases(finished, tmp_path, inputs):
     bad = swap_phases(finished / "out.safetensors", tmp_path / "bad.safetensors")
     result = run("verify", finished / "net.safetensors", bad, *arch("Net"), *inputs)
     assert result.exit_code == 1
-    assert "NOT in agreement" in result.stdout
+    assert "NOT verified: " in result.stdout
 
 
-def test_verify_names_the_layer_that_departs(finished, tmp_path):
+def test_verify_names_the_layer_that_differs(finished, tmp_path):
     bad = swap_phases(finished / "out.safetensors", tmp_path / "bad.safetensors")
     report = run_json("verify", finished / "net.safetensors", bad, *arch("Net"), *INPUT)
     assert (report["ok"], report["first_departure"]) == (False, "up1")

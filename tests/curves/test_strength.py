@@ -148,7 +148,7 @@ def test_networks_that_know_their_position_have_a_curve_too():
     curve = deconvfix.strength_curve(Positions(), calibration=[x], strengths=[0, 1], init="fit")
     assert [each.network_ripple_db for each in curve.points] == [None, None]
     assert curve.rows()[0][2] == "not measured"
-    assert "the layers, by their weights" in svg(draw_curve(curve))
+    assert "the layers (from the weights)" in svg(draw_curve(curve))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from deconvfix.forms.base import Settings
 @pytest.mark.parametrize(
     ("name", "spec", "settings", "readable", "fragments"),
     [
-        ("subpixel", {}, {"init": "fit"}, True, ["takes the trained weight as it is"]),
+        ("subpixel", {}, {"init": "fit"}, True, ["uses the trained weight unchanged"]),
         ("resize", {}, {}, False, ["computed while the model runs", "'subpixel'"]),
         ("resize", {}, {"init": "exact"}, True, ["does not divide", "'fit'"]),
         ("equalized", {}, {"init": "random"}, True, ["corrects the trained weight"]),

@@ -53,4 +53,4 @@ def test_equalized_leaves_even_kernels_alone():
     spec = ConvTransposeSpec.create(2, 3, (4, 4), stride=2, padding=1)
     settled = form("equalized").settle(spec, Settings(), lambda: bilinear(spec))
     assert settled.exact
-    assert "equal already" in settled.note
+    assert "already equal" in settled.note

@@ -9,7 +9,7 @@ from torch import nn
 import deconvfix
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.frontends.base import LayerAnswer
-from deconvfix.frontends.registry import frontend_of
+from deconvfix.frontends.registry import enter
 
 SPEC = ConvTransposeSpec.create(2, 3, (4, 3), stride=(2, 3), padding=(1, 0))
 
@@ -48,9 +48,9 @@ def test_modules_and_files_give_the_same_answers(tmp_path, bias):
     deconvfix.export_onnx(model, path, (x,))
     answers = []
     for kind, inputs in ((model, (x,)), (onnx.load(path), (x.numpy(),))):
-        frontend = frontend_of(kind)
-        matches = frontend.find(kind, inputs).matches
-        answers.append(frontend.probe(kind, inputs, matches).layers)
+        frontend, entered = enter(kind)
+        matches = frontend.find(entered, inputs).matches
+        answers.append(frontend.probe(entered, inputs, matches).layers)
     assert [len(layers) for layers in answers] == [2, 2]
     for one, other in zip(*answers, strict=True):
         assert one.output_size == other.output_size

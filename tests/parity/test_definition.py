@@ -10,9 +10,9 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Resize, run
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
-from deconvfix.frontends.onnx.proto import FRONTEND
 from deconvfix.parity.bounds import LIMIT, rounding_unit
 from deconvfix.parity.definition import by_definition, rounds_positions
+from tests.support.onnx_models import proof
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -83,7 +83,7 @@ def other_positions(graph):
 @pytest.mark.parametrize("mistake", [one_tap, other_positions])
 def test_a_mistake_in_a_long_map_is_still_seen(resized, mistake):
     model, conversion = resized
-    report = FRONTEND.verify(model, changed(conversion, mistake), [], conversion.plan)
+    report = proof(model, changed(conversion, mistake), [], conversion.plan)
     assert not report.ok
     assert report.first_departure == "up"
 
@@ -102,7 +102,7 @@ def test_a_kernel_that_divides_by_linear_upsampling_is_compared_by_layer(stride)
     # Halves and quarters are exact: there the model is compared end to end as well.
     assert any(comparison.what == "y" for comparison in report.comparisons) == (stride == 2)
     assert any("layer by layer: up got" in note for note in report.notes) == (stride != 2)
-    wrong = FRONTEND.verify(model, changed(conversion, one_tap), [], conversion.plan)
+    wrong = proof(model, changed(conversion, one_tap), [], conversion.plan)
     assert wrong.first_departure == "up"
 
 

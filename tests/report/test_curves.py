@@ -24,7 +24,12 @@ CURVE = StrengthCurve(
 
 def test_the_picture_names_the_strengths_and_what_is_off_the_scale():
     drawn = svg(draw_curve(CURVE))
-    for text in ("0 (no difference)", ">0.5<", "1 (below -80 dB)", "PSNR against the original, dB"):
+    for text in (
+        "0 (no difference)",
+        ">0.5<",
+        "1 (below -80 dB)",
+        "match to the original (PSNR), dB",
+    ):
         assert text in drawn
     assert drawn == svg(draw_curve(CURVE)), "the same bytes every time"
     assert not re.search("#(0{6}|f{6})", drawn), "legible on dark and light"

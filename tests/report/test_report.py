@@ -145,9 +145,9 @@ def test_the_page_is_made_for_light_dark_and_narrow_screens():
 def test_the_verdict_says_what_became_of_the_grid():
     words = " ".join(Page(report().to_html()).words)
     told = (
-        "The grid on a constant input fell from -4.0 dB to -137.0 dB; the outputs agree with the "
-        "original to 34.4 dB PSNR on samples that the fit has seen. "
-        "On samples that it has not seen: 31.5 dB."
+        "On a constant input, the grid fell from -4.0 dB to -137.0 dB; the outputs match the "
+        "original's at 34.4 dB PSNR on samples that the fit has seen. "
+        "On samples that the fit has not seen: 31.5 dB."
     )
     assert told in words
     assert words.index(told) < words.index("Layers")
@@ -159,15 +159,15 @@ def test_the_verdict_says_what_became_of_the_grid():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({}, "The grid on a constant input fell from -4.0 dB to -137.0 dB; the outputs agree with "
-             "the original to 34.4 dB PSNR."),
-        ({"network_ripple_db_after": -2.0}, "The grid on a constant input went from -4.0 dB to "
-             "-2.0 dB; the outputs agree with the original to 34.4 dB PSNR."),
-        ({"network_ripple_db_before": None, "psnr_db": None}, "The strongest grid of a layer on a "
-             "constant input fell from 8.0 dB to -144.0 dB; how close the outputs stay was not "
-             "measured."),
-        ({"network_ripple_db_after": -300.0, "psnr_db": 20.0}, "The grid on a constant input fell "
-             "from -4.0 dB to none at all; the outputs agree with the original to 20.0 dB PSNR."),
+        ({}, "On a constant input, the grid fell from -4.0 dB to -137.0 dB; the outputs match the "
+             "original's at 34.4 dB PSNR."),
+        ({"network_ripple_db_after": -2.0}, "On a constant input, the grid changed from -4.0 dB to "
+             "-2.0 dB; the outputs match the original's at 34.4 dB PSNR."),
+        ({"network_ripple_db_before": None, "psnr_db": None}, "On a constant input, the strongest "
+             "grid of a layer fell from 8.0 dB to none; how well the outputs match the original's "
+             "was not measured."),
+        ({"network_ripple_db_after": -300.0, "psnr_db": 20.0}, "On a constant input, the grid fell "
+             "from -4.0 dB to none; the outputs match the original's at 20.0 dB PSNR."),
     ],
 )  # fmt: skip
 def test_the_change_in_words(changes, sentence):
@@ -181,7 +181,7 @@ def test_sound_has_no_level_to_compare_with():
     )
     fidelity = Fidelity(20.0, 8.0, -144.0, 40.0, -90.0, 8, outputs=(change,))
     assert fidelity.sentence().startswith(
-        "The tone on a constant input fell from an rms of 0.05 to 2e-08; the outputs agree"
+        "On a constant input, the tone fell from an rms of 0.05 to 2e-08; the outputs match"
     )
 
 

@@ -11,6 +11,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 import deconvfix
+from deconvfix.frontends.onnx.proto import FRONTEND, from_proto
 
 FLOAT = TensorProto.FLOAT
 # A layer whose sizes tell all axes apart: C_in != C_out, unequal kernel, strides and pads, two groups.
@@ -138,3 +139,8 @@ def check(proto, feed, **options):
 def all_layers_compared(conversion):
     """Whether the proof held every layer on its own: none could not be cut out."""
     return not any("not compared on its own" in each for each in conversion.report.parity.notes)
+
+
+def proof(before, after, inputs, plan=None):
+    """The report of a comparison of two protos."""
+    return FRONTEND.verify(from_proto(before), from_proto(after), inputs, plan)

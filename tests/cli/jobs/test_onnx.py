@@ -125,7 +125,7 @@ def test_a_file_is_calibrated(tmp_path, named, size, outside):
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     fidelity = report["fidelity"]
-    assert [each["reason"][:11] for each in report["layers"]] == ["calibrated,"] * 2
+    assert [each["reason"][:11] for each in report["layers"]] == ["calibrated;"] * 2
     assert (fidelity["calibration_samples"], fidelity["psnr_seen"]) == (12, True)
     assert fidelity["ripple_db_after"] < -100 < fidelity["ripple_db_before"]
     assert report["parity"]["ok"] is True
@@ -331,9 +331,7 @@ def test_nothing_is_written_when_the_proof_fails(file, tmp_path, monkeypatch):
         write(path, source, model)
 
     monkeypatch.setattr(onnx_file, "write", tampered)
-    assert_fails_in_words(
-        convert(file, tmp_path / "out.onnx"), "up1", "x the rounding bound"
-    )
+    assert_fails_in_words(convert(file, tmp_path / "out.onnx"), "up1", "x the rounding bound")
     assert os.listdir(tmp_path) == ["net.onnx"]
 
 

@@ -143,7 +143,7 @@ def test_a_program_is_calibrated(tmp_path, fixed):
         result = convert(path, output, *CALIBRATED, given, "--json", "--report", page, "--force")
         assert result.exit_code == 0, result.output
         report = json.loads(result.stdout)
-        assert [each["reason"][:11] for each in report["layers"]] == ["calibrated,"] * 2
+        assert [each["reason"][:11] for each in report["layers"]] == ["calibrated;"] * 2
         assert report["fidelity"]["calibration_samples"] == count
         assert report["fidelity"]["psnr_seen"] == (given != "normal")
         assert report["parity"]["ok"]

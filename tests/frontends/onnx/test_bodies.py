@@ -300,7 +300,7 @@ REFUSED_PROGRAMS = {
         {"w": W["w"], "v": integers((4, 2, 3, 2), 7)},
         **TWICE,
     ),
-    "bias is not the same, or left out": program(
+    "bias is not the same, or missing": program(
         [call(), call("x w", "z")], [function([deconv()])], **TWICE
     ),
     "function of opset 13": program([call()], [function([deconv()], opset=13)]),

@@ -142,7 +142,7 @@ def test_a_calibrated_model_is_closer_than_one_fitted_to_its_weights(options):
     assert is_valid(got.model)
     # On inputs that it was not fitted to.
     assert error_of(got.model, proto, fresh) < error_of(worse.model, proto, fresh)
-    assert all(each.reason.startswith("calibrated, ") for each in got.plan.decisions)
+    assert all(each.reason.startswith("calibrated; ") for each in got.plan.decisions)
     report = got.report
     assert report.parity.ok
     assert {each.what for each in report.parity.comparisons} == {"up1", "up2"}

@@ -6,7 +6,6 @@ import pytest
 
 import deconvfix
 from deconvfix.errors import DeconvfixError, ParityError
-from deconvfix.frontends.onnx.proto import FRONTEND
 from tests.support.onnx_layers import FEED, W, X, Y, bomb
 from tests.support.onnx_models import (
     ATTRIBUTES,
@@ -16,6 +15,7 @@ from tests.support.onnx_models import (
     deconv,
     model,
     node,
+    proof,
     tensor,
     value,
 )
@@ -72,9 +72,9 @@ def test_the_proof_sees(tamper, whole):
     proto = model([deconv(strides=[2, 2], pads=[1, 0, 1, 1])], [value("x", X_SHAPE)], [Y], W)
     conversion = deconvfix.convert(proto)
     plan = conversion.plan if whole else None
-    assert FRONTEND.verify(proto, conversion.model, [FEED], plan).ok
+    assert proof(proto, conversion.model, [FEED], plan).ok
     tamper(conversion.model)
-    report = FRONTEND.verify(proto, conversion.model, [FEED], plan)
+    report = proof(proto, conversion.model, [FEED], plan)
     assert not report.ok
     assert report.problems
 

@@ -17,7 +17,6 @@ from onnxruntime.quantization import (
 )
 
 import deconvfix
-from deconvfix.frontends.onnx.proto import FRONTEND
 from tests.support.onnx_models import (
     W_SHAPE,
     X_SHAPE,
@@ -29,6 +28,7 @@ from tests.support.onnx_models import (
     model,
     node,
     operators,
+    proof,
     run,
     tensor,
     value,
@@ -445,7 +445,7 @@ def test_the_proof_sees_the_scale_of_one_phase():
     array = onnx.numpy_helper.to_array(scale).copy()
     array[1] *= 2
     scale.CopyFrom(tensor("sw", array))
-    report = FRONTEND.verify(proto, conversion.model, [FEED], conversion.plan)
+    report = proof(proto, conversion.model, [FEED], conversion.plan)
     assert not report.ok
 
 

@@ -7,7 +7,6 @@ import deconvfix
 from deconvfix.core import steps
 from deconvfix.core.rearrange import rearrange
 from deconvfix.forms import form
-from deconvfix.frontends.onnx.proto import FRONTEND
 from tests.support.onnx_layers import FEED, W, X, Y, plain, refusal
 from tests.support.onnx_models import (
     ATTRIBUTES,
@@ -22,6 +21,7 @@ from tests.support.onnx_models import (
     model,
     node,
     operators,
+    proof,
     run,
     value,
 )
@@ -147,9 +147,9 @@ def test_the_proof_sees_the_geometry_of_a_grown_node(tamper, sizes):
     """Also where ONNX Runtime does not even run the node."""
     proto = model([deconv()], [value("x", sizes)], [Y], W)
     conversion = deconvfix.convert(proto, to="equalized", grow=1, example_inputs=FEED)
-    assert FRONTEND.verify(proto, conversion.model, [FEED], conversion.plan).ok
+    assert proof(proto, conversion.model, [FEED], conversion.plan).ok
     tamper(conversion.model)
-    report = FRONTEND.verify(proto, conversion.model, [FEED], conversion.plan)
+    report = proof(proto, conversion.model, [FEED], conversion.plan)
     assert not report.ok
     assert report.first_departure == "up"
 

@@ -7,7 +7,6 @@ from onnx import TensorProto, helper
 
 import deconvfix
 from deconvfix.errors import RefusedError
-from deconvfix.frontends.onnx.proto import FRONTEND
 from tests.support.onnx_layers import (
     FEED,
     INTS,
@@ -33,6 +32,7 @@ from tests.support.onnx_models import (
     is_valid,
     model,
     node,
+    proof,
     run,
     tensor,
     value,
@@ -85,7 +85,7 @@ def test_tied_weights_that_are_inputs_too(to):
     conversion.model.graph.input[0].name = "other"
     for each in conversion.model.graph.node:
         each.input[:] = ["other" if name == "x" else name for name in each.input]
-    assert not FRONTEND.verify(proto, conversion.model, [FEED], conversion.plan).ok
+    assert not proof(proto, conversion.model, [FEED], conversion.plan).ok
 
 
 def test_a_weight_of_its_own_keeps_its_name_and_place():

@@ -123,7 +123,7 @@ def test_biases_that_cannot_be_set_leave_the_fit_to_the_weights():
     got = deconvfix.convert(program, to="equalized", init="calibrated", calibration=batches())
     assert got.report.parity.ok
     [note] = [each for each in got.report.notes if each.startswith("up: ")]
-    assert "because its bias up.bias is used elsewhere too; a bias of its own" in note
+    assert "because its bias up.bias is used elsewhere too; only a layer whose" in note
     assert got.plan["up"].fitted is None
     assert "minimum-norm" in got.plan["up"].reason
 

@@ -28,7 +28,7 @@ def test_a_calibrated_model_is_closer_than_one_fitted_to_its_weights(options, tm
     assert error_of(got.model, model, fresh) < error_of(weights_only.model, model, fresh)
     assert any(note.startswith("never did not run") for note in got.report.notes)
     assert got.plan["never"].reason == weights_only.plan["never"].reason
-    assert got.plan["up"].reason.startswith("calibrated, ")
+    assert got.plan["up"].reason.startswith("calibrated; ")
     if options["to"] == "equalized":
         # float32 rounds each tap by 6e-8 of its size: -144 dB, and sums of up to 36 of them.
         assert max(ripples(got.model)) < -120 < -40 < max(ripples(model))
@@ -221,7 +221,7 @@ def test_a_regression_that_takes_too_much_memory_is_left_out(to, grow):
     for name, value in weights_only.model[0].state_dict().items():
         assert torch.equal(value, got.model[0].state_dict()[name])
     assert got.plan["0"].reason == weights_only.plan["0"].reason
-    assert got.plan["2"].reason.startswith("calibrated, ")
+    assert got.plan["2"].reason.startswith("calibrated; ")
     assert not any("GiB" in each for each in whole.report.notes)
     with pytest.raises(OptionError, match="memory: the value is 0"):
         deconvfix.convert(model, memory=0, **options)

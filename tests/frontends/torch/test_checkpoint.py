@@ -295,7 +295,7 @@ def tampered(path, change, to):
             {"spec": {"kernel_size": [3, 3]}}, "subpixel", "plan was made for", id="kernel"
         ),
         pytest.param({"spec": {"stride": [3, 2]}}, "resize", "plan was made for", id="stride"),
-        pytest.param({"spec": None}, "subpixel", "plan was made for None", id="no spec"),
+        pytest.param({"spec": None}, "subpixel", "2 entries are missing .up1.weight", id="no spec"),
         pytest.param({"spec": {"groups": -1}}, "subpixel", "groups", id="impossible spec"),
         pytest.param({"spec": {"padding": "ab"}}, "subpixel", "cannot be read", id="padding"),
         pytest.param({"name": "up9"}, "subpixel", "no such layer", id="name"),
