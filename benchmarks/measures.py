@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import deconvfix
 from benchmarks.cases import Case
-from deconvfix.frontends.torch import calibrate as torch_calibrate
+from deconvfix.frontends import calibrate as fits
 from deconvfix.frontends.torch import frontend as torch_module
 from deconvfix.frontends.torch.diagnose import probe_module
 from deconvfix.grid.flat_field import network_answers
@@ -108,9 +108,9 @@ def watched() -> Iterator[CalibrationTime]:
 
         return run
 
-    calibrate, solve = torch_module.calibrate, torch_calibrate.solve
+    calibrate, solve = torch_module.calibrate, fits.solve
     with (
         mock.patch.object(torch_module, "calibrate", timed(calibrate, "calibrate")),
-        mock.patch.object(torch_calibrate, "solve", timed(solve, "solve")),
+        mock.patch.object(fits, "solve", timed(solve, "solve")),
     ):
         yield spent

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deconvfix.core.decibels import INVISIBLE_DB, LOWEST_DB
 from deconvfix.diagnose.advice import recommend
 from deconvfix.diagnose.inspection import Inspection, Layer, OutputDiagnosis
-from deconvfix.diagnose.measure import _stacked, longest_period, outputs_with_grids
+from deconvfix.diagnose.measure import longest_period, outputs_with_grids, periods_if_stacked
 from deconvfix.frontends.base import Findings, Probe
 from deconvfix.grid.flat_field import flat_field_of, network_answers
 from deconvfix.grid.kernel import frequency_ripples_db, ripple_db, sum_rule_holds, uneven_overlap
@@ -46,7 +46,7 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
     matches = findings.matches
     notes = [*findings.notes, *probe.notes]
     strides = [match.spec.stride for match in matches if match.spec is not None]
-    stacked = _stacked(matches)
+    stacked = periods_if_stacked(matches)
     if sample_rate is not None and not any(len(stride) == 1 for stride in strides):
         notes.append("No layer is one-dimensional, so the sample rate was not used.")
     periods, outputs = dict(stacked), []

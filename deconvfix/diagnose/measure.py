@@ -29,6 +29,7 @@ __all__ = [
     "flat_tables",
     "longest_period",
     "outputs_with_grids",
+    "periods_if_stacked",
     "planned_ripples",
     "ripples_now",
     "run_both",
@@ -295,7 +296,7 @@ def outputs_with_grids(
         By the number of the output its values, (N, C, *spatial), and the period of each layer's grid.
     """
     layers = [match for match in matches if match.spec is not None]
-    stacked = _stacked(matches)
+    stacked = periods_if_stacked(matches)
     sizes: dict[str, tuple[int, ...]] = {}
     for answer in probe.layers:
         # Of a layer that runs several times the first call, whose grid has the longest period.
@@ -316,7 +317,7 @@ def longest_period(grids: Mapping[str, Period]) -> Period:
     return tuple(max(axis) for axis in zip(*grids.values(), strict=True))
 
 
-def _stacked(matches: Sequence[Match]) -> dict[str, Period]:
+def periods_if_stacked(matches: Sequence[Match]) -> dict[str, Period]:
     """The periods of layers that follow each other."""
     layers = {match.name: match.spec.stride for match in matches if match.spec is not None}
     return dict(zip(layers, stacked_periods(list(layers.values())), strict=True))

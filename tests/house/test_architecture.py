@@ -279,7 +279,8 @@ def test_all_names_exist_and_are_documented(name):
     module = importlib.import_module(name)
     for public in module.__all__:
         value = getattr(module, public)
-        if callable(value) and getattr(value, "__module__", "").startswith("deconvfix"):
+        home = getattr(value, "__module__", None) or ""
+        if callable(value) and home.startswith("deconvfix"):
             assert value.__doc__, f"{name}.{public} needs a docstring"
 
 

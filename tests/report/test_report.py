@@ -208,7 +208,9 @@ def test_the_page_tells_tones_with_their_layers():
     words = " ".join(" ".join(Page(report().to_html()).words).split())
     assert "(0, 0.5) per pixel" in words
     assert (
-        words.index("Spectrum of") < words.index("Tones of the grids") < words.index("Answers of")
+        words.index("Spectrum of")
+        < words.index("Tones of the grids")
+        < words.index("Impulse responses")
     )
     assert "several together" in words, "a tone that no layer has alone"
     assert "below 10 dB" in words

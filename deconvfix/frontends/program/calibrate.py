@@ -68,11 +68,12 @@ class FittableProgram:
 
     def trained(self, decision: Replaced) -> tuple[Array, Array | None]:
         """Of a call whose bias can be set; a weight that cannot is a refusal of the plan's."""
-        weight, bias = self._weight(decision), self._bias(decision)
+        weight = self._weight(decision)
         if len(weight.node.users) > 1:
             raise UnseenError(
                 "several calls use its weight", "Convert the module before it is exported"
             )
+        bias = self._bias(decision)
         return read_weight(weight.tensor), None if bias is None else read_weight(bias.tensor)
 
     def seen(self, decision: Replaced) -> Iterator[tuple[Tensor, Tensor]]:

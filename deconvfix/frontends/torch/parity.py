@@ -29,7 +29,7 @@ from deconvfix.parity.bounds import LIMIT, Comparison, ParityReport, summarize
 from deconvfix.parity.outputs import Case, Output, OutputParity, Patience, Rules, compare_outputs
 from deconvfix.plan import Plan
 
-__all__ = ["compare_modules"]
+__all__ = ["compare_modules", "disturbed"]
 
 _EPS = torch.finfo(torch.float64).eps
 _RULES = Rules(

@@ -317,6 +317,32 @@ def test_weights_that_cannot_be_fitted_are_refused(model, decomposed, reason, to
     assert layer.decision == "replaced"
 
 
+class Twice(nn.Module):
+    """A layer that runs twice: two calls of one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(2, 2, 4, 2, 1)
+
+    def forward(self, x):
+        return self.up(torch.relu(self.up(x)))
+
+
+@pytest.mark.parametrize("to", ["resize", "equalized", "notch"])
+def test_the_calls_of_one_layer_are_converted_alike(to):
+    program = torch.export.export(Twice().eval(), (torch.randn(1, 2, 5, 6),))
+    got = deconvfix.convert(program, to=to)
+    names = [decision.name for decision in got.plan.changed]
+    assert len(names) == 2
+    assert got.report.parity.ok
+    with pytest.raises(ModelError, match="the calls of one layer must be converted alike"):
+        deconvfix.convert(program, to=to, include=names[0])
+    fits = {"init": "calibrated", "calibration": "normal"}
+    calibrated = deconvfix.convert(program, to=to, **fits)
+    assert calibrated.report.ok
+    assert sum("several calls use its" in note for note in calibrated.report.notes) == 2
+
+
 def test_a_recipe_of_another_program_is_refused():
     plan = deconvfix.convert(export(Net()), to="equalized", include="a").plan
     other = Net()

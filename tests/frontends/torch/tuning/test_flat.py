@@ -97,8 +97,14 @@ def test_the_kernel_is_even_along_the_directions_only():
         ({"init": "tuned", "tuning": Tuning(train_all=True)}, ["all weights are trained"]),
         ({"flat_inputs": "ones"}, ["the value is 'ones'", "'zeros'"]),
         ({"flat_inputs": "zeros", "example_inputs": None}, ["there are no example inputs"]),
-        ({"flat_inputs": [torch.randn(1, 4, 24)]}, ["gets no constant in the middle"]),
-        ({"flat_inputs": [torch.zeros(1, 4, 2)]}, ["gets no constant in the middle", "larger"]),
+        (
+            {"flat_inputs": [torch.randn(1, 4, 24)]},
+            ["does not get a constant input away from the border"],
+        ),
+        (
+            {"flat_inputs": [torch.zeros(1, 4, 2)]},
+            ["does not get a constant input away from the border", "larger"],
+        ),
     ],
     ids=lambda value: "" if isinstance(value, list) else ",".join(value),
 )

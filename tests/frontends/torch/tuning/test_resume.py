@@ -38,5 +38,5 @@ def test_a_run_goes_on_only_from_its_own_state(tmp_path):
     with pytest.raises(OptionError, match="of another model, other inputs or other options"):
         convert(decoder(), Tuning(steps=10, seed=1, resume=path))
     path.write_bytes(b"nothing")
-    with pytest.raises(OptionError, match="cannot go on from it"):
+    with pytest.raises(OptionError, match="the distillation cannot resume from it"):
         convert(decoder(), Tuning(steps=10, resume=path))
