@@ -45,11 +45,13 @@ def factor_out(weight: Array, operators: Sequence[Array]) -> Array:
     direction = np.ones(())
     gain = np.ones(())
     for axis, matrix in enumerate(operators, start=2):
+        # P is a Kronecker product, so it is applied axis by axis; the same for u and c.
         fitted = np.moveaxis(np.tensordot(np.linalg.pinv(matrix), fitted, (1, axis)), 0, axis)
         column_sums = matrix.sum(0)
         direction = np.multiply.outer(direction, np.linalg.solve(matrix.T @ matrix, column_sums))
         gain = np.multiply.outer(gain, column_sums)
     axes = tuple(range(2, weight.ndim))
+    # The unconstrained minimum has lost so much of the sum; u puts it back where it costs least.
     missing = weight.sum(axes) - (fitted * gain).sum(axes)
     correction: Array = direction / (gain * direction).sum()
     result: Array = fitted + np.multiply.outer(missing, correction)
@@ -86,6 +88,7 @@ def equal_phase_sums(
     axes = tuple(range(2, weight.ndim))
     common = (sums / counts).sum(axes, keepdims=True) / (1 / counts).sum(axes, keepdims=True)
     change = (common - sums) / counts
+    # From one value per phase to one per tap: every tap gets that of its phase.
     for axis, phase in enumerate(phases, start=2):
         change = np.take(change, phase, axis)
     result: Array = weight + strength * change
@@ -105,6 +108,7 @@ def sum_rule_basis(phases: Sequence[NDArray[np.int64]], stride: Sequence[int]) -
     member = members[0]
     for more in members[1:]:
         member = np.kron(member, more)  # (phases, taps), both flattened with the last axis fastest
+    # Right singular vectors of the singular value 0 span the null space, and are orthonormal.
     _, values, rows = np.linalg.svd(member - member.mean(0))
     rank = int(np.sum(values > values.max(initial=0) * 1e-12))
     return np.ascontiguousarray(rows[rank:].T)

@@ -117,6 +117,7 @@ class Moments:
         # Where the processes take turns with the samples, the same are held out as in one process.
         rank, world = self._arrays.turn()
         numbers = rank + world * (np.arange(len(x)) + self.samples)
+        # By the number of the sample among all processes: the same are held out however many share them.
         heldout = numbers % HELDOUT_EVERY == HELDOUT_EVERY - 1
         self.samples += len(x)
         self.held += int(heldout.sum())
@@ -159,6 +160,7 @@ class Moments:
 
     def _add(self, part: int, x: Any, y: Any) -> None:
         """Adds to one of the parts, those to fit to and those held out."""
+        # Nothing can be learned from an empty batch.
         if 0 in (*x.shape, *y.shape):
             return
         padding = self._output_padding(x.shape, y.shape)

@@ -102,6 +102,7 @@ def add_products(
         target: The outputs, (groups, N, *L_out, C_out / groups).
         zeros: Makes an array of zeros in float64, like the sums.
     """
+    # Outputs that each phase has: fewer for the last phases where the stride does not divide the size.
     counts = [
         tuple(
             len(range(*indices))
@@ -111,6 +112,8 @@ def add_products(
     ]
     pairs = _pairs(phases, counts)
     size = tuple(extended.shape[3:-1])
+    # Zeros behind the map, as many as the longest distance between two taps: a pixel and one that is so
+    # far away are then a fixed number of rows apart, and rows that run into the next line meet zeros.
     longest = [
         max((abs(distance.pixels[axis]) for distance in pairs), default=0)
         for axis in range(len(size))
@@ -121,6 +124,7 @@ def add_products(
     seen[(..., *inside, slice(None))] = extended
     _add_outputs(sums, phases, seen, target, counts, zeros)
     channels = seen.shape[-1]
+    # Taps at the same distance multiply the same pixels, over windows that differ at the border only.
     for distance, found in pairs.items():
         boxes = _boxes(distance, found, seen, size)
         for pair in found:
@@ -173,6 +177,7 @@ def _add_outputs(
         grid = tuple(
             slice(first, None, step) for first, step in zip(phase.first, phase.step, strict=True)
         )
+        # Ones and outputs, put into a map of the padded size: then a tap is a shift of rows here, too.
         lies = zeros((*seen.shape[1:-1], 1 + target.shape[-1]))
         at = (slice(None), slice(None), *(slice(n) for n in count))
         lies[(*at, slice(1))] = 1.0
@@ -199,6 +204,7 @@ def _pairs(
             continue
         places = sorted(zip(phase.starts, _copies(phase), range(len(phase.taps)), strict=True))
         for one, other in itertools.combinations_with_replacement(places, 2):
+            # Sorted places: the first difference that is not 0 is positive, and so is the shift in rows.
             pixels = tuple(b - a for a, b in zip(one[0], other[0], strict=True))
             window = tuple((a, a + n) for a, n in zip(one[0], count, strict=True))
             distance = _Distance((one[1], other[1]), pixels)
@@ -214,6 +220,7 @@ def _boxes(
     windows = {pair.window for pair in pairs}
     # Where both pixels are in the map.
     whole = [(max(0, -d), n - max(0, d)) for n, d in zip(size, distance.pixels, strict=True)]
+    # All edges of all windows, per axis: between two neighbouring cuts a window has all pixels or none.
     cuts = [
         sorted({edge for window in axis for edge in window})
         for axis in zip(whole, *windows, strict=True)
@@ -222,6 +229,8 @@ def _boxes(
         cell: tuple((edges[i], edges[i + 1]) for i, edges in zip(cell, cuts, strict=True))
         for cell in itertools.product(*(range(len(edges) - 1) for edges in cuts))
     }
+    # Almost all pixels lie in one cell, the middle. Its sum is what the whole map leaves, so that the map
+    # is multiplied once, and the thin cells along the border besides.
     largest = max(cells, key=lambda cell: math.prod(end - begin for begin, end in cells[cell]))
 
     def product(cell: _Window) -> Any:
@@ -241,6 +250,7 @@ def _boxes(
             if cell[axis]:
                 before = (*cell[:axis], cell[axis] - 1, *cell[axis + 1 :])
                 sums[cell] = sums[cell] + sums[before]
+    # The sum over a window from the four corners of a summed-area table (eight in 3-D), with signs.
     boxes = {}
     for window in windows:
         last = [edges.index(end) - 1 for edges, (_, end) in zip(cuts, window, strict=True)]

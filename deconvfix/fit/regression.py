@@ -106,6 +106,7 @@ def equations(
         normal[size, size] += h[features, features]
         right[size] += h[features, features + 1 :]
         power += float(np.trace(h[features + 1 :, features + 1 :]))
+    # Only one half was written above.
     normal[size, :size] = normal[:size, size]
     return Equations(normal, right, power)
 
@@ -133,6 +134,7 @@ def ridge_fit(
     size = c_in * free
     kept = size if bias is None else size + 1
     normal, right = problem.normal[:kept, :kept].copy(), problem.right[:kept].copy()
+    # Relative to the data, so that one list of candidates suits every scale; 1 where all inputs are zero.
     penalty = ridge * float(np.trace(normal[:size, :size])) / size or 1.0
     normal[np.arange(size), np.arange(size)] += penalty
     right[:size] += penalty * _rows(start)
@@ -159,6 +161,7 @@ def beside(moments: Sequence[Array], fixed: Sequence[Array]) -> list[Array]:
     left = []
     for h, k in zip(moments, fixed, strict=True):
         c_in, c_out, taps = k.shape
+        # T is the identity but for the rows of the outputs, which lose what the fixed part explains.
         # (C_in, C_out, taps) -> (C_out, features)
         rows = k.transpose(1, 2, 0).reshape(c_out, taps * c_in)
         transform = np.eye(len(h))
@@ -181,6 +184,7 @@ def _solve_beside(normal: Array, right: Array, banned: Array) -> Array:
     free: Array = cho_solve(factors, right, check_finite=False)
     if count == 0:
         return free
+    # min |.|^2 under B^T w = 0 is w = f - R (B^T R)^-1 B^T f, with f the free minimum and R = N^-1 B.
     columns = np.zeros((len(normal), count))
     columns[:size] = banned
     response = cho_solve(factors, columns, check_finite=False)
@@ -220,6 +224,7 @@ def best_ridge(
             errors[number] = squared_error(heldout, w, b)
         return errors[number]
 
+    # Down the ridges first, then up: only one of the two can get anywhere from a start that is no minimum.
     at = RIDGES.index(_FIRST_RIDGE)
     for step in (-1, 1):
         while error(at + step) < error(at):
@@ -304,6 +309,7 @@ def solve(
     design, groups = moments.design, moments.groups
     banned: list[Array | None] = [None] * groups
     if flat is not None:
+        # The basis becomes that of all kernels, and what must not be in it is forbidden along `flat` alone.
         uneven = _complement(design.basis)
         banned = [_products(directions, uneven) for directions in flat]
         design = replace(design, basis=np.eye(len(design.basis)), has_offset=False)
@@ -317,6 +323,7 @@ def solve(
         own_bias = None if bias is None else bias.reshape(groups, -1)[group]
         parts = moments.of_group(group)
         outputs = w_0.shape[2]
+        # The error is a share of what is there to explain in the samples that judge.
         judged = parts[1] if moments.has_heldout else parts[0]
         power += sum(float(np.trace(h[-outputs:, -outputs:])) for h in judged)
         if offset is not None:

@@ -107,6 +107,7 @@ class Equalized(Form):
                 "a stored weight is needed to correct it",
                 "Convert this layer to 'subpixel', or exclude it",
             )
+        # How far the whole correction moves the weights says whether there is anything to correct.
         weight = _extended(spec, settings, read_weight())
         equalized = self.fit(spec, replace(settings, strength=1.0), read_weight())
         imbalance = relative_distance(equalized, weight)
@@ -185,6 +186,7 @@ class Equalized(Form):
                 )
                 for first in range(s)
             ]
+            # A tap may reach before the map: the design pads it by so much, and counts from there.
             begin = max(0, -min(start for _, taps in reaches for _, start in taps))
             border.append((begin, max(0, (big_k - 1 - p_e + op) // s)))
             choices.append(

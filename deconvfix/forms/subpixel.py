@@ -154,6 +154,7 @@ class Subpixel(Form):
         """
         axes = _axes(spec)
         phases = tuple(a.r for a in axes)
+        # Phases that no tap reaches (stride > kernel) are not convolved: zeros are put in their places.
         partial = any(a.r != a.s for a in axes)
         conv = Conv(
             in_channels=spec.in_channels,
@@ -171,6 +172,7 @@ class Subpixel(Form):
             steps.append(PixelShuffle(spec.stride))
         if any(any(a.crop) for a in axes):
             steps.append(Crop(tuple(a.crop for a in axes)))
+        # The bias belongs to the phases without taps as well, so it can only come after they are there.
         if partial and spec.bias:
             steps.append(AddBias())
         return Compiled(

@@ -273,6 +273,7 @@ def _compare_case(
             elif rules.flipped is not None:
                 words = {"output": repr(pair.name(index)), "case": case.words}
                 notes.append(rules.flipped.format(**words))
+    # By dtype and by whether it says anything: `_weighed` asks for one floating-point output that varies.
     evidence = frozenset(
         (is_inexact(output.value), varies_array(output.value, elsewhere.value))
         for output, elsewhere in zip(reference, first, strict=False)
@@ -344,6 +345,7 @@ def _compare(name: str, index: int, runs: _Runs, rules: Rules) -> Comparison | N
         rounding = rounding_of(expected, departures, output.eps, output.tiny)
         return compare_arrays(name, runs.where, actual, expected, rules.rounding_factor * rounding)
     # An index or a decision: no size of a difference is a small one, so they are equal or not.
+    # Where rounding alone changes an integer of the original, a difference there proves nothing.
     stable = all(equal_arrays(expected, departure) for departure in departures)
     if stable or equal_arrays(actual, expected):
         return compare_arrays(name, runs.where, actual, expected, 0.0)

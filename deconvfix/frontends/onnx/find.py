@@ -141,6 +141,7 @@ class _Scope:
 def _conv_transposes(model: ir.Model) -> Iterator[tuple[_Scope, ir.Node, str]]:
     main = _Scope(model.graph, None, _opset(model.opset_imports))
     yield from _walk(main, model.graph, "")
+    # A function is looked at once, however often it is called: it is rewritten once as well.
     for function in model.functions.values():
         scope = _Scope(function.graph, function, _opset(function.opset_imports))
         yield from _walk(scope, function.graph, f"{function.name}.")
@@ -204,6 +205,7 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
         settings = _settings(context, scope, node)
         # An empty list stands for the default.
         given = {key: value for key, value in settings.items() if value not in (None, [])}
+        # Kept also where the geometry is refused below: the report tells what the node says.
         layer = replace(layer, attributes=given)
         spec, input_size = _geometry(context, scope, node, settings)
         spec, dynamic_size = _cropped(spec, settings, input_size)
@@ -261,6 +263,7 @@ def _geometry(
             raise _ObstacleError(_contradiction("kernel_shape", kernel, taps))
     groups = 1 if settings["group"] is None else settings["group"]
     per_group = _at(w_shape, 1)
+    # The weight is (C_in, C_out / groups, *k); the other shapes help where it has none.
     c_in = _first(_at(w_shape, 0), _at(x_shape, 1))
     c_out = _first(
         None if per_group is None else per_group * groups, _at(y_shape, 1), _at(b_shape, 0)
@@ -312,11 +315,13 @@ def _cropped(
         if any(length is None for length in input_size):
             return spec, DynamicSize(output_size, begin_floor)
         natural = spec.output_size([int(length or 0) for length in input_size])
+        # The specification's total padding; where it is negative the output grows at its end instead.
         cut = [max(0, have - want) for have, want in zip(natural, output_size, strict=True)]
         more = [max(0, want - have) for have, want in zip(natural, output_size, strict=True)]
         output_padding = tuple(a + b for a, b in zip(spec.output_padding, more, strict=True))
         spec = replace(spec, output_padding=output_padding)
     elif auto_pad.startswith("SAME"):
+        # SAME makes the output stride times as large as the input: so much of the natural size is cut.
         cut = [
             max(0, big_k + op - s)
             for big_k, op, s in zip(
@@ -326,6 +331,7 @@ def _cropped(
     else:
         pads = (0,) * 2 * n if auto_pad == "VALID" else (settings["pads"] or (0,) * 2 * n)
         return replace(spec, padding=tuple(zip(pads[:n], pads[n:], strict=True))), None
+    # SAME_UPPER cuts the odd pixel off the end, SAME_LOWER and output_shape off the begin.
     begins = [p // 2 if begin_floor else p - p // 2 for p in cut]
     padding = tuple((begin, p - begin) for begin, p in zip(begins, cut, strict=True))
     return replace(spec, padding=padding), None

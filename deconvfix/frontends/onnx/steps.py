@@ -122,8 +122,10 @@ class Writer:
 
     def crop(self, x: ir.Value, amounts: Pairs) -> ir.Value:
         """`steps.Crop`."""
+        # Axes that lose nothing are left out: a Slice over them would only hide a size that is open.
         axes = [i for i, pair in enumerate(amounts) if any(pair)]
         starts = [amounts[i][0] for i in axes]
+        # An end of 0 would be an empty slice: "up to the end" is the largest integer.
         ends = [-amounts[i][1] or _INT64_MAX for i in axes]
         return self._slice(x, starts, ends, [i + 2 for i in axes])
 
@@ -187,6 +189,7 @@ class Writer:
         for verb in verbs:
             match verb:
                 case Split(axis, sizes):
+                    # A -1 makes the product of the sizes negative: this is that of the others.
                     known = -math.prod(sizes)
                     full = [now[axis] // known if n == -1 else n for n in sizes]
                     now = [*now[:axis], *full, *now[axis + 1 :]]

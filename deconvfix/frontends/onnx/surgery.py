@@ -129,6 +129,7 @@ def _set_geometry(node: ir.Node, spec: ConvTransposeSpec) -> None:
     ONNX Runtime refuses an output_padding of a stride or more, which an output_shape may have asked for.
     A pixel that is appended at the end is one pixel less of the padding there.
     """
+    # As much as there is padding to take it from; the rest stays an output_padding.
     both = [min(e, op) for (_, e), op in zip(spec.padding, spec.output_padding, strict=True)]
     begins = [b for b, _ in spec.padding]
     ends = [e - more for (_, e), more in zip(spec.padding, both, strict=True)]
@@ -198,6 +199,8 @@ class _Operation:
     def replace(self) -> None:
         """Writes the new nodes, and puts their result under the name of the old one."""
         tail = quantised_tail(self.node) if self.form.is_exact else []
+        # A quantised layer needs DQ -> Conv with nothing between, and old opsets have no Add that broadcasts
+        # a bias later on.
         plain = bool(tail) or self.layer.opset <= NEWEST_WITHOUT_BROADCAST
         written = self._written(plain)
         x, spec = self.node.inputs[0], self.spec
@@ -208,10 +211,12 @@ class _Operation:
         y, sizes = self.writer.steps(  # type: ignore[assignment]
             written.before, x, weight, bias, spec.in_channels, sizes
         )
+        # Elementwise nodes and the shuffle change places: each value is treated alike wherever it lies.
         conv = next(step for step in written.before if isinstance(step, Conv))
         moves = bool(written.after) or self.dynamic is not None
         for node in tail[:-1]:
             y = self._again(node, y)
+        # The shuffle works on the quantised numbers, so that the Conv before it stays an integer one.
         if tail and moves:
             y = self.writer.op(
                 "DequantizeLinear",
@@ -275,6 +280,7 @@ class _Operation:
             return self.surgeon.fitted_bias(
                 self.node, fitted.bias, verbs, self.writer, self.decision.name
             )
+        # A bias that need not be rearranged is used as it is, shared or not.
         if old is None or not verbs:
             return old
         return self.weights.rearranged(Operand.of(old), verbs, (self.spec.out_channels,))

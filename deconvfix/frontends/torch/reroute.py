@@ -62,6 +62,7 @@ class Reroute(TorchFunctionMode):
             or (isinstance(call.weight, Tensor) and dtype_obstacle(call.weight))
         ):
             return func(*args, **(kwargs or {}))
+        # Excluded calls of this module, which may stand inside another rerouted one.
         if self.excluded and (call.function, call.spec()) in self.excluded:
             with _passing():
                 return func(*args, **(kwargs or {}))
@@ -94,6 +95,7 @@ def _subclass(module: nn.Module, excluded: Excluded | None) -> None:
             module.__class__ = type(cls.__name__, (base,), own)
         else:
             module.__class__ = _rerouted_class(cls)
+    # On the instance, as the class is shared by all modules of its kind.
     vars(module)[EXCLUDED] = excluded
 
 
@@ -107,6 +109,7 @@ def _rerouted_class(cls: Any) -> type[nn.Module]:
         "__reduce_ex__": _reduce,
         "forward": _rerouted(cls.forward),
     }
+    # `forward` is there already; other public methods are ways into the module, too.
     for name in _own_methods(cls):
         namespace.setdefault(name, _rerouted(getattr(cls, name)))
     return type(cls.__name__, (cls,), namespace)
@@ -129,6 +132,7 @@ def _rerouted(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         excluded = vars(self)[EXCLUDED]
+        # The forward that somebody set on the instance is a bound method already.
         own = vars(self).get(_OWN_FORWARD) if is_forward else None
         with _mode(excluded):
             return method(self, *args, **kwargs) if own is None else own(*args, **kwargs)
