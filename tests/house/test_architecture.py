@@ -367,6 +367,25 @@ def test_a_planted_long_function_is_seen():
     assert list(long_functions("def f(self, a, b, c, d, e, g, h, i): ...")) == []
 
 
+def nameless_names(source):
+    """Variables that say only that there are several of something."""
+    for node in ast.walk(ast.parse(source)):
+        if (isinstance(node, ast.Name) and node.id == "each") or (
+            isinstance(node, ast.arg) and node.arg == "each"
+        ):
+            yield node.lineno
+
+
+@pytest.mark.parametrize(("module", "source"), SOURCES)
+def test_variables_say_what_they_hold(module, source):
+    assert list(nameless_names(source)) == []
+
+
+def test_a_planted_nameless_variable_is_seen():
+    assert list(nameless_names("y = [each for each in x]")) == [1, 1]
+    assert list(nameless_names("f = lambda each: 1")) == [1]
+
+
 def test_the_architecture_document_names_every_module():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     missing = [

@@ -271,3 +271,15 @@ def test_a_pass_has_nothing_to_fit_to(module, init):
     with pytest.raises(OptionError, match=f"init: it is '{init}', and a pass has no inputs"):
         importlib.import_module(module).ReplaceTransposedConvs(to="equalized", init=init)
     importlib.import_module(module).ReplaceTransposedConvs(to="equalized", init="fit")
+
+
+def test_a_proto_is_parsed_once(monkeypatch):
+    """Found, planned, fitted, written and proven in one onnx_ir.Model: making it takes memory and time."""
+    proto, parsed = as_onnx(integer_net()), []
+    parse = ir.from_proto
+    monkeypatch.setattr(ir, "from_proto", lambda given: (parsed.append(given), parse(given))[1])
+    got = deconvfix.convert(proto, to="equalized", init="calibrated", calibration=batches())
+    assert got.report.ok
+    assert len(parsed) == 1
+    deconvfix.inspect(proto)
+    assert len(parsed) == 2, "the count sees another one"
