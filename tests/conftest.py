@@ -33,3 +33,8 @@ def _seed() -> None:
     """The random numbers of torch, for tests whose module has imported it."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest test first: at the end, one process would wait for it alone."""
+    items.sort(key=lambda item: item.name != "test_pages_run_in_order")

@@ -141,7 +141,6 @@ class _Scope:
 def _conv_transposes(model: ir.Model) -> Iterator[tuple[_Scope, ir.Node, str]]:
     main = _Scope(model.graph, None, _opset(model.opset_imports))
     yield from _walk(main, model.graph, "")
-    # A function is looked at once, however often it is called: it is rewritten once as well.
     for function in model.functions.values():
         scope = _Scope(function.graph, function, _opset(function.opset_imports))
         yield from _walk(scope, function.graph, f"{function.name}.")
@@ -205,7 +204,6 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
         settings = _settings(context, scope, node)
         # An empty list stands for the default.
         given = {key: value for key, value in settings.items() if value not in (None, [])}
-        # Kept also where the geometry is refused below: the report tells what the node says.
         layer = replace(layer, attributes=given)
         spec, input_size = _geometry(context, scope, node, settings)
         spec, dynamic_size = _cropped(spec, settings, input_size)
@@ -315,7 +313,6 @@ def _cropped(
         if any(length is None for length in input_size):
             return spec, DynamicSize(output_size, begin_floor)
         natural = spec.output_size([int(length or 0) for length in input_size])
-        # The specification's total padding; where it is negative the output grows at its end instead.
         cut = [max(0, have - want) for have, want in zip(natural, output_size, strict=True)]
         more = [max(0, want - have) for have, want in zip(natural, output_size, strict=True)]
         output_padding = tuple(a + b for a, b in zip(spec.output_padding, more, strict=True))

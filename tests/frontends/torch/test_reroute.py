@@ -72,7 +72,7 @@ def test_call_in_another_method_than_forward_is_rerouted_there_too():
 
 
 @pytest.mark.xfail(
-    strict=True, reason="torch's modes belong to one thread: see the README's limits"
+    strict=True, reason="torch's modes belong to one thread: see docs/limits.md"
 )
 def test_call_in_another_thread_is_found():
     def threaded(x):
@@ -84,7 +84,7 @@ def test_call_in_another_thread_is_found():
 
 @pytest.mark.xfail(
     strict=True,
-    reason="the recomputation runs outside of the rerouted forward: see the README's limits",
+    reason="the recomputation runs outside of the rerouted forward: see docs/limits.md",
 )
 def test_gradient_checkpointing_inside_a_rerouted_module():
     class Checkpointed(Functional):
