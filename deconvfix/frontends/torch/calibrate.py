@@ -97,7 +97,6 @@ class FittableModule:
         self._memory = memory
         self._counts: dict[str, int] = {}
         self._original: _Original | None = None
-        self._fitted: set[str] = set()
 
     def order(self, names: Sequence[str]) -> Mapping[str, int]:
         """The layers that run, by a run of the original; what they get and give is kept if it is little."""
@@ -118,7 +117,8 @@ class FittableModule:
         name, kept = decision.name, self._original
         count = self._counts[name]
         # Nothing that runs before the first layer computes something else than in the original.
-        unchanged = self._inexact == len(self._counts) and not self._fitted and count == 1
+        first = name == next(iter(self._counts))
+        unchanged = self._inexact == len(self._counts) and first and count == 1
         inputs = kept.inputs if unchanged and kept is not None else None
         running = copy_model(self.after).eval() if inputs is None else None
         for number, batch in enumerate(self._batches):
@@ -148,7 +148,6 @@ class FittableModule:
             self.after = exchange(self.after, module, new)
         else:
             put_weight(module, solved.kernel, solved.bias, decision.name)
-        self._fitted.add(decision.name)
         return decision
 
 

@@ -71,9 +71,7 @@ def test_call_in_another_method_than_forward_is_rerouted_there_too():
     assert transposed_calls(convert(Decoder(), X).model.decode, X) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="torch's modes belong to one thread: see docs/limits.md"
-)
+@pytest.mark.xfail(strict=True, reason="torch's modes belong to one thread: see docs/limits.md")
 def test_call_in_another_thread_is_found():
     def threaded(x):
         with ThreadPoolExecutor(1) as pool:
