@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from torch.export import ExportedProgram
 
 from deconvfix.errors import ModelError
 from deconvfix.frontends.program.text import check_payloads, check_program
+from deconvfix.frontends.torch.inputs import quiet_loggers
 
 __all__ = ["SUFFIX", "read", "write"]
 
@@ -83,7 +83,7 @@ def write(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
         ModelError: If torch cannot save the program.
     """
     try:
-        with _quiet():
+        with quiet_loggers("torch.export", "torch._export", level=logging.CRITICAL):
             torch.export.save(program, os.fspath(path))
     except Exception as error:
         raise ModelError(
@@ -96,7 +96,10 @@ def write(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
 
 def _load(path: Path, named: Path) -> ExportedProgram:
     try:
-        with _quiet(), open(path, "rb") as file:
+        with (
+            quiet_loggers("torch.export", "torch._export", level=logging.CRITICAL),
+            open(path, "rb") as file,
+        ):
             return torch.export.load(file)
     except Exception as error:
         raise ModelError(
@@ -113,22 +116,6 @@ def _reason(error: BaseException) -> str:
     root = error.__context__ if isinstance(error.__context__, RuntimeError) else error
     lines = [line.strip() for line in str(root).splitlines() if line.strip()]
     return f"{type(root).__name__}: {lines[-1][:200] if lines else ''}".rstrip(": ")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch warns about its own internals; what matters comes as an error."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 # --- looking through an archive -----------------------------------------------------------------

@@ -6,9 +6,7 @@ import functools
 import itertools
 import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,13 @@ from torch.export import ExportedProgram
 
 from deconvfix.errors import ExportError, ModelError, OptionError
 from deconvfix.files import check_output, output_folder, sha256
-from deconvfix.frontends.torch.inputs import Inputs, as_inputs, copy_model, map_tensors
+from deconvfix.frontends.torch.inputs import (
+    Inputs,
+    as_inputs,
+    copy_model,
+    map_tensors,
+    quiet_loggers,
+)
 from deconvfix.frontends.torch.runtime_parity import compare_with_torch
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.parity.runtime import open_session
@@ -282,7 +286,7 @@ def _export(
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
 ) -> torch.onnx.ONNXProgram:
-    with _quiet():
+    with quiet_loggers("torch.onnx", "torch.export", "onnxscript", level=logging.ERROR):
         try:
             # The copy keeps the exporter's attribute changes away from the next attempt.
             program = torch.onnx.export(
@@ -307,22 +311,6 @@ def _export(
             ) from error
     assert program is not None
     return program
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns about its own internals; what matters here comes as an error."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _save(

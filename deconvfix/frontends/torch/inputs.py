@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ __all__ = [
     "innermost_name",
     "map_tensors",
     "names_of",
+    "quiet_loggers",
     "run_model",
     "running_modules",
 ]
@@ -172,3 +174,24 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """The same nested value with the function applied to each tensor."""
     return pytree.tree_map_only(Tensor, function, value)
+
+
+@contextmanager
+def quiet_loggers(*names: str, level: int) -> Iterator[None]:
+    """Without what torch warns of about its own internals; what matters comes as an error.
+
+    Args:
+        names: Of the loggers that are quiet.
+        level: From which on they still log.
+    """
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(level)
+        try:
+            yield
+        finally:
+            for logger, old in zip(loggers, levels, strict=True):
+                logger.setLevel(old)
