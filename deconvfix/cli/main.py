@@ -39,12 +39,12 @@ from deconvfix.cli.options import (
     InspectOptions,
     SourceOptions,
     VerifyOptions,
+    taken_from,
     takes,
 )
 from deconvfix.cli.processes import ALONE, Share, share, together
 from deconvfix.cli.samples import CalibrationFiles, calibration_files
 from deconvfix.cli.source import Source
-from deconvfix.core.options import taken_from
 from deconvfix.errors import DeconvfixError
 from deconvfix.files import check_output, output_folder, sha256
 from deconvfix.fit.tuning import Progress, Tuning

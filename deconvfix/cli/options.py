@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import click
 
@@ -32,10 +32,12 @@ __all__ = [
     "ReportOptions",
     "SourceOptions",
     "VerifyOptions",
+    "taken_from",
     "takes",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Taken = TypeVar("Taken")
 FILE = click.Path(path_type=Path)
 
 
@@ -267,3 +269,10 @@ def _help(declaration: Option) -> str:
     names = ", ".join(form.name for form in FORMS if getattr(form, declaration.applies))
     first, dot, rest = declaration.help.partition(".")
     return f"{first} ({names}){dot}{rest}"
+
+
+def taken_from(declared: type[Taken], given: object, **others: object) -> Taken:
+    """An instance of a dataclass whose fields are attributes of `given`, or among `others`."""
+    names = [known.name for known in fields(cast(Any, declared)) if known.init]
+    found = {name: getattr(given, name) for name in names if hasattr(given, name)}
+    return declared(**found | others)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-__all__ = ["Option", "documented", "option", "options_of", "same_as", "taken_from"]
+__all__ = ["Option", "documented", "option", "options_of", "same_as"]
 
 _KEY = "deconvfix.option"
-Taken = TypeVar("Taken")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -57,13 +56,6 @@ def options_of(declared: type) -> dict[str, Option]:
     return {
         known.name: known.metadata[_KEY] for known in fields(declared) if _KEY in known.metadata
     }
-
-
-def taken_from(declared: type[Taken], given: object, **others: object) -> Taken:
-    """An instance of a dataclass whose fields are attributes of `given`, or among `others`."""
-    names = [known.name for known in fields(cast(Any, declared)) if known.init]
-    found = {name: getattr(given, name) for name in names if hasattr(given, name)}
-    return declared(**found | others)
 
 
 def documented(declared: type) -> Callable[[Function], Function]:

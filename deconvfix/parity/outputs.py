@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.errors import DeconvfixError
-from deconvfix.parity.arrays import (
+from deconvfix.parity.bounds import (
+    Comparison,
     compare_arrays,
     equal_arrays,
     is_inexact,
     rounding_of,
     varies_array,
 )
-from deconvfix.parity.bounds import Comparison
 
 __all__ = ["Case", "Output", "OutputParity", "Pair", "Patience", "Rules", "compare_outputs"]
 

@@ -8,8 +8,8 @@ import pytest
 
 import deconvfix
 from deconvfix.cli.main import main
-from deconvfix.cli.options import ConvertOptions, takes
-from deconvfix.core.options import option, options_of, taken_from
+from deconvfix.cli.options import ConvertOptions, taken_from, takes
+from deconvfix.core.options import option, options_of
 from deconvfix.curves.samples import samples_curve
 from deconvfix.curves.strength import strength_curve
 from deconvfix.fit.tuning import Tuning

@@ -46,7 +46,7 @@ def imports_torch(*paths):
 
 @pytest.mark.parametrize(
     ("paths", "wanted"),
-    [(PURE, False), (("tests/frontends/torch/test_modes.py",), True)],
+    [(PURE, False), (("tests/frontends/torch/test_calls.py",), True)],
     ids=["pure", "control"],
 )
 def test_tests_of_numbers_do_not_import_torch(paths, wanted):

@@ -22,8 +22,7 @@ from deconvfix.frontends.onnx.values import (
     scopes,
     visible,
 )
-from deconvfix.parity.arrays import compare_arrays
-from deconvfix.parity.bounds import LIMIT, Comparison, rounding_unit
+from deconvfix.parity.bounds import LIMIT, Comparison, compare_arrays, rounding_unit
 from deconvfix.parity.definition import Definition, by_definition
 from deconvfix.parity.runtime import open_session, run_named
 from deconvfix.plan import Plan, Replaced

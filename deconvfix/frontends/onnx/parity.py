@@ -35,8 +35,7 @@ from deconvfix.frontends.onnx.values import (
     bodies,
     constant,
 )
-from deconvfix.parity.arrays import psnr
-from deconvfix.parity.bounds import ParityReport, summarize
+from deconvfix.parity.bounds import ParityReport, psnr, summarize
 from deconvfix.parity.definition import rounds_positions
 from deconvfix.parity.outputs import Case, Output, OutputParity, Patience, Rules, compare_outputs
 from deconvfix.parity.runtime import open_session, run_named
@@ -123,7 +122,7 @@ def compare_models(
 
 
 def psnr_db(before: ir.Model, after: ir.Model, example_inputs: Any) -> float | None:
-    """`parity.arrays.psnr` of two models' outputs in ONNX Runtime."""
+    """`parity.bounds.psnr` of two models' outputs in ONNX Runtime."""
     feed = onnx_inputs.as_feed(before, example_inputs)
     results = []
     for model in (before, after):

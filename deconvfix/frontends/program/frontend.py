@@ -29,7 +29,7 @@ from deconvfix.frontends.program.calibrate import FittableProgram
 from deconvfix.frontends.program.weights import HINT, stored, why_fixed
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch import steps as torch_steps
-from deconvfix.frontends.torch.calls import PADDING_ARGUMENT
+from deconvfix.frontends.torch.calls import PADDING_ARGUMENT, is_transposed
 from deconvfix.frontends.torch.compare import psnr_db
 from deconvfix.frontends.torch.diagnose import probe_module
 from deconvfix.frontends.torch.graph import (
@@ -42,7 +42,6 @@ from deconvfix.frontends.torch.graph import (
 )
 from deconvfix.frontends.torch.inputs import as_inputs, copy_quietly
 from deconvfix.frontends.torch.layers import read_weight
-from deconvfix.frontends.torch.modes import is_transposed
 from deconvfix.frontends.torch.parity import compare_modules, disturbed
 from deconvfix.frontends.torch.samples import TorchSamples
 from deconvfix.parity.bounds import ParityReport

@@ -17,8 +17,7 @@ from deconvfix.frontends.torch.inputs import (
     map_tensors,
     run_model,
 )
-from deconvfix.parity.arrays import compare_arrays, equal_arrays, psnr
-from deconvfix.parity.bounds import Comparison
+from deconvfix.parity.bounds import Comparison, compare_arrays, equal_arrays, psnr
 from deconvfix.parity.outputs import Output
 
 __all__ = [
@@ -34,7 +33,7 @@ __all__ = [
 def compare_tensors(
     what: str, inputs: str, actual: Tensor, expected: Tensor, rounding: Tensor | float
 ) -> Comparison:
-    """`parity.arrays.compare_arrays` for tensors of any dtype and device."""
+    """`parity.bounds.compare_arrays` for tensors of any dtype and device."""
     bound = _array(rounding) if isinstance(rounding, Tensor) else rounding
     return compare_arrays(what, inputs, _array(actual), _array(expected), bound)
 
@@ -54,12 +53,12 @@ def _output(tensor: Tensor) -> Output:
 
 
 def psnr_db(before: nn.Module, after: nn.Module, example_inputs: object) -> float | None:
-    """`parity.arrays.psnr` of two models' outputs."""
+    """`parity.bounds.psnr` of two models' outputs."""
     return psnr_on(before, after, [as_inputs(example_inputs)])
 
 
 def psnr_on(before: nn.Module, after: nn.Module, batches: Sequence[Inputs]) -> float | None:
-    """`parity.arrays.psnr` of two models' outputs on several batches, all together."""
+    """`parity.bounds.psnr` of two models' outputs on several batches, all together."""
     old, new = (
         [
             _array(output)

@@ -25,7 +25,7 @@ from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe
 from deconvfix.frontends.calibrate import calibrate, fitted_decisions
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch.calibrate import FittableModule
-from deconvfix.frontends.torch.calls import Observed, observe
+from deconvfix.frontends.torch.calls import Observed, executed_transposed_convolutions, observe
 from deconvfix.frontends.torch.compare import psnr_db
 from deconvfix.frontends.torch.diagnose import gradient_advice, kernels_of, probe_module
 from deconvfix.frontends.torch.find import (
@@ -48,7 +48,6 @@ from deconvfix.frontends.torch.inputs import (
     run_model,
 )
 from deconvfix.frontends.torch.layers import ConvertedConvTranspose, spread_weight
-from deconvfix.frontends.torch.modes import executed_transposed_convolutions
 from deconvfix.frontends.torch.parity import compare_modules
 from deconvfix.frontends.torch.reroute import keep, reroute
 from deconvfix.frontends.torch.samples import TorchSamples, flat_inputs

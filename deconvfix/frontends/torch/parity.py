@@ -24,8 +24,15 @@ from deconvfix.frontends.torch.inputs import (
     run_model,
 )
 from deconvfix.frontends.torch.layer_parity import bound_of, compare_layers
-from deconvfix.parity.arrays import equal_arrays, is_inexact, rounding_of
-from deconvfix.parity.bounds import LIMIT, Comparison, ParityReport, summarize
+from deconvfix.parity.bounds import (
+    LIMIT,
+    Comparison,
+    ParityReport,
+    equal_arrays,
+    is_inexact,
+    rounding_of,
+    summarize,
+)
 from deconvfix.parity.outputs import Case, Output, OutputParity, Patience, Rules, compare_outputs
 from deconvfix.plan import Plan
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deconvfix.errors import ExportError
 from deconvfix.frontends.torch.compare import as_outputs
@@ -23,7 +25,6 @@ from deconvfix.frontends.torch.inputs import (
     map_tensors,
     run_model,
 )
-from deconvfix.frontends.torch.modes import perturbed_outputs
 from deconvfix.parity.bounds import RUNTIME_FACTOR, ParityReport, summarize
 from deconvfix.parity.outputs import Case, Output, Rules, compare_outputs
 from deconvfix.parity.runtime import open_session, run_named
@@ -31,7 +32,7 @@ from deconvfix.parity.runtime import open_session, run_named
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["compare_with_torch", "feed_of", "verify_onnx"]
+__all__ = ["compare_with_torch", "feed_of", "perturbed_outputs", "verify_onnx"]
 
 _RULES = Rules(
     constant="All outputs are constant, which is no evidence: give other example inputs.",
@@ -199,3 +200,48 @@ def _check_names(session: onnxruntime.InferenceSession, model: nn.Module, inputs
             f"the model's are called {expected}",
             "Verify a file that was exported from this model",
         )
+
+
+class _MonteCarlo(TorchDispatchMode):
+    """Moves the operands and the results of each operation by one eps of their dtype, at random."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        schema = func._schema
+        views = any(
+            argument.alias_info is not None for argument in (*schema.arguments, *schema.returns)
+        )
+        real = any(
+            isinstance(leaf, Tensor) and leaf.is_floating_point()
+            for leaf in pytree.tree_leaves((args, kwargs))
+        )
+        if views or schema.is_mutable or not real:
+            return func(*args, **kwargs)
+        args, kwargs = pytree.tree_map_only(Tensor, self._moved, (args, kwargs))
+        return pytree.tree_map_only(Tensor, self._moved, func(*args, **kwargs))
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        # Single numbers are often sizes: moving them would change what the model does.
+        if not tensor.is_floating_point() or tensor.dim() == 0:
+            return tensor
+        eps = torch.finfo(tensor.dtype).eps
+        noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float32)
+        return tensor + tensor * (eps * noise).to(tensor.dtype)
+
+
+def perturbed_outputs(model: nn.Module, inputs: Inputs, runs: int = 3) -> list[list[Tensor]]:
+    """The outputs of some runs under Monte Carlo arithmetic.
+
+    The model should be in eval mode; it is run as it is.
+    """
+    results = []
+    for seed in range(runs):
+        with _MonteCarlo(seed):
+            results.append(flat_tensors(run_model(model, inputs)))
+    return results

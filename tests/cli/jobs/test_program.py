@@ -15,7 +15,7 @@ from torch import nn
 
 from deconvfix.cli.main import main
 from deconvfix.frontends.program import file as program_file
-from deconvfix.frontends.torch.modes import executed_transposed_convolutions
+from deconvfix.frontends.torch.calls import executed_transposed_convolutions
 
 
 class Net(nn.Module):

@@ -1,4 +1,6 @@
-"""Calls of transposed convolutions in every spelling."""
+"""Calls of transposed convolutions in every spelling, and the watch for those that still run."""
+
+import copy
 
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import deconvfix
+from deconvfix.frontends.torch.calls import executed_transposed_convolutions
+from tests.support.decoders import Decoder
 from tests.support.modules import (
     B,
     Calls,
@@ -133,3 +137,33 @@ def test_functional_only_model_is_converted_without_inputs_or_verification():
     converted = deconvfix.convert(model, verify=False).model
     assert torch.equal(converted(X), model(X))
     assert transposed_calls(converted, X) == []
+
+
+def test_the_watch_names_what_still_runs(example):
+    model = Decoder()
+    assert executed_transposed_convolutions(model, example) == ["first", "second"]
+    half = deconvfix.convert(model, include="first").model
+    assert executed_transposed_convolutions(half, example) == ["second"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, but models made with it exist
+def test_the_watch_sees_into_torchscript(example):
+    scripted = nn.Sequential(torch.jit.trace(copy.deepcopy(Decoder()), example))
+    assert len(executed_transposed_convolutions(scripted, example)) == 2
+
+
+def test_the_gradient_of_a_convolution_is_not_watched():
+    """Its operator is a transposed convolution by arithmetic, not by name."""
+
+    class Energy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            with torch.enable_grad():
+                x = x.clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(self.conv(x).square().sum(), x)
+            return gradient
+
+    assert executed_transposed_convolutions(Energy(), (torch.randn(1, 3, 5, 6),)) == []

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_manager import PassManager
 
 import deconvfix
-from deconvfix.frontends.torch.modes import executed_transposed_convolutions
+from deconvfix.frontends.torch.calls import executed_transposed_convolutions
 from deconvfix.fx import ReplaceTransposedConvs
 
 

@@ -7,8 +7,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
 
 import deconvfix
-from deconvfix.frontends.torch.calls import Call
-from deconvfix.frontends.torch.modes import executed_transposed_convolutions
+from deconvfix.frontends.torch.calls import Call, executed_transposed_convolutions
 from deconvfix.frontends.torch.reroute import Reroute
 
 OPS = [op for op in op_db if op.name.startswith("nn.functional.conv_transpose")]
