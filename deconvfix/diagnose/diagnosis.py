@@ -15,7 +15,7 @@ from deconvfix.diagnose.advice import recommend
 from deconvfix.diagnose.inspection import Inspection, Layer, OutputDiagnosis
 from deconvfix.diagnose.measure import longest_period, outputs_with_grids, periods_if_stacked
 from deconvfix.frontends.base import Findings, Probe
-from deconvfix.grid.flat_field import flat_field_of, network_answers
+from deconvfix.grid.flat_field import NOT_PERIODIC, flat_field_of, network_answers
 from deconvfix.grid.kernel import frequency_ripples_db, ripple_db, sum_rule_holds, uneven_overlap
 from deconvfix.grid.periods import (
     GridFrequency,
@@ -124,10 +124,7 @@ def _limits(output: OutputDiagnosis, usable: bool) -> list[str]:
         return [f"{where} contains NaN or infinite values and was not analysed."]
     found = []
     if output.flat_field is None:
-        found.append(
-            f"{where}: no flat field, because the output for a constant input does not become periodic away "
-            "from the border. The border, or a position encoding, influences every pixel."
-        )
+        found.append(f"{where}: no flat field, because {NOT_PERIODIC}.")
     if not output.phase_variances or output.phase_variances[0].period != output.period:
         found.append(
             f"{where} has fewer than four periods of {'x'.join(map(str, output.period))}: give larger "

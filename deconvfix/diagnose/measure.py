@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from deconvfix.core.decibels import LOWEST_DB, decibels_in_words
 from deconvfix.diagnose.fidelity import Fidelity, OutputChange, Tone
 from deconvfix.frontends.base import Frontend, Probe, ReadsConverted
-from deconvfix.grid.flat_field import FlatField, flat_field_of, network_tables, with_channels
+from deconvfix.grid.flat_field import (
+    NOT_PERIODIC,
+    FlatField,
+    flat_field_of,
+    network_tables,
+    with_channels,
+)
 from deconvfix.grid.kernel import ripple_db
 from deconvfix.grid.periods import Period, measured_period, stacked_periods
 from deconvfix.grid.spectra import spectral_peaks
@@ -185,8 +191,7 @@ def with_runs(
     outputs = _changes(runs, sample_rate)
     flat = [output for output in outputs if output.flat_before and output.flat_after]
     notes = tuple(
-        f"Output {output.index}: the grid on a constant input was not measured, because the output does not "
-        "become periodic away from the border. The border, or a position encoding, influences every pixel."
+        f"Output {output.index}: the grid on a constant input was not measured, because {NOT_PERIODIC}."
         for output in outputs
         if output not in flat
     )

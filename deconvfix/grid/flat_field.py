@@ -22,6 +22,7 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import DeconvfixError
 
 __all__ = [
+    "NOT_PERIODIC",
     "FlatField",
     "Run",
     "flat_field_of",
@@ -34,6 +35,12 @@ __all__ = [
 Array = NDArray[np.float64]
 Run = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]
 
+# Why there is no flat field, in words.
+NOT_PERIODIC = (
+    "the output for a constant input does not become periodic away from the border. Either the model takes "
+    "no larger inputs, so that the border reaches the middle, or it influences every pixel, as a position "
+    "encoding does"
+)
 # The middle must repeat to this many roundings, or to this part of the ripple, to be believed.
 _ROUNDINGS = 64
 _PART = 0.1
