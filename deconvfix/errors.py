@@ -14,6 +14,7 @@ Every message has the same four parts: where it happened, what was found, what i
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 __all__ = [
@@ -26,8 +27,13 @@ __all__ = [
     "Refusal",
     "RefusedError",
     "SpecError",
+    "printable",
     "sentence",
 ]
+
+# Control characters of both ranges (Cc), characters that turn text around or are not seen (Cf), half
+# characters, as in names of files that are no UTF-8 (Cs), and further ends of lines (Zl, Zp).
+_OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 class DeconvfixError(Exception):
@@ -81,7 +87,25 @@ class ExportError(DeconvfixError):
 
 def sentence(where: str, found: str, needed: str, todo: str) -> str:
     """The one wording of errors and refusals: 'where: found; needed. todo.'"""
-    return f"{where}: {found}; {needed}. {todo}."
+    return printable(f"{where}: {found}; {needed}. {todo}.")
+
+
+def printable(text: str) -> str:
+    r"""Words of a stranger without what a terminal obeys: such characters are shown as escapes.
+
+    Names of layers, tensors and files come from files that may be anybody's. Ends of lines and tabs stay.
+
+    >>> print(printable("up\x1b[31m"))
+    up\x1b[31m
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in _OBEYED and character not in "\n\t"
+        else character
+        for character in text
+    )
 
 
 @dataclass(frozen=True)

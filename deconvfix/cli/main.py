@@ -13,10 +13,9 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
@@ -45,6 +44,7 @@ from deconvfix.cli.options import (
 from deconvfix.cli.processes import ALONE, Share, share, together
 from deconvfix.cli.samples import CalibrationFiles, calibration_files
 from deconvfix.cli.source import Source
+from deconvfix.cli.terminal import console_of, only_printable
 from deconvfix.errors import DeconvfixError
 from deconvfix.files import check_output, output_folder, sha256
 from deconvfix.fit.tuning import Progress, Tuning
@@ -56,11 +56,14 @@ from deconvfix.request import Request
 __all__ = ["main"]
 
 _TYPED = "deconvfix.typed"
-_ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 class _Group(click.Group):
     """Turns the library's errors into one line and exit code 1; remembers what was typed."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        with only_printable():
+            return super().main(*args, **options)
 
     def make_context(
         self,
@@ -80,8 +83,7 @@ class _Group(click.Group):
             with together(own) if own.world > 1 else contextlib.nullcontext():
                 return super().invoke(ctx)
         except DeconvfixError as error:
-            _ERRORS.print(f"Error: {error}", style="red", markup=False)
-            ctx.exit(1)
+            _fail(ctx, str(error))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -343,6 +345,12 @@ def _job(source: Source, options: ConvertOptions, turns: tuple[int, int]) -> Job
 # --- what people see ------------------------------------------------------------------------------
 
 
+def _fail(ctx: click.Context, message: str) -> NoReturn:
+    """Ends the command with one sentence on stderr."""
+    console_of(sys.stderr, soft_wrap=True).print(f"Error: {message}", style="red", markup=False)
+    ctx.exit(1)
+
+
 def _write_report(report: ConversionReport, path: Path) -> None:
     """Writes it, whole or not at all; the suffix chooses the kind."""
     content = report.to_html() if path.suffix == ".html" else report.to_json()
@@ -357,7 +365,7 @@ def _working(what: str) -> Iterator[Callable[[Progress], None] | None]:
     Yields:
         What a distillation calls to move the bar; None where there is no bar.
     """
-    console = Console(stderr=True, emoji=False)
+    console = console_of(sys.stderr)
     if not console.is_terminal:
         with contextlib.redirect_stdout(sys.stderr):
             yield None
@@ -379,6 +387,6 @@ def _show(value: Any) -> None:
     if isinstance(value, dict):
         click.echo(json.dumps(text.finite(value), indent=2, allow_nan=False))
         return
-    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 80)
+    console = console_of(sys.stdout, width=None if sys.stdout.isatty() else 80)
     for part in value:
         console.print(part)

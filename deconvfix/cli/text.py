@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
+from rich import markup
 from rich.table import Table
 
 from deconvfix.core.decibels import INVISIBLE_DB, decibels_in_words
+from deconvfix.errors import printable
 from deconvfix.parity.bounds import LIMIT
 from deconvfix.report.report import finite
 
@@ -25,6 +26,11 @@ __all__ = ["bench", "conversion", "export", "finite", "inspection", "parity"]
 
 _MOST_LINES = 8
 _STANDS_OUT_DB = 10.0
+
+
+def escape(text: str) -> str:
+    """Words of a model, as they stand: neither rich nor a terminal obeys what is in them."""
+    return markup.escape(printable(text))
 
 
 def inspection(found: Inspection) -> Iterator[Any]:

@@ -12,7 +12,6 @@ moved by half a step of the quantisation, which is what one runtime may round di
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from deconvfix.errors import DeconvfixError, ExportError, ModelError
+from deconvfix.files import scratch_folder
 from deconvfix.frontends.onnx import inputs as onnx_inputs
 from deconvfix.frontends.onnx.find import find_layers
 from deconvfix.frontends.onnx.inputs import Feed
@@ -309,8 +309,8 @@ def _loadable(model: ir.Model, path: Path | None) -> Iterator[bytes | str]:
         ir.external_data.load_to_model(loaded)
         yield ir.to_proto(loaded).SerializeToString()
         return
-    with tempfile.TemporaryDirectory(prefix="deconvfix.") as folder:
-        file = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        file = folder / "model.onnx"
         ir.save(model.clone(), file, external_data="model.data")
         yield str(file)
 

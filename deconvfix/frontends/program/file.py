@@ -19,17 +19,17 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch.export import ExportedProgram
 
 from deconvfix.errors import ModelError
+from deconvfix.files import LateErrors, note_read, scratch_folder
 from deconvfix.frontends.program.text import check_payloads, check_program
 from deconvfix.frontends.torch.inputs import quiet_loggers
 
@@ -67,10 +67,11 @@ def read(path: str | os.PathLike[str], *, trust: bool = False) -> ExportedProgra
         raise ModelError(
             str(path), "there is no such file", "a .pt2 file is needed", "Correct the path"
         )
+    note_read(path)
     if trust:
         return _load(path, path)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / f"vetted{SUFFIX}"
+    with scratch_folder() as folder:
+        copy = folder / f"vetted{SUFFIX}"
         with _archive(path, path) as source, zipfile.ZipFile(copy, "w") as vetted:
             _copy_data(path, source, vetted)
         return _load(copy, path)
@@ -81,10 +82,18 @@ def write(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ModelError: If torch cannot save the program.
+        OSError: If there is no room for it.
     """
     try:
-        with quiet_loggers("torch.export", "torch._export", level=logging.CRITICAL):
-            torch.export.save(program, os.fspath(path))
+        with (
+            quiet_loggers("torch.export", "torch._export", level=logging.CRITICAL),
+            open(path, "wb", buffering=0) as file,
+        ):
+            late = LateErrors(file)
+            torch.export.save(program, cast("IO[bytes]", late))
+            late.check()
+    except OSError:
+        raise  # no room
     except Exception as error:
         raise ModelError(
             str(path),

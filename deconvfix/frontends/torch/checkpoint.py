@@ -1,12 +1,18 @@
-"""Checkpoint files: state dicts read without running anything in them, written with their recipe."""
+"""Checkpoint files: state dicts read without running anything in them, written with their recipe.
+
+The recipe is inside the file: in the metadata of .safetensors, and as a member of the archive that a .pt,
+.pth or .ckpt file is, where torch.load does not look. So weights and recipe always belong together.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,8 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deconvfix.errors import CheckpointError
+from deconvfix.files import LateErrors, note_read
 from deconvfix.frontends.torch.find import is_uninitialized
 from deconvfix.frontends.torch.frontend import FRONTEND
+from deconvfix.frontends.torch.state_dicts import find_state, nested, prefix_of
 from deconvfix.plan import Plan
 
 __all__ = [
@@ -24,7 +32,6 @@ __all__ = [
     "load",
     "load_state",
     "read",
-    "recipe_path",
     "restore",
     "stored_dtypes",
     "write",
@@ -32,21 +39,10 @@ __all__ = [
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 RECIPE_KEY = "deconvfix.recipe"
-# Where training codes put the weights, the best ones first.
-_STATE_KEYS = (
-    "params_ema",
-    "g_ema",
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "params",
-    "generator",
-    "netG",
-    "net",
-    "weights",
-)
-# A recipe is small; a larger file beside a checkpoint is something else.
+# A recipe is small; what is larger is something else.
 _LARGEST_RECIPE = 2**26
+# Its name in an archive of torch.save, inside the archive's own folder.
+_MEMBER = "extra/deconvfix.recipe.json"
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,8 @@ class Checkpoint:
         state_key: Dotted path of the state dict inside the file, "" if it is the whole file.
         left_out: Other entries of the file, such as the optimizer's state.
         recipe: The plan that the checkpoint's model was converted with, if it was.
+        content: All of the file, tensors and plain values.
+        metadata: The text entries of a .safetensors file.
     """
 
     path: Path
@@ -66,6 +64,8 @@ class Checkpoint:
     state_key: str
     left_out: tuple[str, ...]
     recipe: Plan | None
+    content: Any = field(default=None, repr=False, compare=False)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 def read(path: str | os.PathLike[str], state_key: str | None = None) -> Checkpoint:
@@ -84,6 +84,7 @@ def read(path: str | os.PathLike[str], state_key: str | None = None) -> Checkpoi
         raise CheckpointError(
             str(path), "there is no such file", "a checkpoint file is needed", "Correct the path"
         )
+    note_read(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix not in SUFFIXES:
@@ -103,8 +104,8 @@ def read(path: str | os.PathLike[str], state_key: str | None = None) -> Checkpoi
             "a file of tensors and plain values is needed; nothing else is executed",
             "Save the model's state_dict() alone, best as .safetensors",
         ) from error
-    state, key, left_out = _find_state(path, content, state_key)
-    return Checkpoint(path, state, key, left_out, _recipe_beside(path))
+    state, key, left_out = find_state(path, content, state_key)
+    return Checkpoint(path, state, key, left_out, _recipe_of(path), content)
 
 
 def load_state(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -124,7 +125,7 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
             "Run the model once before loading",
         )
     expected = model.state_dict()
-    prefix = _prefix(checkpoint.state, expected)
+    prefix = prefix_of(checkpoint.state, expected)
     state = {
         name[len(prefix) :]: value
         for name, value in checkpoint.state.items()
@@ -194,28 +195,53 @@ def write(
 ) -> None:
     """Writes the state dict of a converted model with its recipe.
 
+    Names have the prefix that they have in the original file. Where the conversion keeps all names, every
+    other entry of that file is kept, too, so that the code that loaded the original loads the result.
+
     Args:
-        path: .safetensors (the recipe goes into its metadata), or .pt, .pth, .ckpt (the recipe goes
-            into a file beside it; the state dict is nested as in `source`).
+        path: .safetensors, .pt, .pth or .ckpt; the state dict is nested as in `source`.
         model: The converted model.
         recipe: The plan that leads from the original architecture to it.
         source: The original checkpoint.
         dtypes: See `stored_dtypes`.
+
+    Raises:
+        OSError: If there is no room for it.
     """
     state = {
         name: value.detach().cpu().to((dtypes or {}).get(name, value.dtype))
         for name, value in model.state_dict().items()
     }
+    prefix = prefix_of(source.state, state) if source else ""
+    state = {prefix + name: value for name, value in state.items()}
+    keeps_names = source is not None and source.state.keys() >= state.keys()
+    if source is not None and keeps_names:
+        state = {name: state.get(name, value) for name, value in source.state.items()}
     if path.suffix == ".safetensors":
         # Tied entries share memory, which the format does not have.
         own = {name: value.contiguous().clone() for name, value in state.items()}
-        save_file(own, path, metadata={"format": "pt", RECIPE_KEY: recipe.to_json()})
+        metadata = {"format": "pt", **(source.metadata if source else {})}
+        _save_safetensors(own, path, {**metadata, RECIPE_KEY: recipe.to_json()})
         return
-    nested: Any = state
-    for key in reversed(source.state_key.split(".") if source and source.state_key else []):
-        nested = {key: nested}
-    torch.save(nested, path)
-    recipe_path(path).write_text(recipe.to_json(), encoding="utf-8")
+    keys = source.state_key.split(".") if source and source.state_key else []
+    content = source.content if source is not None and keeps_names else None
+    with open(path, "wb", buffering=0) as file:
+        late = LateErrors(file)
+        torch.save(nested(content, keys, state), cast("IO[bytes]", late))
+        late.check()
+    with zipfile.ZipFile(path, "a") as archive:
+        folder = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{folder}/{_MEMBER}", recipe.to_json())
+
+
+def _save_safetensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(state, path, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def stored_dtypes(
@@ -229,7 +255,7 @@ def stored_dtypes(
         after: State dict of the converted model.
         plan: What was converted; new entries have the dtype of the entry they come from.
     """
-    prefix = _prefix(source.state, before)
+    prefix = prefix_of(source.state, before)
     origins = {}
     for layer in plan.replaced:
         path = f"{layer.name}." if layer.name else ""
@@ -239,15 +265,10 @@ def stored_dtypes(
     return {name: tensor.dtype for name, tensor in found.items() if tensor is not None}
 
 
-def recipe_path(path: Path) -> Path:
-    """The recipe beside a .pt, .pth or .ckpt file."""
-    return path.with_name(f"{path.name}.recipe.json")
-
-
 def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = dict(file.metadata() or {})
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
@@ -256,93 +277,49 @@ def _read_safetensors(path: Path) -> Checkpoint:
             "a safetensors file is needed",
             "Check that the file is complete",
         ) from error
-    recipe = metadata.get(RECIPE_KEY)
-    return Checkpoint(path, state, "", (), None if recipe is None else Plan.from_json(recipe))
+    recipe = metadata.pop(RECIPE_KEY, None)
+    plan = None if recipe is None else Plan.from_json(recipe)
+    return Checkpoint(path, state, "", (), plan, metadata=metadata)
 
 
-def _recipe_beside(path: Path) -> Plan | None:
-    beside = recipe_path(path)
-    if not beside.is_file() or beside.stat().st_size > _LARGEST_RECIPE:
+def _recipe_of(path: Path) -> Plan | None:
+    """The recipe in an archive of torch.save, or in a file beside it, where it was written formerly."""
+    text: bytes | None = None
+    where = path.with_name(f"{path.name}.recipe.json")
+    with open(path, "rb") as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                for member in archive.infolist():
+                    if member.filename.partition("/")[2] == _MEMBER:
+                        text, where = _recipe_member(path, archive, member), path
+    if text is None and where != path and where.is_file():
+        if where.stat().st_size > _LARGEST_RECIPE:
+            return None
+        note_read(where)
+        text = where.read_bytes()
+    if text is None:
         return None
     try:
-        return Plan.from_json(beside.read_text(encoding="utf-8"))
+        return Plan.from_json(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise CheckpointError(
-            str(beside),
+            str(where),
             f"it is not text ({error.reason})",
             "the recipe of the checkpoint is needed",
-            "Remove the file if the checkpoint was not converted",
+            "Remove the recipe if the checkpoint was not converted",
         ) from error
 
 
-def _is_state(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(tensor, Tensor) for tensor in value.values())
-        and all(isinstance(key, str) for key in value)
-    )
-
-
-def _find_state(
-    path: Path, content: Any, state_key: str | None
-) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    if state_key:
-        value = content
-        for part in state_key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if not _is_state(value):
-            raise CheckpointError(
-                str(path),
-                f"there is no state dict under {state_key!r}",
-                "the state key must lead to a dict of tensors",
-                f"Choose from: {', '.join(_state_paths(content)) or 'nothing: the file has none'}",
-            )
-        return dict(value), state_key, _others(content, state_key)
-    if _is_state(content):
-        return dict(content), "", ()
-    paths = _state_paths(content)
-    ranked = sorted(
-        (path for path in paths if path.split(".")[-1] in _STATE_KEYS),
-        key=lambda path: _STATE_KEYS.index(path.split(".")[-1]),
-    )
-    chosen = ranked[0] if ranked else (paths[0] if len(paths) == 1 else None)
-    if chosen is None:
+def _recipe_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """As torch writes members: not compressed, so that it is no larger than the file."""
+    try:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size > _LARGEST_RECIPE:
+            raise zipfile.BadZipFile("it is compressed or too large")
+        return archive.read(member)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
         raise CheckpointError(
             str(path),
-            f"it holds {len(paths)} dicts of tensors ({', '.join(paths[:5])})",
-            "it must be clear which one is the model",
-            "Name it with the state key (--state-key)",
-        )
-    return _find_state(path, content, chosen)
-
-
-def _state_paths(content: Any, prefix: str = "", depth: int = 3) -> list[str]:
-    """Dotted paths of all dicts of tensors, the outer ones first."""
-    if not isinstance(content, Mapping) or depth == 0:
-        return []
-    found = []
-    for key, value in content.items():
-        if isinstance(key, str) and _is_state(value):
-            found.append(f"{prefix}{key}")
-        elif isinstance(key, str):
-            found += _state_paths(value, f"{prefix}{key}.", depth - 1)
-    return found
-
-
-def _others(content: Mapping[str, Any], state_key: str) -> tuple[str, ...]:
-    first = state_key.split(".")[0]
-    return tuple(str(key) for key in content if key != first)
-
-
-def _prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """What stands before all of the model's names in the file: "", "module.", "model.", ..."""
-    if not expected:
-        return ""
-    probe = next(iter(expected))
-    candidates = [name.removesuffix(probe) for name in state if name.endswith(probe)]
-    candidates = [prefix for prefix in candidates if prefix == "" or prefix.endswith(".")]
-    return max(
-        candidates or [""],
-        key=lambda prefix: (sum(prefix + name in state for name in expected), -len(prefix)),
-    )
+            f"its recipe cannot be read ({error})",
+            "a recipe as deconvfix writes it is needed",
+            "Convert the original checkpoint again",
+        ) from error

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 
 from deconvfix.errors import ExportError, ModelError, OptionError
 from deconvfix.files import check_output, output_folder, sha256
+from deconvfix.frontends.external import save_with_data
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
@@ -323,7 +324,7 @@ def _save(
         if value.const_value is not None
     )
     if external_data or (external_data is None and size > _EXTERNAL_ABOVE):
-        ir.save(model, path, external_data=f"{path.name}.data")
+        save_with_data(model, path)
     else:
         ir.save(model, path)
 

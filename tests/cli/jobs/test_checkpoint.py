@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import weight_norm
@@ -12,13 +13,11 @@ from torch.nn.utils.parametrizations import weight_norm
 import deconvfix
 from deconvfix.cli.jobs.job import Job, convert_file
 from deconvfix.cli.source import Source
-from deconvfix.errors import DeconvfixError
 from deconvfix.frontends.torch import checkpoint
 from deconvfix.plan import Plan
 from deconvfix.request import Request
 from tests.support.checkpoints import (
     ALL,
-    PICKLED,
     Bilinear,
     Net,
     converted_file,
@@ -67,10 +66,10 @@ class Tied(nn.Module):
         return self.fine(self.coarse(x))
 
 
-def convert_checkpoint(state, path, output, arch="Net"):
+def convert_checkpoint(state, path, output, arch="Net", **options):
     """Converts a state dict as the command line does."""
     save(path, state)
-    convert_file(Job(Source(path, f"{__name__}:{arch}", {}), output, Request()))
+    convert_file(Job(Source(path, f"{__name__}:{arch}", {}), output, Request(**options)))
     return checkpoint.read(output)
 
 
@@ -185,15 +184,27 @@ def test_recipe_survives_json(to):
     assert Plan.from_json(plan.to_json()) == plan
 
 
-@pytest.mark.parametrize("suffix", PICKLED)
-def test_recipe_lies_beside_a_pickled_checkpoint(tmp_path, suffix):
+@pytest.mark.parametrize("suffix", ALL)
+def test_weights_and_recipe_are_one_file(tmp_path, suffix):
+    """So that no interruption leaves the weights of one conversion with the recipe of another."""
     converted_file(tmp_path / f"net{suffix}", seeded(Net))
-    assert (tmp_path / f"net{suffix}.recipe.json").is_file()
+    assert os.listdir(tmp_path) == [f"net{suffix}"]
 
 
-def test_safetensors_needs_no_second_file(tmp_path):
-    converted_file(tmp_path / "net.safetensors", seeded(Net))
-    assert os.listdir(tmp_path) == ["net.safetensors"]
+def test_recipe_in_a_file_beside_the_checkpoint_is_still_read(tmp_path):
+    """That is where earlier versions wrote it."""
+    conversion = converted_file(tmp_path / "net.pt", seeded(Net))
+    content = torch.load(tmp_path / "net.pt", weights_only=True)
+    save(tmp_path / "old.pt", content)
+    assert checkpoint.read(tmp_path / "old.pt").recipe is None
+    (tmp_path / "old.pt.recipe.json").write_text(conversion.plan.to_json())
+    assert checkpoint.read(tmp_path / "old.pt").recipe == conversion.plan
+
+
+def test_recipe_in_the_file_goes_before_one_beside_it(tmp_path):
+    conversion = converted_file(tmp_path / "net.pt", seeded(Net))
+    (tmp_path / "net.pt.recipe.json").write_text("of another file")
+    assert checkpoint.read(tmp_path / "net.pt").recipe == conversion.plan
 
 
 @pytest.mark.parametrize("key", ["params_ema", "a.state_dict"])
@@ -205,10 +216,50 @@ def test_output_is_nested_as_the_source_was(tmp_path, key):
     assert found.state_key == key
 
 
-def test_output_leaves_the_optimizer_out(tmp_path):
+def test_a_new_architecture_leaves_the_optimizer_out(tmp_path):
+    """Its state belongs to parameters that are not there any more."""
     content = {"model": seeded(Net).state_dict(), "optimizer": {"lr": 0.1}}
     found = convert_checkpoint(content, tmp_path / "net.pt", tmp_path / "out.pt")
     assert found.left_out == ()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.", "model._orig_mod."])
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt"])
+def test_equalized_output_is_the_input_but_for_the_weights(tmp_path, prefix, suffix):
+    """The user's own line loads it: names, other entries and their order are those of the original."""
+    state = {prefix + name: value for name, value in seeded(Net).state_dict().items()}
+    state["loss.scale"] = torch.tensor(3.0)  # a part of the training that is not in the model
+    content = {"epoch": 7, "state_dict": state, "optimizer_states": [{"lr": 0.1}]}
+    convert_checkpoint(
+        content, tmp_path / f"net{suffix}", tmp_path / f"out{suffix}", to="equalized"
+    )
+    written = torch.load(tmp_path / f"out{suffix}", weights_only=True)
+    assert [*written] == [*content]
+    assert [*written["state_dict"]] == [*state]
+    assert (written["epoch"], written["optimizer_states"]) == (7, [{"lr": 0.1}])
+    changed = [name for name in state if not torch.equal(state[name], written["state_dict"][name])]
+    assert changed == [f"{prefix}up1.weight", f"{prefix}up2.weight"]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model."])
+def test_a_new_architecture_keeps_the_prefix(tmp_path, prefix):
+    content = {prefix + name: value for name, value in seeded(Net).state_dict().items()}
+    convert_checkpoint(content, tmp_path / "net.pt", tmp_path / "out.pt")
+    written = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert all(name.startswith(prefix) for name in written)
+    loaded = deconvfix.load(tmp_path / "out.pt", seeded(Net, seed=1))
+    assert torch.equal(loaded(example()), deconvfix.convert(seeded(Net)).model(example()))
+
+
+def test_metadata_of_safetensors_are_kept(tmp_path):
+    save_file(seeded(Net).state_dict(), tmp_path / "net.safetensors", {"license": "mine"})
+    job = Job(
+        Source(tmp_path / "net.safetensors", f"{__name__}:Net"),
+        tmp_path / "o.safetensors",
+        Request(),
+    )
+    convert_file(job)
+    assert checkpoint.read(tmp_path / "o.safetensors").metadata["license"] == "mine"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -267,9 +318,3 @@ def test_converted_checkpoint_can_be_converted_further(tmp_path, suffix):
         for module in deconvfix.load(tmp_path / f"two{suffix}", seeded(Net)).modules()
         if isinstance(module, nn.ConvTranspose2d)
     ]
-
-
-def test_recipe_file_of_the_user_is_kept(tmp_path):
-    (tmp_path / "out.pt.recipe.json").write_text("mine")
-    with pytest.raises(DeconvfixError, match="the file exists"):
-        convert_checkpoint(seeded(Net).state_dict(), tmp_path / "net.pt", tmp_path / "out.pt")

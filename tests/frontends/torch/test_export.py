@@ -222,7 +222,8 @@ def test_names_can_be_chosen(tmp_path):
 def test_weights_go_into_a_second_file_on_request(tmp_path, exported):
     model, image = exported[1], integers(1, 2, 4, 5)
     report = export_onnx(model, tmp_path / "net.onnx", (image,), external_data=True)
-    assert sorted(os.listdir(tmp_path)) == ["net.onnx", "net.onnx.data"]
+    [data] = tmp_path.glob("net.onnx.*.data")
+    assert sorted(os.listdir(tmp_path)) == ["net.onnx", data.name]
     assert report.parity.ok
     assert np.array_equal(run(tmp_path / "net.onnx", image=image)[0], model(image).detach().numpy())
 
@@ -260,11 +261,20 @@ def test_existing_file_is_replaced_on_request(tmp_path):
     onnx.checker.check_model(tmp_path / "up.onnx")
 
 
-def test_existing_weights_file_is_kept(tmp_path):
-    (tmp_path / "up.onnx.data").write_text("mine")
-    layer, x = seeded(nn.ConvTranspose1d(2, 3, 3, 2)), integers(2, 2, 5)
-    with pytest.raises(OptionError, match="the file exists"):
-        export_onnx(layer, tmp_path / "up.onnx", (x,), external_data=True)
+def test_weights_are_called_by_their_content(tmp_path):
+    """No file of weights is ever replaced by another one, and a graph has those it was made with."""
+    layer, x = seeded(nn.ConvTranspose1d(8, 6, 5, 2)), integers(2, 8, 5)
+    path = tmp_path / "up.onnx"
+    export_onnx(layer, path, (x,), external_data=True)
+    [first] = tmp_path.glob("up.onnx.*.data")
+    content = first.read_bytes()
+    export_onnx(layer, path, (x,), external_data=True, overwrite=True)
+    assert [*tmp_path.glob("up.onnx.*.data")] == [first]
+    with torch.no_grad():
+        layer.weight += 1
+    export_onnx(layer, path, (x,), external_data=True, overwrite=True)
+    assert len([*tmp_path.glob("up.onnx.*.data")]) == 2
+    assert first.read_bytes() == content
 
 
 def test_old_opset_is_refused(tmp_path):
