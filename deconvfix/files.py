@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -21,6 +22,7 @@ except ImportError:  # Windows: folders of killed runs stay there
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "NO_ROOM",
     "LateErrors",
     "check_apart",
     "check_output",
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 _READ: ContextVar[set[Path] | None] = ContextVar("read", default=None)
+# What a system says when a file cannot become larger.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # A folder that was made a moment ago may not be locked yet.
 _YOUNG_SECONDS = 2.0
 
@@ -144,9 +148,17 @@ def output_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for what is needed only while this process runs."""
-    with _locked_folder(Path(tempfile.gettempdir()), "deconvfix-scratch-") as folder:
-        yield folder
+    """A folder for what is needed only while this process runs.
+
+    Raises:
+        DeconvfixError: If the disk is full, or there is no place for such folders.
+    """
+    parent = Path(tempfile.gettempdir())
+    try:
+        with _locked_folder(parent, "deconvfix-scratch-") as folder:
+            yield folder
+    except OSError as error:
+        raise _not_written(parent, error) from error
 
 
 def _prefix(path: Path) -> str:

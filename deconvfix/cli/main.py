@@ -45,8 +45,8 @@ from deconvfix.cli.processes import ALONE, Share, share, together
 from deconvfix.cli.samples import CalibrationFiles, calibration_files
 from deconvfix.cli.source import Source
 from deconvfix.cli.terminal import console_of, only_printable
-from deconvfix.errors import DeconvfixError
-from deconvfix.files import check_output, output_folder, sha256
+from deconvfix.errors import DeconvfixError, sentence
+from deconvfix.files import check_apart, check_output, inputs_kept, output_folder, sha256
 from deconvfix.fit.tuning import Progress, Tuning
 from deconvfix.forms import FORMS, form
 from deconvfix.frontends.samples import DISTRIBUTIONS
@@ -56,13 +56,19 @@ from deconvfix.request import Request
 __all__ = ["main"]
 
 _TYPED = "deconvfix.typed"
+_NO_MEMORY = sentence(
+    "memory",
+    "there is not enough of it for this model",
+    "the model, its inputs and its outputs must fit into memory",
+    "Give smaller inputs, or use a machine with more memory",
+)
 
 
 class _Group(click.Group):
     """Turns the library's errors into one line and exit code 1; remembers what was typed."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        with only_printable():
+        with only_printable(), inputs_kept():
             return super().main(*args, **options)
 
     def make_context(
@@ -84,6 +90,10 @@ class _Group(click.Group):
                 return super().invoke(ctx)
         except DeconvfixError as error:
             _fail(ctx, str(error))
+        except MemoryError:
+            _fail(ctx, _NO_MEMORY)
+        except OSError as error:
+            _fail(ctx, _system_error(error))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -277,9 +287,9 @@ def _check_usage(ctx: click.Context, model: Path, options: ConvertOptions) -> No
             "--curve fits the layers of a module: give a checkpoint and --arch.",
         ),
     )
-    for is_wrong, sentence in wrong:
+    for is_wrong, message in wrong:
         if is_wrong:
-            raise click.UsageError(sentence, ctx)
+            raise click.UsageError(message, ctx)
 
 
 def _names_with_strength() -> str:
@@ -289,13 +299,12 @@ def _names_with_strength() -> str:
 def _check_report(ctx: click.Context, source: Source, options: ConvertOptions) -> None:
     """Refuses a report file that cannot be written, or that is another file too."""
     path = options.report_file
+    resume = None if options.resume is None else Path(options.resume)
+    check_apart(options.output, path, options.recipe, resume)
     if path is None:
         return
     if path.suffix not in (".json", ".html"):
         raise click.UsageError("The report's suffix must be .json or .html.", ctx)
-    others = [other for other in (options.output, options.recipe) if other is not None]
-    if any(other.absolute() == path.absolute() for other in others):
-        raise click.UsageError("The report needs a file of its own.", ctx)
     check_output(path, overwrite=options.force, inputs=source.files)
 
 
@@ -339,10 +348,20 @@ def _job(source: Source, options: ConvertOptions, turns: tuple[int, int]) -> Job
         opset=options.opset,
         samples_curve=options.samples_curve,
         curve=options.curve,
+        others=tuple(filter(None, (options.report_file,))),
     )
 
 
 # --- what people see ------------------------------------------------------------------------------
+
+
+def _system_error(error: OSError) -> str:
+    return sentence(
+        str(error.filename or "system"),
+        f"the system says: {error.strerror or error}",
+        "files must be readable, and folders writable, while the command runs",
+        "Check them, and the space that is left",
+    )
 
 
 def _fail(ctx: click.Context, message: str) -> NoReturn:

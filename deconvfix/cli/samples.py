@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from deconvfix.cli.source import Described, Source
 from deconvfix.errors import OptionError
+from deconvfix.files import note_read
 from deconvfix.frontends.samples import DISTRIBUTIONS
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class CalibrationFiles:
             )
 
     def _arrays(self) -> Batch:
+        note_read(self.path)
         try:
             with open(self.path, "rb") as file:
                 _check_archive(file)
@@ -128,6 +130,7 @@ class CalibrationFiles:
         )[: self.most]
         for path in files:
             _check_member(path, self.path)
+            note_read(path)
         if not files:
             raise _unreadable(self.path, "it contains no picture and no sound")
         name = self._only_name()

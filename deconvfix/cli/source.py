@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.errors import OptionError
+from deconvfix.files import note_read
 
 __all__ = ["Described", "Source", "parse_arch_kwargs"]
 
@@ -89,6 +90,7 @@ class Source:
         path = self.inputs_file
         if path is None:
             return {}
+        note_read(path)
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: np.array(arrays[name]) for name in arrays.files}

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import deconvfix.frontends.torch.checkpoint as checkpoints
 from deconvfix.cli.source import Described, Source
 from deconvfix.errors import ModelError, OptionError
+from deconvfix.files import note_read
 from deconvfix.frontends.torch.inputs import Inputs
 
 __all__ = ["BoundFiles", "CheckpointSource", "bound_inputs"]
@@ -178,9 +180,10 @@ def _build(arch: str, arch_kwargs: dict[str, Any]) -> nn.Module:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        builder: Any = functools.reduce(
-            getattr, attribute.split("."), importlib.import_module(module_name)
-        )
+        module = importlib.import_module(module_name)
+        if getattr(module, "__file__", None):
+            note_read(Path(str(module.__file__)))
+        builder: Any = functools.reduce(getattr, attribute.split("."), module)
         model = builder(**arch_kwargs)
     except Exception as error:
         raise ModelError(

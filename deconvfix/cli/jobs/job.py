@@ -17,7 +17,7 @@ from deconvfix.cli.source import Source
 from deconvfix.conversion import Attempt, Verify, attempt, prove, rewritten
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import CheckpointError, OptionError, ParityError
-from deconvfix.files import check_output, output_folder
+from deconvfix.files import check_output, note_read, output_folder
 from deconvfix.frontends.base import Frontend
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Plan
@@ -41,6 +41,7 @@ __all__ = [
 # Suffix -> module. Every other file is taken for a checkpoint, which needs code to build its model.
 _KINDS = {".onnx": "deconvfix.cli.jobs.onnx", ".pt2": "deconvfix.cli.jobs.program"}
 _CHECKPOINT = "deconvfix.cli.jobs.checkpoint"
+_LARGEST_RECIPE = 2**26
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Job:
         opset: Of an ONNX file that is exported.
         samples_curve: Report how the outputs come closer with the number of calibration samples.
         curve: Report what other strengths would do.
+        others: Further files that the run will write.
     """
 
     source: Source
@@ -68,6 +70,7 @@ class Job:
     opset: int | None = None
     samples_curve: bool = False
     curve: bool = False
+    others: tuple[Path, ...] = ()
 
     @property
     def exports(self) -> bool:
@@ -188,6 +191,10 @@ def convert_file(job: Job) -> ConversionReport:
     _check_files(job, kind.suffixes)
     opened = kind.open(job)
     request = _bound(kind, opened, job)
+    # Only now is it known which files were read: weights outside of the model's file, samples in folders.
+    for path in (job.output, job.recipe if job.dry_run else None, *job.others):
+        if path is not None:
+            check_output(path, overwrite=True)
     if job.dry_run:
         tried = attempt(opened.frontend, opened.model, replace(request, verify=False))
         _write_recipe(kind.whole_plan(opened, tried.plan), job)
@@ -286,6 +293,9 @@ def _read_recipe(path: Path | None) -> Plan | None:
     if path is None:
         return None
     try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_RECIPE:
+            raise OSError("it is not a regular file, or larger than any recipe")
+        note_read(path)
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(

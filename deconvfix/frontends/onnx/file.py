@@ -13,12 +13,12 @@ from google.protobuf.message import DecodeError
 
 from deconvfix.errors import ModelError
 from deconvfix.files import note_read
-from deconvfix.frontends.external import (
+from deconvfix.frontends.data_file import save_with_data
+from deconvfix.frontends.onnx.external import (
     attribute_tensors,
     check_external,
     external_bytes,
     external_tensor,
-    save_with_data,
     tensors,
 )
 from deconvfix.frontends.onnx.proto import carry_over, from_proto
@@ -109,8 +109,9 @@ def write(path: Path, file: OnnxFile, model: ir.Model) -> None:
         carry_over(file.rest, proto)
         path.write_bytes(proto.SerializeToString())
         return
-    proto = save_with_data(model, path)
+    save_with_data(model, path)
     if file.rest.ByteSize():
+        proto = onnx.load(path, load_external_data=False)
         carry_over(file.rest, proto)
         path.write_bytes(proto.SerializeToString())
 

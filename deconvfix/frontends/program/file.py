@@ -29,7 +29,7 @@ import torch
 from torch.export import ExportedProgram
 
 from deconvfix.errors import ModelError
-from deconvfix.files import LateErrors, note_read, scratch_folder
+from deconvfix.files import NO_ROOM, LateErrors, note_read, scratch_folder
 from deconvfix.frontends.program.text import check_payloads, check_program
 from deconvfix.frontends.torch.inputs import quiet_loggers
 
@@ -174,6 +174,8 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
                 raise zipfile.BadZipFile("its members are larger than the file")
             yield archive
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise  # it is the copy that could not be written
         raise ModelError(
             str(path),
             f"it cannot be read ({_reason(error)})",

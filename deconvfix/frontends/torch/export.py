@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 from deconvfix.errors import ExportError, ModelError, OptionError
 from deconvfix.files import check_output, output_folder, sha256
-from deconvfix.frontends.external import save_with_data
+from deconvfix.frontends.data_file import save_with_data
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,

@@ -1,15 +1,13 @@
-"""Weights that an ONNX file keeps in files of their own: found, checked, read and written.
+"""Weights that an ONNX file keeps in files of their own: found, checked and read.
 
 Data is read, never mapped into memory: a mapped file that somebody shortens ends the process.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -19,14 +17,13 @@ import onnx
 import onnx_ir as ir
 
 from deconvfix.errors import ModelError, printable
-from deconvfix.files import content_name, note_read
+from deconvfix.files import note_read
 
 __all__ = [
     "attribute_tensors",
     "check_external",
     "external_bytes",
     "external_tensor",
-    "save_with_data",
     "tensors",
 ]
 
@@ -232,40 +229,3 @@ def _read(path: Path, name: str, location: str, offset: int, needed: int | None)
     if len(content) != needed:
         raise _unusable(path, name, "the file became shorter while it was used")
     return content
-
-
-def save_with_data(model: ir.Model, path: Path) -> onnx.ModelProto:
-    """Writes a model with its weights in a file beside it, called by its content.
-
-    Args:
-        model: It is not changed; one tensor at a time is in memory.
-        path: The file, in a folder of `files.output_folder`.
-
-    Returns:
-        The model as it was written, without the weights.
-
-    Raises:
-        OSError: If there is no room for it.
-    """
-    size = sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-    if size > shutil.disk_usage(path.parent).free:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    data = path.with_name("data")
-    ir.save(model, path, external_data=data.name, max_workers=1)
-    proto = onnx.load(path, load_external_data=False)
-    if not data.exists() or not data.stat().st_size:
-        data.unlink(missing_ok=True)  # every tensor is small enough to stay in the graph
-    else:
-        name = content_name(path, data)
-        for tensor in tensors(proto):
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = name
-        data.rename(data.with_name(name))
-        path.write_bytes(proto.SerializeToString())
-    return proto
