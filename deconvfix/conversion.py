@@ -330,7 +330,8 @@ def prove(
         verify: Compares the two models; None: as the front end does.
 
     Raises:
-        ParityError: If the converted model differs from the original by more than rounding.
+        ParityError: If the converted model differs from the original by more than rounding, or was not run
+            although the request is strict.
     """
     frontend, before, after, plan = tried.frontend, tried.before, tried.after, tried.plan
     examples = [] if request.example_inputs is None else [request.example_inputs]
@@ -362,7 +363,10 @@ def prove(
                 fidelity.outputs,
                 sample_rate=request.sample_rate,
             )
-    return tried.report(parity=parity, evidence=evidence)
+    report = tried.report(parity=parity, evidence=evidence)
+    if request.strict and plan.changed and not report.proven:
+        raise _unproven(report, name)
+    return report
 
 
 def parity_error(parity: ParityReport, where: str) -> ParityError:
@@ -372,6 +376,16 @@ def parity_error(parity: ParityReport, where: str) -> ParityError:
         " ".join(parity.problems).rstrip("."),
         "the converted model must agree with the original up to rounding",
         "Exclude the layer named here, and report this as a bug with its geometry",
+    )
+
+
+def _unproven(report: ConversionReport, where: str) -> ParityError:
+    """The error for a conversion of which `strict` wants more proof."""
+    return ParityError(
+        where,
+        report.outcome(),
+        "`strict` allows only what was run and agrees",
+        "Give example inputs that the model runs on, or omit `strict`",
     )
 
 

@@ -60,7 +60,9 @@ class Request(Options):
         "weights, and a note says so.",
         metavar="GIB",
     )
-    strict: bool = option(False, "Fail if a layer is refused.")
+    strict: bool = option(
+        False, "Fail if a layer is refused, or if the result could not be run and compared."
+    )
     inplace: bool = option(False, "Change the model itself instead of a copy.")
     verify: bool = option(
         True,

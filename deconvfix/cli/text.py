@@ -145,6 +145,8 @@ def parity(report: ParityReport, title: str = "Verified") -> Iterator[Any]:
         yield from map(escape, report.notes)
         return
     count, agree = len(report.comparisons), sum(found.ok for found in report.comparisons)
+    if report.ok and not report.ran:
+        title = f"Layers {title.lower()}"
     verdict = f"[green]{title}[/green]" if report.ok else f"[red]NOT {title.lower()}[/red]"
     if not report.ok:
         agreement = f"{agree} of {count} comparisons agree"

@@ -84,6 +84,8 @@ class ParityReport:
             rounding; None if none does.
         problems: Sentences: what failed.
         notes: Sentences: what limits the evidence.
+        ran: Whether both models ran from their inputs to their outputs, and those were compared. Without
+            that the layers alone were.
     """
 
     ok: bool
@@ -94,6 +96,7 @@ class ParityReport:
     first_departure: str | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    ran: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -132,6 +135,7 @@ def summarize(
         first_departure=next((layer.what for layer in layers if not layer.ok), None),
         problems=tuple(problems),
         notes=tuple(notes),
+        ran=bool(outputs),
     )
 
 

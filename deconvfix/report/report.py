@@ -100,6 +100,26 @@ class ConversionReport:
         proofs = [parity for parity in (self.parity, self.export) if parity is not None]
         return all(proof.ok for proof in proofs) and not self.still_running
 
+    @property
+    def proven(self) -> bool:
+        """Whether the models ran and agree: on all outputs, or on layers where outputs change on purpose."""
+        ran = any(proof.ran for proof in (self.parity, self.export) if proof is not None)
+        measured = self.fidelity is not None and self.fidelity.psnr_db is not None
+        compared = self.parity is not None and bool(self.parity.comparisons)
+        return self.ok and (ran or (measured and compared))
+
+    def outcome(self) -> str:
+        """What was proven, and what was not, in a few words; "" if nothing was changed."""
+        if not any(layer.decision == "replaced" for layer in self.layers):
+            return ""
+        if not self.ok:
+            return "NOT VERIFIED"
+        if self.proven:
+            return "verified"
+        if self.parity is None or not self.parity.comparisons:
+            return "not verified, as nothing was run"
+        return "layers verified, the model was not run"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         data = asdict(replace(self, evidence=None))
@@ -129,8 +149,9 @@ class ConversionReport:
         parts = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         found = len(self.layers)
         what = f"{found} transposed convolution{'s' if found != 1 else ''} found"
-        outcome = "verified" if self.ok and self.parity else ("ok" if self.ok else "NOT VERIFIED")
-        return f"{what}: {parts or 'nothing to do'}; {outcome}."
+        return (
+            "; ".join(filter(None, (f"{what}: {parts or 'nothing to do'}", self.outcome()))) + "."
+        )
 
     def to_html(self) -> str:
         """A page of its own, without scripts or anything from the network."""

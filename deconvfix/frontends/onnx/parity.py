@@ -232,8 +232,9 @@ def _compare_outputs(
     What keeps them from running is a note where there is a plan, as the layers were compared then; without
     one it is an error or a problem.
     """
+    old, new = paths or (None, None)
     try:
-        models = _opened(before, after, plan, paths)
+        original = _sessions(before, old)
     except ExportError as error:
         if plan is None:
             raise
@@ -242,6 +243,14 @@ def _compare_outputs(
             f"({error.found})."
         )
         return OutputParity(notes=(note,))
+    try:
+        converted = _sessions(after, new)
+    except ExportError as error:
+        problem = (
+            f"The original runs in ONNX Runtime, and the converted model does not: {error.found}."
+        )
+        return OutputParity(problems=(problem,))
+    models = _Models(original, converted, _noisy(before, plan), _names_of_outputs(before))
     feeds = [onnx_inputs.as_feed(before, example) for example in inputs]
     if not feeds:
         reasons: list[str] = []
@@ -279,23 +288,23 @@ def first_that_runs(model: ir.Model, session: Any, notes: list[str]) -> Feed | N
     return None
 
 
-def _opened(
-    before: ir.Model, after: ir.Model, plan: Plan | None, paths: tuple[Path, Path] | None
-) -> _Models:
-    """Both models in ONNX Runtime, without cases."""
-    sessions = []
-    for model, path in zip((before, after), paths or (None, None), strict=True):
-        with _loadable(model, path) as file:
-            sessions.append(
-                {mode: open_session(file, optimize=optimize) for mode, optimize in _MODES.items()}
-            )
+def _sessions(model: ir.Model, path: Path | None) -> dict[str, Any]:
+    """A model in ONNX Runtime, in each mode."""
+    with _loadable(model, path) as file:
+        return {mode: open_session(file, optimize=optimize) for mode, optimize in _MODES.items()}
+
+
+def _noisy(model: ir.Model, plan: Plan | None) -> list[Any]:
+    """The original with its numbers moved by one rounding, a few times."""
     noisy = []
     for seed in range(_DISTURBANCES):
-        with _loadable(_disturbed(before, plan, seed), None) as file:
+        with _loadable(_disturbed(model, plan, seed), None) as file:
             noisy.append(open_session(file, optimize=False))
-    names = tuple(str(output.name) for output in before.graph.outputs)
-    original, converted = sessions
-    return _Models(original, converted, noisy, names)
+    return noisy
+
+
+def _names_of_outputs(model: ir.Model) -> tuple[str, ...]:
+    return tuple(str(output.name) for output in model.graph.outputs)
 
 
 @contextmanager

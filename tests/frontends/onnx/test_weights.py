@@ -133,7 +133,7 @@ def test_dtypes(dtype, runs):
         opset=22,
         ir_version=10,
     )
-    conversion = deconvfix.convert(proto, strict=True)
+    conversion = deconvfix.convert(proto)
     assert is_valid(conversion.model)
     assert conversion.report.parity.ok
     assert len(conversion.report.parity.comparisons) >= 3
