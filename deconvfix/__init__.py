@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deconvfix.errors import OptionError as OptionError
     from deconvfix.errors import ParityError as ParityError
     from deconvfix.errors import RefusedError as RefusedError
+    from deconvfix.errors import RuntimeCrashError as RuntimeCrashError
     from deconvfix.errors import SpecError as SpecError
     from deconvfix.fit.tuning import Tuning as Tuning
     from deconvfix.frontends.torch.checkpoint import load as load
@@ -54,6 +55,7 @@ _HOMES = {
     "ParityReport": "parity.bounds",
     "Plan": "plan",
     "RefusedError": "errors",
+    "RuntimeCrashError": "errors",
     "SamplesCurve": "report.curves",
     "SamplesPoint": "report.curves",
     "SpecError": "errors",
@@ -84,6 +86,7 @@ __all__ = [
     "ParityReport",
     "Plan",
     "RefusedError",
+    "RuntimeCrashError",
     "SamplesCurve",
     "SamplesPoint",
     "SpecError",

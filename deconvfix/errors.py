@@ -7,7 +7,8 @@
     ├── CheckpointError  a checkpoint file cannot be read, written or loaded
     ├── RefusedError     a layer was refused and `strict` was asked for
     ├── ParityError      the converted model does not compute what the original computes
-    └── ExportError      the model could not be written as ONNX
+    ├── ExportError      the model could not be written as ONNX
+    └── RuntimeCrashError  ONNX Runtime crashed, or ran out of time
 
 Every message has the same four parts: where it happened, what was found, what is needed, what to do.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "ParityError",
     "Refusal",
     "RefusedError",
+    "RuntimeCrashError",
     "SpecError",
     "printable",
     "sentence",
@@ -83,6 +85,10 @@ class ParityError(DeconvfixError):
 
 class ExportError(DeconvfixError):
     """The model could not be exported to ONNX."""
+
+
+class RuntimeCrashError(DeconvfixError):
+    """ONNX Runtime did not fail but crash, or did not come to an end in time."""
 
 
 def sentence(where: str, found: str, needed: str, todo: str) -> str:

@@ -50,6 +50,7 @@ from deconvfix.files import check_apart, check_output, inputs_kept, output_folde
 from deconvfix.fit.tuning import Progress, Tuning
 from deconvfix.forms import FORMS, form
 from deconvfix.frontends.samples import DISTRIBUTIONS
+from deconvfix.parity.runtime import isolated
 from deconvfix.report.report import ConversionReport
 from deconvfix.request import Request
 
@@ -249,6 +250,9 @@ def _named(path: Path, options: SourceOptions, dynamic: tuple[str, ...] = ()) ->
     """The model that a command names."""
     if options.arch is None and needs_architecture(path):
         raise click.UsageError("Missing option '--arch': a checkpoint holds weights only.")
+    if not options.timeout > 0:
+        raise click.UsageError("--timeout must be above 0.")
+    click.get_current_context().with_resource(isolated(options.timeout))
     return options.source(path, dynamic)
 
 

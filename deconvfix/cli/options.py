@@ -67,6 +67,11 @@ class SourceOptions:
     inputs_file: Path | None = option(
         None, "Inputs of the model, one array for each.", metavar="FILE.npz", flag="--inputs"
     )
+    timeout: float = option(
+        600.0,
+        "Time limit for each run of a file in ONNX Runtime, which has a process of its own.",
+        metavar="SECONDS",
+    )
 
     def source(self, path: Path, dynamic: tuple[str, ...] = ()) -> Source:
         """The model file with these options.

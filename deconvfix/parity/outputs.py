@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.errors import DeconvfixError
+from deconvfix.errors import DeconvfixError, RuntimeCrashError
 from deconvfix.parity.bounds import (
     Comparison,
     compare_arrays,
@@ -225,6 +225,8 @@ def compare_outputs(pair: Pair) -> OutputParity:
         # The original decides whether there is anything to compare, so it runs first, and twice.
         try:
             reference = pair.original(case.inputs, pair.modes[0])
+        except RuntimeCrashError:
+            raise  # nothing more can be run
         except DeconvfixError:
             if number == 0:
                 raise

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from deconvfix.errors import DeconvfixError, ExportError, ModelError
+from deconvfix.errors import DeconvfixError, ExportError, ModelError, RuntimeCrashError
 from deconvfix.files import scratch_folder
 from deconvfix.frontends.onnx import inputs as onnx_inputs
 from deconvfix.frontends.onnx.find import find_layers
@@ -279,6 +279,8 @@ def first_that_runs(model: ir.Model, session: Any, notes: list[str]) -> Feed | N
                 reason = reason or error.found
                 continue
             return feed
+    except RuntimeCrashError:
+        raise  # nothing more can be run
     except DeconvfixError as error:
         reason = str(error).rstrip(".")
     notes.append(

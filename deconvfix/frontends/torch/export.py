@@ -29,10 +29,10 @@ from deconvfix.frontends.torch.inputs import (
 )
 from deconvfix.frontends.torch.runtime_parity import compare_with_torch
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.parity.runtime import open_session
+from deconvfix.parity.runtime import Session, open_session
 
 if TYPE_CHECKING:
-    import onnxruntime
+    pass
 
 __all__ = ["OLDEST_OPSET", "ExportReport", "export_onnx", "newest_opset"]
 
@@ -217,8 +217,8 @@ def _first_that_runs(
     export: Callable[[int], torch.onnx.ONNXProgram],
     opsets: Sequence[int],
     save: Callable[[ir.Model], None],
-    load: Callable[[], onnxruntime.InferenceSession | None],
-) -> tuple[ir.Model, onnxruntime.InferenceSession | None, list[str]]:
+    load: Callable[[], Session | None],
+) -> tuple[ir.Model, Session | None, list[str]]:
     """Exports, saves and loads with the first opset for which all of that works.
 
     Returns:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -27,10 +27,7 @@ from deconvfix.frontends.torch.inputs import (
 )
 from deconvfix.parity.bounds import RUNTIME_FACTOR, ParityReport, summarize
 from deconvfix.parity.outputs import Case, Output, Rules, compare_outputs
-from deconvfix.parity.runtime import open_session, run_named
-
-if TYPE_CHECKING:
-    import onnxruntime
+from deconvfix.parity.runtime import Session, open_session, run_named
 
 __all__ = ["compare_with_torch", "feed_of", "perturbed_outputs", "verify_onnx"]
 
@@ -55,7 +52,7 @@ def verify_onnx(model: nn.Module, path: Path, example_inputs: Any) -> ParityRepo
     return compare_with_torch(model, session, inputs, [])[0]
 
 
-def feed_of(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, NDArray[Any]]:
+def feed_of(session: Session, inputs: Inputs) -> dict[str, NDArray[Any]]:
     """The tensors of torch inputs under the names of a file's inputs, in order.
 
     Raises:
@@ -83,7 +80,7 @@ def feed_of(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, 
 
 def compare_with_torch(
     model: nn.Module,
-    session: onnxruntime.InferenceSession,
+    session: Session,
     example: Inputs,
     notes: Sequence[str],
 ) -> tuple[ParityReport, tuple[tuple[tuple[int, ...], ...], ...]]:
@@ -115,7 +112,7 @@ class _FileAndModel:
     """`parity.outputs.Pair` for a torch model and its file, in which every operation rounds differently."""
 
     model: nn.Module
-    session: onnxruntime.InferenceSession
+    session: Session
     cases: tuple[Case, ...]
     rules: Rules = _RULES
     modes: tuple[str, ...] = ("",)
@@ -137,7 +134,7 @@ class _FileAndModel:
         return [f"The model itself does not run on {case}." for case in cases]
 
 
-def _grid(example: Inputs, session: onnxruntime.InferenceSession) -> Iterator[tuple[str, Inputs]]:
+def _grid(example: Inputs, session: Session) -> Iterator[tuple[str, Inputs]]:
     """The example, noise of its shapes, and further shapes for each dynamic axis of the file."""
     tensors = flat_tensors(example)
     symbols: dict[str, int] = {}
@@ -165,9 +162,7 @@ def _grid(example: Inputs, session: onnxruntime.InferenceSession) -> Iterator[tu
             yield f"seeded noise with {words}", _resized(example, session, choice)
 
 
-def _resized(
-    example: Inputs, session: onnxruntime.InferenceSession, sizes: dict[str, int]
-) -> Inputs:
+def _resized(example: Inputs, session: Session, sizes: dict[str, int]) -> Inputs:
     """Inputs of other sizes: seeded noise of the example's mean and spread, other types repeated."""
     generator = torch.Generator().manual_seed(3)
     declared = iter([value.shape for value in session.get_inputs()])
@@ -187,7 +182,7 @@ def _resized(
     return Inputs(*map_tensors(resize, tuple(example)))
 
 
-def _check_names(session: onnxruntime.InferenceSession, model: nn.Module, inputs: Inputs) -> None:
+def _check_names(session: Session, model: nn.Module, inputs: Inputs) -> None:
     """The file's inputs must be called like forward's arguments, in their order."""
     arguments = list(inspect.signature(model.forward).parameters)
     expected = [*arguments[: len(inputs.args)], *inputs.kwargs]

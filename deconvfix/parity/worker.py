@@ -1,0 +1,169 @@
+"""ONNX Runtime in a process of its own, where a limit on time or memory, or a crash, ends that process alone.
+
+A stranger's file can hold a loop of 2^62 turns, or make ONNX Runtime read memory that is not there. The
+process that asks (`Worker`) and the one that runs (`main`) talk over a socket; both are this package, so what
+is sent is trusted, and what is run is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+__all__ = ["CrashError", "Worker", "main", "make_session"]
+
+
+class CrashError(Exception):
+    """The process ended or was ended; the message says why, as a part of a sentence."""
+
+
+class Worker:
+    """The other process, seen from this one; it starts with the object."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _START, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        self.connection = Connection(ours.detach())
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self.process.poll() is None
+
+    def ask(self, *request: Any, seconds: float | None = None) -> Any:
+        """Sends a request and waits for the answer.
+
+        Args:
+            request: Name of a method of `_Sessions`, and its arguments.
+            seconds: How long that may take; None for as long as it takes.
+
+        Raises:
+            CrashError: If the process ends, or takes longer.
+            RuntimeError: If ONNX Runtime fails, with its words.
+        """
+        try:
+            self.connection.send(request)
+            if not self.connection.poll(seconds):
+                self.end()
+                raise CrashError(f"it did not finish within {seconds:g} s")
+            succeeded, answer = self.connection.recv()
+        except (EOFError, OSError) as error:
+            self.end()
+            raise CrashError(_cause(self.process.returncode)) from error
+        except BaseException:
+            self.end()  # interrupted: the answer would be taken for that of the next request
+            raise
+        if not succeeded:
+            raise RuntimeError(answer)
+        return answer
+
+    def end(self) -> None:
+        """Ends the process at once."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+
+def _cause(code: int) -> str:
+    """What the exit code of a process says."""
+    if code >= 0:
+        return f"its process ended with exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process was ended by signal {-code}"
+
+
+def make_session(model: bytes | str, *, optimize: bool, threads: int | None) -> Any:
+    """A session of ONNX Runtime on the CPU, in this process; see `runtime.open_session`."""
+    # Set before the import: ONNX Runtime writes telemetry files otherwise.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+# --- the process itself -----------------------------------------------------------------------------
+
+_START = "import sys; from deconvfix.parity.worker import main; main(int(sys.argv[1]))"
+# prctl: the kernel sends this signal when the process that asked is gone.
+_PARENT_DEATH_SIGNAL = 1
+
+
+class _Sessions:
+    """The sessions that are open, by number."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[int, Any] = {}
+
+    def open(self, number: int, model: bytes | str, optimize: bool) -> Any:
+        session = make_session(model, optimize=optimize, threads=None)
+        self.sessions[number] = session
+        return [
+            [(value.name, value.shape, value.type) for value in values]
+            for values in (session.get_inputs(), session.get_outputs())
+        ]
+
+    def run(self, number: int, feed: dict[str, Any]) -> Any:
+        return self.sessions[number].run(None, feed)
+
+    def close(self, number: int) -> None:
+        self.sessions.pop(number, None)
+
+
+def main(descriptor: int) -> None:
+    """Answers requests on a socket until its other end is closed."""
+    _prepare()
+    sessions = _Sessions()
+    with Connection(descriptor) as connection:
+        while True:
+            try:
+                name, *arguments = connection.recv()
+            except (EOFError, OSError):
+                return
+            connection.send(_answer(getattr(sessions, name), arguments))
+
+
+def _answer(method: Callable[..., Any], arguments: list[Any]) -> tuple[bool, Any]:
+    try:
+        return True, method(*arguments)
+    except Exception as error:
+        return False, str(error) or type(error).__name__
+
+
+def _prepare() -> None:
+    """Ends with the process that asks, before it if memory is short, and takes no more than there is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+    import resource
+
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Files that are mapped into memory do not count.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
