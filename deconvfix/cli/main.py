@@ -41,6 +41,7 @@ from deconvfix.cli.options import (
     taken_from,
     takes,
 )
+from deconvfix.cli.other_files import check_kind
 from deconvfix.cli.processes import ALONE, Share, share, together
 from deconvfix.cli.samples import CalibrationFiles, calibration_files
 from deconvfix.cli.source import Source
@@ -248,10 +249,13 @@ def _share() -> Share:
 
 def _named(path: Path, options: SourceOptions, dynamic: tuple[str, ...] = ()) -> Source:
     """The model that a command names."""
+    check_kind(path)
     if options.arch is None and needs_architecture(path):
         raise click.UsageError("Missing option '--arch': a checkpoint holds weights only.")
     if not options.timeout > 0:
         raise click.UsageError("--timeout must be above 0.")
+    if options.trust and path.suffix != ".pt2":
+        click.echo("Note: --trust is for .pt2 files; nothing in this file is executed.", err=True)
     click.get_current_context().with_resource(isolated(options.timeout))
     return options.source(path, dynamic)
 

@@ -23,7 +23,7 @@ from deconvfix.errors import CheckpointError
 from deconvfix.files import LateErrors, note_read
 from deconvfix.frontends.torch.find import is_uninitialized
 from deconvfix.frontends.torch.frontend import FRONTEND
-from deconvfix.frontends.torch.state_dicts import find_state, nested, prefix_of
+from deconvfix.frontends.torch.state_dicts import find_state, nested, objects_in, prefix_of
 from deconvfix.plan import Plan
 
 __all__ = [
@@ -97,12 +97,12 @@ def read(path: str | os.PathLike[str], state_key: str | None = None) -> Checkpoi
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
+        objects = objects_in(path)
         raise CheckpointError(
             str(path),
-            f"it cannot be read as data ({type(error).__name__}: {reason})",
+            f"it holds {objects}" if objects else f"it cannot be read as data ({_reason(error)})",
             "a file of tensors and plain values is needed; nothing else is executed",
-            "Save the model's state_dict() alone, best as .safetensors",
+            "Save the model's state_dict() alone where you trust the file, best as .safetensors",
         ) from error
     state, key, left_out = find_state(path, content, state_key)
     return Checkpoint(path, state, key, left_out, _recipe_of(path), content)
@@ -263,6 +263,13 @@ def stored_dtypes(
         origins[f"{path}conv.bias"] = origins[f"{path}add_bias.bias"] = f"{path}bias"
     found = {name: source.state.get(prefix + origins.get(name, name)) for name in after}
     return {name: tensor.dtype for name, tensor in found.items() if tensor is not None}
+
+
+def _reason(error: Exception) -> str:
+    """torch's words, without its advice to switch the protection off."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    known = [line for line in lines if "weights_only" not in line]
+    return f"{type(error).__name__}: {known[0][:200] if known else ''}".rstrip(": ")
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import pickletools
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deconvfix.errors import CheckpointError
 
-__all__ = ["find_state", "nested", "prefix_of"]
+__all__ = ["find_state", "nested", "objects_in", "prefix_of"]
 
+_MOST_OBJECTS = 4
+_LARGEST_PICKLE = 2**26
 # Where training codes put the weights, the best ones first.
 _STATE_KEYS = (
     "params_ema",
@@ -127,3 +132,36 @@ def prefix_of(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> st
         candidates or [""],
         key=lambda prefix: (sum(prefix + name in state for name in expected), -len(prefix)),
     )
+
+
+def objects_in(path: Path) -> str:
+    """The Python objects in a file of torch.save, in words: "argparse.Namespace under 'args'".
+
+    They are found by reading the pickle's instructions; none is carried out.
+
+    Returns:
+        The first few with the key that stands before them; "" if the file cannot be read so, or has none.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            [member] = [m for m in archive.infolist() if m.filename.endswith("/data.pkl")]
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > _LARGEST_PICKLE:
+                return ""
+            instructions = [*pickletools.genops(archive.read(member))]
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:
+        return ""
+    found: dict[str, str] = {}
+    key = ""
+    for instruction, argument, _ in instructions:
+        if instruction.name in ("BINUNICODE", "SHORT_BINUNICODE"):
+            key = str(argument)
+        elif instruction.name == "GLOBAL":
+            name = str(argument).replace(" ", ".")
+            if name in unsafe:
+                found.setdefault(name, key)
+    words = [f"{name} under {key!r}" if key else name for name, key in found.items()]
+    if not words:
+        return ""
+    more = f" and {len(words) - _MOST_OBJECTS} more" if len(words) > _MOST_OBJECTS else ""
+    return f"Python objects: {', '.join(words[:_MOST_OBJECTS])}{more}"
