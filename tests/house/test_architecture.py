@@ -37,7 +37,7 @@ WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")
 DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
-    "calibrate", "calls", "checkpoint", "compare", "diagnose", "export", "external", "file",
+    "calibrate", "calls", "check", "checkpoint", "compare", "diagnose", "export", "external", "file",
     "find", "frontend", "graph", "inputs", "layer_parity", "layers", "moments", "parity", "proto",
     "reroute", "runtime_parity", "samples", "state_dicts", "steps", "surgery", "text",
     "tuning", "values", "weights",

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
+
+from tests.support.onnx_files import net
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,7 +128,8 @@ def test_a_fifth_form_converts_every_kind_of_model(package):
 def test_the_command_line_knows_it(package):
     result = run(package, "-m", "deconvfix", "convert", "--help")
     assert "smooth" in result.stdout
-    command = ("net.onnx", "-o", "smooth.onnx", "--to", "smooth", "--json")
+    onnx.save(net(), package / "own.onnx")
+    command = ("own.onnx", "-o", "smooth.onnx", "--to", "smooth", "--json")
     result = run(package, "-m", "deconvfix", "convert", *command)
     assert result.returncode == 0, result.stderr
     assert {layer["form"] for layer in json.loads(result.stdout)["layers"]} == {"smooth"}

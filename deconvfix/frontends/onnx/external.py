@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from deconvfix.errors import ModelError, printable
 from deconvfix.files import note_read
+from deconvfix.frontends.onnx.check import bytes_of
 
 __all__ = [
     "attribute_tensors",
@@ -129,7 +130,7 @@ def _size_problem(path: Path, tensor: onnx.TensorProto) -> str | None:
     numbers = [entries.get(key, "") for key in ("offset", "length")]
     if not all(re.fullmatch(r"[0-9]{0,19}", number) for number in numbers):
         return "its offset or length is not a number"
-    needed = _bytes_of(tensor)
+    needed = bytes_of(tensor.data_type, tensor.dims)
     if needed is None:
         return "its type or shape has no size in bytes"
     offset, length = int(numbers[0] or 0), int(numbers[1] or needed)
@@ -148,21 +149,6 @@ def _size_problem(path: Path, tensor: onnx.TensorProto) -> str | None:
     return None
 
 
-def _bytes_of(tensor: onnx.TensorProto) -> int | None:
-    """The size of the values; None for strings, unknown types and negative sizes."""
-    try:
-        kind = ir.DataType(tensor.data_type)
-        bits = round(8 * kind.itemsize)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-    if kind == ir.DataType.STRING or any(n < 0 for n in tensor.dims):
-        return None
-    elements = 1
-    for n in tensor.dims:
-        elements *= n
-    return -(-elements * bits // 8)
-
-
 @functools.cache
 def _memory() -> int:
     """Bytes of physical memory."""
@@ -177,7 +163,11 @@ def external_bytes(path: Path, tensor: onnx.TensorProto) -> bytes:
     """
     entries = _entries(tensor)
     return _read(
-        path, tensor.name, entries["location"], int(entries.get("offset") or 0), _bytes_of(tensor)
+        path,
+        tensor.name,
+        entries["location"],
+        int(entries.get("offset") or 0),
+        bytes_of(tensor.data_type, tensor.dims),
     )
 
 

@@ -70,7 +70,7 @@ def read(path: Path) -> OnnxFile:
     try:
         model = from_proto(proto)
     except ModelError as error:
-        raise _unreadable(path, error.found) from error
+        raise ModelError(str(path), error.found, error.needed, error.todo) from error
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ Feed = dict[str, NDArray[Any]]
 _LENGTHS = (32, 64, 128, 96, 16, 256, 224, 320, 8, 640, 1)
 # Larger made-up inputs would take longer than they prove.
 _MOST_ELEMENTS = 2**22
+# An input of fixed sizes beyond this is a trap: 4 GiB in float32.
+_LARGEST = 2**30
 _GIVE = "Give inputs: example_inputs=, or --inputs FILE.npz at the command line"
 
 
@@ -97,6 +100,10 @@ def make_feeds(model: ir.Model) -> Iterator[Feed]:
             what = (
                 "its rank is open" if declared.shape is None else "no array can be made up for it"
             )
+            raise ModelError(f"input {declared.name!r}", what, "values to run the model on", _GIVE)
+        sizes_known = [n for n in declared.shape if isinstance(n, int)]
+        if any(n < 0 for n in sizes_known) or math.prod(sizes_known) > _LARGEST:
+            what = f"no array of the shape {declared.shape} is made up"
             raise ModelError(f"input {declared.name!r}", what, "values to run the model on", _GIVE)
     fixed = all(isinstance(n, int) for declared in shapes for n in declared.shape or ())
     for length in _LENGTHS[:1] if fixed else _LENGTHS:

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from deconvfix.errors import ModelError
+from deconvfix.frontends.onnx.check import check_model, sort_nodes
 from deconvfix.frontends.onnx.frontend import OnnxFrontend
 from deconvfix.frontends.onnx.values import quiet
 
@@ -52,8 +53,9 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     """The model for onnx_ir. Sparse initializers become dense there: `carry_over` puts them back.
 
     Raises:
-        ModelError: If onnx_ir cannot read the model.
+        ModelError: If it cannot be a model that runs, or onnx_ir cannot read it.
     """
+    check_model(proto)
     if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
         dense = onnx.ModelProto()
         dense.CopyFrom(proto)
@@ -63,7 +65,11 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
         proto = dense
     try:
         with quiet():
-            return ir.from_proto(proto)
+            model = ir.from_proto(proto)
+        sort_nodes(model)
+        return model
+    except ModelError:
+        raise
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
