@@ -10,14 +10,23 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from deconvfix.errors import ExportError, RuntimeCrashError
-from deconvfix.parity.worker import CrashError, Worker, make_session
+from deconvfix.parity.worker import CrashError, Worker, make_session, rejection
 
-__all__ = ["Declared", "Session", "isolated", "open_session", "run_named"]
+__all__ = [
+    "Declared",
+    "Session",
+    "is_isolated",
+    "isolated",
+    "open_session",
+    "rejected_by_checker",
+    "run_named",
+]
 
 _LIMIT: ContextVar[float | None] = ContextVar("limit", default=None)
 
@@ -118,6 +127,36 @@ def run_named(session: Session, feed: Mapping[str, NDArray[Any]]) -> list[NDArra
             "Make only those axes dynamic that the model allows",
         ) from error
     return results
+
+
+def rejected_by_checker(path: Path, *, full: bool) -> str | None:
+    """Why onnx.checker rejects a file; None if it does not.
+
+    Args:
+        path: The file.
+        full: Whether shapes are inferred, too.
+
+    Raises:
+        RuntimeCrashError: If it crashes or does not finish, where it is `isolated`.
+    """
+    seconds = _LIMIT.get()
+    if seconds is None or os.name == "nt":
+        return rejection(str(path), full=full)
+    try:
+        reason: str | None = _worker().ask("check", str(path), full, seconds=seconds)
+    except CrashError as error:
+        raise RuntimeCrashError(
+            "onnx.checker",
+            f"while it infers the shapes of the file, {error}",
+            "a valid ONNX file is needed",
+            "Export the file again; if it is not your own, do not trust it",
+        ) from error
+    return reason
+
+
+def is_isolated() -> bool:
+    """Whether files may be anybody's; see `isolated`."""
+    return _LIMIT.get() is not None
 
 
 def _shapes(feed: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:

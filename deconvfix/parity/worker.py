@@ -1,4 +1,4 @@
-"""ONNX Runtime in a process of its own, where a limit on time or memory, or a crash, ends that process alone.
+"""ONNX Runtime and onnx.checker in a process of their own, which alone ends with a crash or at a limit.
 
 A stranger's file can hold a loop of 2^62 turns, or make ONNX Runtime read memory that is not there. The
 process that asks (`Worker`) and the one that runs (`main`) talk over a socket; both are this package, so what
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["CrashError", "Worker", "main", "make_session"]
+__all__ = ["CrashError", "Worker", "main", "make_session", "rejection"]
 
 
 class CrashError(Exception):
@@ -104,6 +104,17 @@ def make_session(model: bytes | str, *, optimize: bool, threads: int | None) -> 
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def rejection(path: str, *, full: bool) -> str | None:
+    """Why onnx.checker rejects a file, in this process; None if it does not."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(path, full_check=full)
+    except Exception as error:  # any: its own, those of shape inference, those of protobuf
+        return str(error) or type(error).__name__
+    return None
+
+
 # --- the process itself -----------------------------------------------------------------------------
 
 _START = "import sys; from deconvfix.parity.worker import main; main(int(sys.argv[1]))"
@@ -130,6 +141,9 @@ class _Sessions:
 
     def close(self, number: int) -> None:
         self.sessions.pop(number, None)
+
+    def check(self, path: str, full: bool) -> str | None:
+        return rejection(path, full=full)
 
 
 def main(descriptor: int) -> None:

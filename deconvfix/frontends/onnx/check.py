@@ -171,8 +171,8 @@ def _attribute_problem(
     if kind not in _FIELDS:
         return "has no type"
     declared = schema.get(attribute.name)
-    if declared is not None and int(declared.type) != attribute.type:
-        return f"is of type {kind} instead of {_AttributeType.Name(int(declared.type))}"
+    if declared is not None and (wanted := str(declared.type).rpartition(".")[2]) != kind:
+        return f"is of type {kind} instead of {wanted}"
     field = _FIELDS[kind]
     if (
         not kind.endswith("S")

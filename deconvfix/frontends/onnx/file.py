@@ -22,6 +22,7 @@ from deconvfix.frontends.onnx.external import (
     tensors,
 )
 from deconvfix.frontends.onnx.proto import carry_over, from_proto
+from deconvfix.parity.runtime import is_isolated, rejected_by_checker
 
 __all__ = ["OnnxFile", "read", "read_proto", "write"]
 
@@ -65,6 +66,9 @@ def read(path: Path) -> OnnxFile:
             tensor.raw_data = external_bytes(path, tensor)
             tensor.data_location = onnx.TensorProto.DEFAULT
             tensor.ClearField("external_data")
+    if is_isolated():
+        # Whether the shapes of this file can be inferred at all is found out where a crash does no harm.
+        rejected_by_checker(path, full=True)
     rest = onnx.ModelProto()
     carry_over(proto, rest)
     try:

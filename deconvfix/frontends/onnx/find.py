@@ -15,7 +15,7 @@ every opset; the specification says the same since opset 11, less clearly before
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import Refusal, SpecError
+from deconvfix.frontends.onnx.fold import fold
+from deconvfix.frontends.onnx.nodes import Scope, foreign, opset_of, transposed_convolutions
 from deconvfix.frontends.onnx.values import (
-    DEFAULT_DOMAINS,
     Known,
     check_model,
     constant,
@@ -118,7 +119,7 @@ def find_layers(model: ir.Model) -> tuple[Layer, ...]:
     context = Known(model)
     layers: list[Layer] = []
     taken: set[str] = set()
-    for scope, node, name in _conv_transposes(model):
+    for scope, node, name in transposed_convolutions(model):
         unique, count = name, 1
         while unique in taken:
             count += 1
@@ -126,43 +127,6 @@ def find_layers(model: ir.Model) -> tuple[Layer, ...]:
         taken.add(unique)
         layers.append(_understand(context, scope, node, unique))
     return tuple(layers)
-
-
-# --- where nodes are ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Scope:
-    graph: ir.Graph
-    function: ir.Function | None
-    opset: int
-
-
-def _conv_transposes(model: ir.Model) -> Iterator[tuple[_Scope, ir.Node, str]]:
-    main = _Scope(model.graph, None, _opset(model.opset_imports))
-    yield from _walk(main, model.graph, "")
-    for function in model.functions.values():
-        scope = _Scope(function.graph, function, _opset(function.opset_imports))
-        yield from _walk(scope, function.graph, f"{function.name}.")
-
-
-def _walk(scope: _Scope, graph: ir.Graph, prefix: str) -> Iterator[tuple[_Scope, ir.Node, str]]:
-    for node in graph:
-        name = prefix + (node.name or next((v.name for v in node.outputs if v.name), node.op_type))
-        if node.op_type == "ConvTranspose" and node.domain in DEFAULT_DOMAINS:
-            yield replace(scope, graph=graph), node, name
-        for attribute in node.attributes.values():
-            if attribute.is_ref():
-                continue
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _walk(scope, attribute.as_graph(), f"{name}.{attribute.name}.")
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for number, graph in enumerate(attribute.as_graphs()):
-                    yield from _walk(scope, graph, f"{name}.{attribute.name}[{number}].")
-
-
-def _opset(imports: Any) -> int:
-    return int(next((imports[domain] for domain in DEFAULT_DOMAINS if domain in imports), 1))
 
 
 # --- one node -----------------------------------------------------------------------------------
@@ -176,10 +140,12 @@ class _ObstacleError(Exception):
         self.refusal = refusal
 
 
-def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Layer:
+def _understand(context: Known, scope: Scope, node: ir.Node, name: str) -> Layer:
     """A node as a layer; what stands in the way becomes its obstacle."""
     function = scope.function
-    x, w, _ = _operands(node)
+    x, w, b = _operands(node)
+    for operand in (w, b):
+        fold(context.model, scope, operand)
     dtype = context.dtype(w, function) or context.dtype(x, function)
     weight, weight_note = _stored_weight(w, context.model.ir_version)
     layer = Layer(
@@ -197,6 +163,8 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
         weight_note=weight_note,
     )
     try:
+        if (unknown := foreign(node)) is not None:
+            raise _ObstacleError(unknown)
         if x is None or w is None:
             raise _ObstacleError(_NO_OPERANDS)
         if dtype is not None and dtype not in _FLOATS:
@@ -207,7 +175,7 @@ def _understand(context: Known, scope: _Scope, node: ir.Node, name: str) -> Laye
         layer = replace(layer, attributes=given)
         spec, input_size = _geometry(context, scope, node, settings)
         spec, dynamic_size = _cropped(spec, settings, input_size)
-        _check_opset(context, scope, weight is not None, dynamic_size is not None)
+        _checkopset_of(context, scope, weight is not None, dynamic_size is not None)
     except _ObstacleError as error:
         return replace(layer, obstacle=error.refusal)
     except SpecError as error:
@@ -221,7 +189,7 @@ def _operands(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None, ir.Value
     return x, w, b
 
 
-def _settings(context: Known, scope: _Scope, node: ir.Node) -> dict[str, Any]:
+def _settings(context: Known, scope: Scope, node: ir.Node) -> dict[str, Any]:
     """The node's attributes, None for those that it does not have.
 
     In a function, attributes and operands may differ from call to call: one geometry is needed.
@@ -237,7 +205,7 @@ def _settings(context: Known, scope: _Scope, node: ir.Node) -> dict[str, Any]:
 
 
 def _geometry(
-    context: Known, scope: _Scope, node: ir.Node, settings: dict[str, Any]
+    context: Known, scope: Scope, node: ir.Node, settings: dict[str, Any]
 ) -> tuple[ConvTransposeSpec, tuple[int | None, ...]]:
     """The spec without its padding, and the spatial input size, None for each open axis.
 
@@ -290,11 +258,11 @@ def _geometry(
     return spec, input_size
 
 
-def _check_opset(context: Known, scope: _Scope, is_stored: bool, is_dynamic: bool) -> None:
+def _checkopset_of(context: Known, scope: Scope, is_stored: bool, is_dynamic: bool) -> None:
     """Raises where the operator set lacks what the new nodes need."""
     if is_dynamic and scope.opset < _DYNAMIC_SLICE:
         raise _ObstacleError(_needs_newer_slice(scope.opset))
-    main = _opset(context.model.opset_imports)
+    main = opset_of(context.model.opset_imports)
     if scope.function is not None and (scope.opset < _FUNCTION_CONSTANTS or scope.opset != main):
         raise _ObstacleError(_old_function(scope.opset, main))
     if not is_stored and scope.opset < _RUNNING_PAD:

@@ -20,6 +20,7 @@ from deconvfix.frontends.onnx import parity as onnx_parity
 from deconvfix.frontends.onnx.calibrate import FittableModel
 from deconvfix.frontends.onnx.diagnose import probe_model
 from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.nodes import make_plain
 from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
 from deconvfix.frontends.onnx.values import check_model
@@ -49,7 +50,9 @@ class OnnxFrontend:
             ModelError: If the model is malformed.
         """
         check_model(model)
-        return model if inplace else model.clone()
+        prepared = model if inplace else model.clone()
+        make_plain(prepared)
+        return prepared
 
     def find(self, model: ir.Model, example_inputs: Any | None) -> Findings:
         """Transposed convolutions by the names of their nodes; nothing is run."""

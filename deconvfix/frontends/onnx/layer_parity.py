@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 from deconvfix.core.rearrange import rearrange
 from deconvfix.errors import ExportError
 from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.parts import cut_out, is_stored, serialized
 from deconvfix.frontends.onnx.surgery import quantised_tail
 from deconvfix.frontends.onnx.values import (
-    DEFAULT_DOMAINS,
-    RANDOM,
-    constant,
-    is_quantizer,
     scopes,
+    stored_tensor,
     visible,
 )
 from deconvfix.parity.bounds import LIMIT, Comparison, compare_arrays, rounding_unit
@@ -32,7 +30,6 @@ __all__ = ["compare_layers"]
 Array = NDArray[Any]
 # Of quantised outputs so many may differ, by one step: those that lie between two steps.
 _FLIPPED = 0.01
-_WIDE = (ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 
 
 def compare_layers(
@@ -119,7 +116,7 @@ def _operands(
     for role, value in zip(shapes, layer.node.inputs[1:], strict=False):
         if value is None:
             continue
-        if _is_stored(value, model.ir_version):
+        if is_stored(value, model.ir_version):
             operands[role] = _evaluate(model, layer, value).astype(dtype)
         else:
             operands[role] = rng.standard_normal(shapes[role]).astype(dtype)
@@ -205,29 +202,13 @@ def _sizes(layer: Layer) -> tuple[int, ...]:
 # --- parts of models ----------------------------------------------------------------------------
 
 
-def _is_stored(value: ir.Value, ir_version: int) -> bool:
-    """Whether a value is a constant, or computed from constants alone."""
-    if constant(value, ir_version) is not None:
-        return True
-    node = value.producer()
-    if node is None or node.op_type in RANDOM or not _is_understood(node):
-        return False
-    return bool(node.inputs) and all(
-        operand is None or _is_stored(operand, ir_version) for operand in node.inputs
-    )
-
-
-def _is_understood(node: ir.Node) -> bool:
-    return node.domain in DEFAULT_DOMAINS or is_quantizer(
-        node, "DequantizeLinear", "QuantizeLinear"
-    )
-
-
 def _evaluate(model: ir.Model, layer: Layer, value: ir.Value) -> Array:
-    tensor = constant(value, model.ir_version)
+    tensor = stored_tensor(value, model.ir_version)
     if tensor is not None:
         return np.asarray(tensor.numpy())
-    return run_named(open_session(_serialized(_cut_out({}, value), model, layer)), {})[0]
+    return run_named(
+        open_session(serialized(cut_out({}, value), model, layer.function, layer.opset)), {}
+    )[0]
 
 
 def _alone(layer: Layer, operands: Mapping[str, Array], dtype: Any) -> bytes:
@@ -270,71 +251,4 @@ def _part(
         for name, shape in boundary.items()
         if name in values
     }
-    return _serialized(_cut_out(stops, values[result]), model, layer)
-
-
-def _cut_out(stops: Mapping[ir.Value, ir.Value], result: ir.Value) -> ir.Graph:
-    """A graph of copies of the nodes that compute `result` from the stops and from constants.
-
-    float64 and bfloat16 become float32, which ONNX Runtime runs.
-
-    Raises:
-        ValueError: If it depends on anything else.
-    """
-    copies = dict(stops)
-    nodes: list[ir.Node] = []
-    constants: list[ir.Value] = []
-
-    def copied(value: ir.Value) -> ir.Value:
-        if value in copies:
-            return copies[value]
-        node = value.producer()
-        if node is None:
-            if value.const_value is None:
-                raise ValueError(f"it depends on {value.name!r}")
-            new = ir.val(value.name, const_value=_narrow(value.const_value))
-            constants.append(new)
-            copies[value] = new
-            return new
-        if not _is_understood(node) or any(
-            attribute.is_ref()
-            or attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attribute in node.attributes.values()
-        ):
-            raise ValueError(f"it depends on the node {node.name!r} ({node.op_type})")
-        inputs = [None if operand is None else copied(operand) for operand in node.inputs]
-        outputs = [ir.Value(name=output.name) for output in node.outputs]
-        attributes = [
-            ir.AttrTensor(attribute.name, _narrow(attribute.as_tensor()))
-            if attribute.type == ir.AttributeType.TENSOR
-            else attribute
-            for attribute in node.attributes.values()
-        ]
-        nodes.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs))
-        copies.update(zip(node.outputs, outputs, strict=True))
-        return copies[value]
-
-    output = copied(result)
-    if result.dtype is not None:  # else ONNX Runtime infers it
-        output.dtype = ir.DataType.FLOAT if result.dtype in _WIDE else result.dtype
-    return ir.Graph(
-        list(stops.values()), [output], nodes=nodes, initializers=constants, name="part"
-    )
-
-
-def _narrow(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    if tensor.dtype not in _WIDE:
-        return tensor
-    return ir.tensor(np.asarray(tensor.numpy()).astype(np.float32), name=tensor.name)
-
-
-def _serialized(graph: ir.Graph, model: ir.Model, layer: Layer) -> bytes:
-    for imports in (
-        model.opset_imports,
-        {} if layer.function is None else layer.function.opset_imports,
-    ):
-        graph.opset_imports.update(imports)
-    graph.opset_imports[""] = layer.opset
-    part = ir.Model(graph, ir_version=max(model.ir_version, 4))
-    ir.external_data.load_to_model(part)
-    return bytes(ir.to_proto(part).SerializeToString())
+    return serialized(cut_out(stops, values[result]), model, layer.function, layer.opset)

@@ -18,6 +18,7 @@ from deconvfix.errors import ModelError
 
 __all__ = [
     "DEFAULT_DOMAINS",
+    "FOLDED",
     "OLDEST_IR_WITH_FREE_INITIALIZERS",
     "RANDOM",
     "Known",
@@ -30,10 +31,13 @@ __all__ = [
     "quiet",
     "scopes",
     "static_shape",
+    "stored_tensor",
     "visible",
 ]
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
+# Where `fold` puts what an expression of constants gives: metadata of its value, which no file holds.
+FOLDED = "deconvfix.folded"
 # Operators that give other values each time.
 RANDOM = (
     *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
@@ -143,15 +147,29 @@ def _check_calls(model: ir.Model) -> None:
 
 
 def constant(value: ir.Value | None, ir_version: int) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or Constant node, through Identity; None if it may change.
+    """The tensor of an initializer, a Constant node or a folded expression; None if it may change.
 
     An initializer that is a graph input too may be overridden by the caller, since IR version 4.
     """
+    value = _behind_identity(value)
+    if value is not None and FOLDED in value.meta:
+        folded: ir.TensorProtocol = value.meta[FOLDED]
+        return folded
+    return stored_tensor(value, ir_version)
+
+
+def _behind_identity(value: ir.Value | None) -> ir.Value | None:
     while value is not None:
         producer = value.producer()
         if producer is None or not _is_identity(producer):
             break
         value = producer.inputs[0]
+    return value
+
+
+def stored_tensor(value: ir.Value | None, ir_version: int) -> ir.TensorProtocol | None:
+    """The same without folded expressions: what the file holds."""
+    value = _behind_identity(value)
     if value is None or (value.is_graph_input() and ir_version >= 4):
         return None
     try:

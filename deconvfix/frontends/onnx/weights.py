@@ -17,6 +17,7 @@ from deconvfix.core.rearrange import Verb, rearrange
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.frontends.onnx.steps import Writer
 from deconvfix.frontends.onnx.values import (
+    FOLDED,
     OLDEST_IR_WITH_FREE_INITIALIZERS,
     Names,
     Operand,
@@ -50,6 +51,11 @@ class Store:
         owner = old.graph
         free = self.model.ir_version >= OLDEST_IR_WITH_FREE_INITIALIZERS
         array = np.ascontiguousarray(array)
+        if FOLDED in old.meta and free and owner is self.model.graph:
+            # The expression goes, if nothing else uses it.
+            value = self.names.initializer(array, owner, f"{old.name}_{writer.prefix}")
+            self._stored[old, key] = value
+            return value
         if not old.is_initializer() or owner is None or not (free or owner is self.model.graph):
             return writer.constant(array, (old.name or "weight").rpartition("/")[2])
         if operand.alone:
