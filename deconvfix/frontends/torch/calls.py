@@ -31,6 +31,7 @@ from deconvfix.frontends.torch.inputs import (
 )
 
 __all__ = [
+    "GEOMETRY",
     "PADDING_ARGUMENT",
     "Call",
     "Observed",
@@ -63,6 +64,8 @@ _CONVOLUTION_SIGNATURE = (
     "output_padding",
     "groups",
 )
+# What is said of the geometry besides the shape of the weight.
+GEOMETRY = ("stride", "padding", "output_padding", "groups", "dilation")
 # Its position in both.
 PADDING_ARGUMENT = 4
 _FUNCTIONS: dict[Any, str] = {

@@ -15,19 +15,21 @@ searched and rewritten in the same way; "true_graph_0.conv_transpose2d" is a nod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.utils import _pytree as pytree
 
-from deconvfix.errors import Refusal
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.errors import Refusal, SpecError
 from deconvfix.forms.base import Need
 from deconvfix.frontends.base import Findings
 from deconvfix.frontends.calibrate import check_without_data
 from deconvfix.frontends.torch import steps as torch_steps
-from deconvfix.frontends.torch.calls import Call, dtype_obstacle, parse
+from deconvfix.frontends.torch.calls import GEOMETRY, Call, dtype_obstacle, parse
 from deconvfix.frontends.torch.find import call_path
 from deconvfix.frontends.torch.frontend import TorchModuleFrontend
 from deconvfix.frontends.torch.inputs import dtype_name
@@ -151,9 +153,13 @@ def match_call(name: str, found: GraphCall) -> Match:
     sizes: tuple[tuple[int, ...], ...] = ()
     if isinstance(weight, Tensor):
         obstacle = dtype_obstacle(weight)
-        if all(isinstance(n, int) for n in (*weight.shape, call.groups)):
-            # The geometry is that of the values; only the shape of the weight is read.
-            spec = Call(**{**vars(call), "weight": weight}).spec()
+        # The geometry is that of the values; only the shape of the weight is read.
+        known = fx.map_arg({**vars(call), "weight": None}, _example_of)
+        geometry = [known[name] for name in GEOMETRY]
+        if all(isinstance(n, int) for n in pytree.tree_leaves([[*weight.shape], geometry])):
+            spec = Call(**cast(Any, {**known, "weight": weight})).spec()
+        else:
+            spec = _spec_of_example(weight, known)
         if x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
             obstacle = _INSIDE_VMAP
         elif x is not None:
@@ -168,6 +174,33 @@ def match_call(name: str, found: GraphCall) -> Match:
         obstacle=obstacle,
         lacks={Need.STORED_WEIGHT: _FUNCTION_CALL},
     )
+
+
+def _example_of(node: fx.Node) -> Any:
+    """The value of a node at the export; symbolic numbers stay symbolic."""
+    return node.meta.get("val", node)
+
+
+def _spec_of_example(weight: Tensor, known: dict[str, Any]) -> ConvTransposeSpec | None:
+    """The geometry that an open one had at the export; None if some number of it is not known.
+
+    Asking a symbolic number for its hint does not make it a fixed one.
+    """
+    shape = [_hint(n) for n in weight.shape]
+    hints = pytree.tree_map(_hint, {name: known[name] for name in GEOMETRY})
+    if None in pytree.tree_leaves([shape, hints]):
+        return None
+    example = torch.empty(cast("list[int]", shape), device="meta")
+    try:
+        return Call(**cast(Any, {**known, **hints, "weight": example})).spec()
+    except SpecError:
+        return None
+
+
+def _hint(number: Any) -> int | None:
+    if isinstance(number, torch.SymInt):
+        return cast("int | None", number.node.hint)
+    return number if isinstance(number, int) else None
 
 
 def _value(model: fx.GraphModule, argument: Any) -> Tensor | None:
@@ -189,11 +222,14 @@ def rewrite(found: GraphCall) -> None:
         node.target = torch_steps.conv_transpose
         node.args, node.kwargs = (), call.arguments
         return
-    operands = [operand for operand in (call.input, call.weight, call.bias) if operand is not None]
+    # Besides tensors, the graph may compute numbers: the groups of an open batch, an output_padding.
+    operands: list[fx.Node] = []
+    fx.map_arg(call.arguments, lambda operand: operands.append(operand) or operand)  # type: ignore[func-returns-value]
+    operands = list(dict.fromkeys(operands))
 
-    def form(*tensors: Tensor) -> Tensor:
-        values = dict(zip(("input", "weight", "bias"), tensors, strict=False))
-        return torch_steps.conv_transpose(**{**call.arguments, **values})
+    def form(*values: Any) -> Tensor:
+        given = dict(zip(operands, values, strict=True))
+        return torch_steps.conv_transpose(**fx.map_arg(call.arguments, given.__getitem__))
 
     inline(node, form, operands, decomposed=call.function == "convolution")
 

@@ -203,10 +203,10 @@ class ConvertedConvTranspose(nn.Sequential):
         if output_size is None:
             result: Tensor = super().forward(input)
             return result
-        # The weight does not depend on output_padding, so only the crop is compiled again.
-        spec = replace(
-            self.spec, output_padding=output_padding_for(self.spec, input.shape, output_size)
-        )
+        # The weight does not depend on output_padding. The largest one gives the most pixels, of which the
+        # first ones are those that were asked for: no number here depends on the input, so that a trace or
+        # an export stays open.
+        spec = replace(self.spec, output_padding=tuple(s - 1 for s in self.stride))
         compiled = (
             torch_steps.compile_exact(spec)
             if self.form.is_exact
@@ -214,7 +214,8 @@ class ConvertedConvTranspose(nn.Sequential):
         )
         conv = self.convolution
         bias = self.bias if self._adds_bias else conv.bias
-        return torch_steps.apply_steps(compiled.steps, input, conv.weight, bias, conv.groups)
+        result = torch_steps.apply_steps(compiled.steps, input, conv.weight, bias, conv.groups)
+        return torch_steps.shorten(result, spatial_size(self.spec, input.shape, output_size))
 
     @property
     def form(self) -> Form:
@@ -289,10 +290,10 @@ def spread_weight(
     return module.form.spread(module.spec, module.settings, read_weight(kernel))
 
 
-def output_padding_for(
+def spatial_size(
     spec: ConvTransposeSpec, shape: Sequence[int], output_size: Sequence[int]
 ) -> tuple[int, ...]:
-    """The output_padding that gives `output_size`, with torch's own limits.
+    """The spatial sizes in `output_size`, within torch's own limits where they are numbers.
 
     Raises:
         ValueError: If the size is out of reach, as torch.nn.ConvTranspose2d raises.
@@ -306,15 +307,16 @@ def output_padding_for(
             f"output_size has {len(output_size)} entries; {n} spatial sizes are needed, or the "
             f"sizes of all {len(shape)} axes"
         )
+    if not all(type(size) is int for size in (*requested, *shape[-n:])):
+        return requested  # symbolic, or traced: to ask would fix them
     least = replace(spec, output_padding=(0,) * n).output_size(tuple(shape[-n:]))
-    amounts = tuple(w - low for w, low in zip(requested, least, strict=True))
-    if any(a < 0 or a > s - 1 for a, s in zip(amounts, spec.stride, strict=True)):
-        most = tuple(low + s - 1 for low, s in zip(least, spec.stride, strict=True))
+    most = tuple(low + s - 1 for low, s in zip(least, spec.stride, strict=True))
+    if any(not low <= w <= high for low, w, high in zip(least, requested, most, strict=True)):
         raise ValueError(
             f"requested an output size of {requested}, but valid sizes range from {least} to {most} "
             f"(for an input of {tuple(shape[-n:])})"
         )
-    return amounts
+    return requested
 
 
 def read_weight(weight: Tensor) -> NDArray[np.float64]:

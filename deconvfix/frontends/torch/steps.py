@@ -48,6 +48,7 @@ __all__ = [
     "pixel_shuffle",
     "rearrange_tensor",
     "resize",
+    "shorten",
     "zero_phases",
 ]
 
@@ -166,6 +167,18 @@ def crop(x: Tensor, amounts: Pairs) -> Tensor:
 
 
 @torch.fx.wrap
+def shorten(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The first pixels of each axis: (.., *L) -> (.., *sizes), dense in memory.
+
+    An output_padding appends pixels at the end, so the result of a smaller one is the begin of that of a
+    larger one. The sizes may be symbolic: nothing here asks how large they are. (A slice of several axes
+    would, as torch looks whether it is dense.)
+    """
+    have = x.shape[-len(sizes) :]
+    return F.pad(x, _flat(tuple((0, size - n) for n, size in zip(have, sizes, strict=True))))
+
+
+@torch.fx.wrap
 def resize(x: Tensor, factors: tuple[int, ...], interpolation: Interpolation) -> Tensor:
     """`steps.Resize`, also for unbatched inputs."""
     if x.dim() == len(factors) + 1:
@@ -276,19 +289,28 @@ def conv_transpose(
         bias: (C_out,) or None.
     """
     ndim = weight.dim() - 2
+    strides, amounts = per_axis(stride, ndim), per_axis(output_padding, ndim)
     compiled = _compile(
         tuple(int(k) for k in weight.shape[2:]),
-        per_axis(stride, ndim),
+        strides,
         per_axis(padding, ndim),
-        per_axis(output_padding, ndim),
+        # Where the amount is not known yet, the largest; what is too much is cut off below.
+        tuple(a if isinstance(a, int) else s - 1 for a, s in zip(amounts, strides, strict=True)),
         per_axis(dilation, ndim),
         bias is not None,
     )
     if bias is not None:
         bias = rearrange_tensor(compiled.bias, bias)
-    return apply_steps(
+    result = apply_steps(
         compiled.steps, input, rearrange_tensor(compiled.weight, weight, groups), bias, groups
     )
+    if all(isinstance(amount, int) for amount in amounts):
+        return result
+    sizes = [
+        n if isinstance(a, int) else n - (s - 1) + a
+        for n, a, s in zip(result.shape[-ndim:], amounts, strides, strict=True)
+    ]
+    return shorten(result, sizes)
 
 
 def compile_exact(spec: ConvTransposeSpec) -> Compiled:
@@ -320,11 +342,11 @@ def _compile_cached(
     return SUBPIXEL.compile(spec, Settings())
 
 
-def per_axis(value: Any, ndim: int) -> tuple[int, ...]:
-    """torch's shorthand: an int, or one entry, stands for every axis."""
+def per_axis(value: Any, ndim: int) -> tuple[Any, ...]:
+    """torch's shorthand: an int, or one entry, stands for every axis; what is symbolic stays so."""
     if hasattr(value, "__index__"):
-        return (int(value),) * ndim
-    values = tuple(int(v) for v in value)
+        value = (value,)
+    values = tuple(v if isinstance(v, torch.SymInt) else int(v) for v in value)
     return values * ndim if len(values) == 1 else values
 
 
