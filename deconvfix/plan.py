@@ -16,6 +16,7 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import CheckpointError, OptionError, Refusal
 from deconvfix.forms import FORMS, form
 from deconvfix.forms.base import KEEP, Compiled, Form, Need, ReadWeight, Settings, known
+from deconvfix.grid.fixed_basis import fixed_basis
 
 __all__ = [
     "Decision",
@@ -27,6 +28,7 @@ __all__ = [
     "Verdict",
     "lacking",
     "make_plan",
+    "why_unfit",
 ]
 
 RECIPE_FORMAT = "deconvfix.recipe/1"
@@ -308,6 +310,10 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         # What has neither geometry nor obstacle is a call that is converted where it runs.
         reason = "the same function; its geometry is seen when it runs"
         return replace(decision("replaced", reason), form=target.name, settings=options.settings)
+    if not target.is_exact:
+        unfit = why_unfit(match, named=bool(options.include))
+        if unfit is not None:
+            return decision("refused", unfit.sentence(match.name))
     settled = target.settle(spec, options.settings, match.read_weight)
     if isinstance(settled, Refusal):
         return decision("refused", settled.sentence(match.name))
@@ -329,6 +335,38 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         relative_residual=settled.relative_residual,
         macs_before=spec.macs_per_position(),
         macs_after=target.compile(spec, settled.settings).macs_per_position,
+    )
+
+
+def why_unfit(match: Match, *, named: bool) -> Refusal | None:
+    """Why no form may change the weights of a layer, whatever it would do to them.
+
+    Args:
+        match: The layer.
+        named: Whether the user asked for this layer, not for all of them.
+    """
+    if match.dtype.startswith(("int", "uint", "bool")):
+        return Refusal(
+            f"its weight is {match.dtype}",
+            "another form computes new weights, which are no integers",
+            "Convert this layer to 'subpixel', or exclude it",
+        )
+    if match.read_weight is None or match.spec is None:
+        return None
+    weight = match.read_weight()
+    if not np.isfinite(weight).all():
+        return Refusal(
+            "its weight holds NaN or infinite values",
+            "another form is computed from the weight",
+            "Correct the checkpoint, or exclude this layer",
+        )
+    basis = None if named else fixed_basis(match.spec, weight)
+    if basis is None:
+        return None
+    return Refusal(
+        f"its weight is a fixed basis, {basis}",
+        "another form would take what it computes on purpose for a grid",
+        "Convert this layer to 'subpixel', or name it with include to change it all the same",
     )
 
 

@@ -72,7 +72,7 @@ def measure_samples(model: Any, request: Request) -> SamplesCurve:
             "the curve shows what more samples would bring",
             "Use it with init 'calibrated' or 'tuned' and calibration inputs, or omit it",
         )
-    from deconvfix.frontends.torch.compare import psnr_on
+    from deconvfix.frontends.torch.inputs import psnr_on
     from deconvfix.frontends.torch.samples import TorchSamples, cut, join, split
 
     kind = TorchSamples(request.example_inputs, request.seed)

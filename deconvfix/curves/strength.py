@@ -24,9 +24,8 @@ from deconvfix.frontends.base import Frontend
 from deconvfix.frontends.calibrate import fitter_of
 from deconvfix.frontends.registry import enter
 from deconvfix.frontends.samples import calibration_inputs
-from deconvfix.frontends.torch.compare import psnr_on
 from deconvfix.frontends.torch.diagnose import probe_module
-from deconvfix.frontends.torch.inputs import Inputs
+from deconvfix.frontends.torch.inputs import Inputs, psnr_on
 from deconvfix.frontends.torch.samples import TorchSamples, cut, join, split
 from deconvfix.grid.flat_field import network_answers
 from deconvfix.report.curves import StrengthCurve, StrengthPoint

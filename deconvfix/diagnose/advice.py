@@ -6,7 +6,7 @@ from deconvfix.errors import Refusal
 from deconvfix.forms import FORMS
 from deconvfix.forms.base import KEEP, Candidate, Recommendation, Settings
 from deconvfix.grid.kernel import sum_rule_holds
-from deconvfix.plan import Match
+from deconvfix.plan import Match, why_unfit
 
 __all__ = ["recommend"]
 
@@ -27,6 +27,12 @@ def recommend(match: Match) -> Recommendation | None:
     exact = next(form for form in FORMS if form.is_exact)
     if isinstance(exact.settle(spec, Settings(), None), Refusal):
         return Recommendation(KEEP, "Its dense kernel would be too large to convert.", 1.0)
+    unfit = why_unfit(match, named=False)
+    if unfit is not None:
+        reason = (
+            f"No weight may be changed: {unfit.found}. The exact form computes the same function."
+        )
+        return Recommendation(exact.name, reason, exact.relative_macs(spec, Settings()))
     weight = None if match.read_weight is None else match.read_weight()
     has_grid = None if weight is None else not sum_rule_holds(spec, weight, match.dtype)
     candidate = Candidate(spec, weight, has_grid, match.lacks)

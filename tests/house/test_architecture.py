@@ -37,10 +37,10 @@ WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")
 DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
-    "calibrate", "calls", "check", "checkpoint", "compare", "diagnose", "export", "external",
+    "calibrate", "calls", "check", "checkpoint", "diagnose", "export", "external",
     "file", "find", "fold", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
     "nodes", "parity", "parts", "proto", "reroute", "runtime_parity", "samples", "state_dicts",
-    "steps", "surgery", "text", "tuning", "values", "weights",
+    "step_modules", "steps", "surgery", "text", "tuning", "values", "weights",
 }  # fmt: skip
 MIRRORED = {
     "frontend",

@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
-# Folders without a room of the package: helpers, rules of the project, published architectures.
-OWN = {"support", "house", "zoo"}
+# Folders without a room of the package: helpers, rules of the project, published architectures, damage.
+OWN = {"support", "house", "zoo", "fuzz"}
 PURE = ("tests/core", "tests/forms", "tests/fit", "tests/grid")
 
 

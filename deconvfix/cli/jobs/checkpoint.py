@@ -21,9 +21,9 @@ from deconvfix.curves.samples import measure_samples
 from deconvfix.curves.strength import strength_curve
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.files import check_output
-from deconvfix.frontends.torch.compare import equal
 from deconvfix.frontends.torch.export import ExportReport, export_onnx
 from deconvfix.frontends.torch.frontend import FRONTEND
+from deconvfix.frontends.torch.inputs import equal
 from deconvfix.frontends.torch.parity import compare_modules
 from deconvfix.frontends.torch.runtime_parity import verify_onnx
 from deconvfix.parity.bounds import ParityReport

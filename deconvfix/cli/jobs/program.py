@@ -23,9 +23,8 @@ from deconvfix.files import check_output
 from deconvfix.frontends.program import file as program_file
 from deconvfix.frontends.program.frontend import FRONTEND
 from deconvfix.frontends.samples import in_batches_of
-from deconvfix.frontends.torch.compare import equal
 from deconvfix.frontends.torch.export import ExportReport, export_onnx
-from deconvfix.frontends.torch.inputs import Inputs, as_inputs
+from deconvfix.frontends.torch.inputs import Inputs, as_inputs, equal
 from deconvfix.frontends.torch.runtime_parity import verify_onnx
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Plan

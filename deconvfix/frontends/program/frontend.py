@@ -30,7 +30,6 @@ from deconvfix.frontends.program.weights import HINT, stored, why_fixed
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import PADDING_ARGUMENT, is_transposed
-from deconvfix.frontends.torch.compare import psnr_db
 from deconvfix.frontends.torch.diagnose import probe_module
 from deconvfix.frontends.torch.graph import (
     GraphCall,
@@ -40,7 +39,7 @@ from deconvfix.frontends.torch.graph import (
     match_call,
     rewrite,
 )
-from deconvfix.frontends.torch.inputs import as_inputs, copy_quietly
+from deconvfix.frontends.torch.inputs import as_inputs, copy_quietly, psnr_db
 from deconvfix.frontends.torch.layers import read_weight
 from deconvfix.frontends.torch.parity import compare_modules, disturbed
 from deconvfix.frontends.torch.samples import TorchSamples
@@ -177,7 +176,7 @@ class ExportedProgramFrontend:
     def psnr_db(
         self, before: ExportedProgram, after: ExportedProgram, example_inputs: Any
     ) -> float | None:
-        """See `frontends.torch.compare.psnr_db`."""
+        """See `frontends.torch.inputs.psnr_db`."""
         return psnr_db(before.module(), after.module(), as_inputs(example_inputs))
 
 

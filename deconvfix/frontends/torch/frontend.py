@@ -26,7 +26,6 @@ from deconvfix.frontends.calibrate import calibrate, fitted_decisions
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch.calibrate import FittableModule
 from deconvfix.frontends.torch.calls import Observed, executed_transposed_convolutions, observe
-from deconvfix.frontends.torch.compare import psnr_db
 from deconvfix.frontends.torch.diagnose import gradient_advice, kernels_of, probe_module
 from deconvfix.frontends.torch.find import (
     PLAIN,
@@ -45,6 +44,7 @@ from deconvfix.frontends.torch.inputs import (
     copy_model,
     innermost_name,
     names_of,
+    psnr_db,
     run_model,
 )
 from deconvfix.frontends.torch.layers import ConvertedConvTranspose, spread_weight
@@ -244,7 +244,7 @@ class TorchModuleFrontend:
         allowed |= {name for name, module in model.named_modules() if keeps_some(module)}
         for name, module in model.named_modules():
             # What runs inside a compiled module counts for the module.
-            inside = any(path.startswith(f"{name}.") for path in allowed)
+            inside = any(not name or path.startswith(f"{name}.") for path in allowed)
             if isinstance(module, torch.jit.ScriptModule) and inside:
                 allowed.add(name)
         ran = executed_transposed_convolutions(copy_model(model), example_inputs)
@@ -257,7 +257,7 @@ class TorchModuleFrontend:
         return compare_modules(before, after, inputs, plan)
 
     def psnr_db(self, before: nn.Module, after: nn.Module, example_inputs: Any) -> float | None:
-        """See `compare.psnr_db`."""
+        """See `inputs.psnr_db`."""
         return psnr_db(before, after, example_inputs)
 
 

@@ -1,4 +1,4 @@
-"""Example inputs in one shape, and running a model on them without side effects."""
+"""Example inputs in one shape, running a model on them without side effects, and its results compared."""
 
 from __future__ import annotations
 
@@ -10,22 +10,31 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deconvfix.errors import ModelError
+from deconvfix.parity.bounds import Comparison, compare_arrays, equal_arrays, psnr
+from deconvfix.parity.outputs import Output
 
 __all__ = [
     "Inputs",
     "Reached",
     "as_inputs",
+    "as_outputs",
+    "compare_tensors",
     "copy_model",
     "copy_quietly",
     "dtype_name",
+    "equal",
     "flat_tensors",
     "innermost_name",
+    "input_variants",
     "map_tensors",
     "names_of",
+    "psnr_db",
+    "psnr_on",
     "quiet_loggers",
     "run_model",
     "running_modules",
@@ -103,7 +112,9 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
     inputs = map_tensors(lambda tensor: tensor.clone(), inputs)
     accelerators = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices=accelerators), torch.no_grad():
+        # What torch.compile has made of a module is run as the module: a search sees what it calls.
+        eager = torch.compiler.set_stance("force_eager")
+        with torch.random.fork_rng(devices=accelerators), torch.no_grad(), eager:
             torch.manual_seed(0)
             return model(*inputs.args, **inputs.kwargs)
     except Exception as error:
@@ -195,3 +206,86 @@ def quiet_loggers(*names: str, level: int) -> Iterator[None]:
         finally:
             for logger, old in zip(loggers, levels, strict=True):
                 logger.setLevel(old)
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+def compare_tensors(
+    what: str, inputs: str, actual: Tensor, expected: Tensor, rounding: Tensor | float
+) -> Comparison:
+    """`parity.bounds.compare_arrays` for tensors of any dtype and device."""
+    bound = _array(rounding) if isinstance(rounding, Tensor) else rounding
+    return compare_arrays(what, inputs, _array(actual), _array(expected), bound)
+
+
+def as_outputs(tensors: Sequence[Tensor]) -> list[Output]:
+    """Tensors for `parity.outputs`; complex ones as pairs of real numbers, (.., 2)."""
+    return [_output(tensor) for tensor in tensors]
+
+
+def _output(tensor: Tensor) -> Output:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if not tensor.is_floating_point():
+        return Output(_array(tensor))
+    info = torch.finfo(tensor.dtype)
+    return Output(_array(tensor), info.eps, info.tiny)
+
+
+def psnr_db(before: nn.Module, after: nn.Module, example_inputs: object) -> float | None:
+    """`parity.bounds.psnr` of two models' outputs."""
+    return psnr_on(before, after, [as_inputs(example_inputs)])
+
+
+def psnr_on(before: nn.Module, after: nn.Module, batches: Sequence[Inputs]) -> float | None:
+    """`parity.bounds.psnr` of two models' outputs on several batches, all together."""
+    old, new = (
+        [
+            _array(output)
+            for running in [copy_model(model)]
+            for inputs in batches
+            for output in flat_tensors(run_model(running, inputs))
+        ]
+        for model in (before, after)
+    )
+    return psnr(old, new)
+
+
+def input_variants(example: Inputs) -> list[tuple[str, Inputs]]:
+    """The example, and floating-point inputs of its shapes: seeded noise, a constant, zeros."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        return drawn.to(tensor)
+
+    def constant(tensor: Tensor) -> Tensor:
+        return torch.full_like(tensor, 0.5) if tensor.is_floating_point() else tensor
+
+    def zeros(tensor: Tensor) -> Tensor:
+        return torch.zeros_like(tensor) if tensor.is_floating_point() else tensor
+
+    return [
+        ("example inputs", example),
+        ("seeded noise", map_tensors(noise, example)),
+        ("a constant", map_tensors(constant, example)),
+        ("zeros", map_tensors(zeros, example)),
+    ]
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Equality where NaN equals NaN."""
+    return equal_arrays(_array(one), _array(other))
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """The values in NumPy; floats that NumPy does not have become float64, which holds them all."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    own = tensor.dtype in (torch.float64, torch.float32, torch.float16)
+    if tensor.is_floating_point() and not own:
+        tensor = tensor.double()
+    array: NDArray[Any] = tensor.numpy()
+    return array

@@ -14,13 +14,14 @@ from torch.fx import GraphModule
 from deconvfix.forms import form
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import Call, Observed, observe
-from deconvfix.frontends.torch.compare import compare_tensors, input_variants
 from deconvfix.frontends.torch.find import current_weight, is_rerouted, makes_weight
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
+    compare_tensors,
     copy_model,
     innermost_name,
+    input_variants,
     names_of,
     run_model,
 )
@@ -98,6 +99,8 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
 
 def bound_of(call: Call) -> Tensor:
     """The rounding unit of each output: eps * (|W| (*) |x| + |b|), more for very long sums."""
+    if not call.weight.is_floating_point():
+        return torch.zeros(())  # integers must be equal
     terms = math.prod(call.weight.shape) // call.weight.shape[1] // int(call.groups)
     eps = rounding_unit(torch.finfo(call.weight.dtype).eps, terms)
     magnitude = replace(
@@ -111,6 +114,8 @@ def bound_of(call: Call) -> Tensor:
 
 def _stored_bound(call: Call, rounded: float) -> Tensor:
     """The same for weights that are rounded when they are stored: each tap by that of the largest one."""
+    if not call.weight.is_floating_point():
+        return torch.zeros(())
     weight = call.weight.detach().abs()
     largest = weight.amax(tuple(range(2, weight.dim())), keepdim=True).expand_as(weight)
     bound = bound_of(replace(call, weight=largest.contiguous()))

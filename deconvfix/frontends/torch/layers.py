@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,11 +18,19 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.forms import form
 from deconvfix.forms.base import Compiled, Form, Settings
 from deconvfix.frontends.torch import steps as torch_steps
+from deconvfix.frontends.torch.step_modules import (
+    AddBias,
+    Crop,
+    LocalMeans,
+    PixelShuffle,
+    ReflectionPad,
+    Upsample,
+    ZeroPhases,
+)
 
 __all__ = [
     "ConvTransposeModule",
     "ConvertedConvTranspose",
-    "LocalMeans",
     "read_weight",
     "spec_of",
     "spread_weight",
@@ -38,109 +46,6 @@ _REPLICATION_PADS: dict[int, Any] = {
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 ConvTransposeModule = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-
-
-class ReflectionPad(nn.Module):
-    """Reflection of any width: wider than the map it goes on reflecting, as `numpy.pad` does."""
-
-    def __init__(self, amounts: steps.Pairs) -> None:
-        super().__init__()
-        self.amounts = amounts
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(.., *L) -> (.., *(begin + L + end))."""
-        return torch_steps.pad(input, self.amounts, "reflect")
-
-    def extra_repr(self) -> str:
-        return str(self.amounts)
-
-
-class Crop(nn.Module):
-    """Removes `(begin, end)` pixels per axis."""
-
-    def __init__(self, amounts: steps.Pairs) -> None:
-        super().__init__()
-        self.amounts = amounts
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(.., *L) -> (.., *(L - begin - end))."""
-        return torch_steps.crop(input, self.amounts)
-
-    def extra_repr(self) -> str:
-        return str(self.amounts)
-
-
-class PixelShuffle(nn.Module):
-    """torch.nn.PixelShuffle for any number of axes and a factor for each."""
-
-    def __init__(self, factors: tuple[int, ...]) -> None:
-        super().__init__()
-        self.factors = factors
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(.., C*r_1*..*r_n, *L) -> (.., C, *(L*r))."""
-        return torch_steps.pixel_shuffle(input, self.factors)
-
-    def extra_repr(self) -> str:
-        return str(self.factors)
-
-
-class Upsample(nn.Upsample):
-    """torch.nn.Upsample by whole factors, also for unbatched inputs."""
-
-    def __init__(self, factors: tuple[int, ...], interpolation: steps.Interpolation) -> None:
-        super().__init__(scale_factor=factors, mode=interpolation)
-        self.factors = factors
-        self.interpolation: steps.Interpolation = interpolation
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(.., *L) -> (.., *(L*factors))."""
-        return torch_steps.resize(input, self.factors, self.interpolation)
-
-
-class LocalMeans(nn.Module):
-    """Adds to each channel a channel of its local means; see `steps.LocalMeans`."""
-
-    def __init__(self, reach: tuple[int, ...], groups: int) -> None:
-        super().__init__()
-        self.reach = reach
-        self.groups = groups
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(.., C, *L) -> (.., 2*C, *L)."""
-        return torch_steps.local_means(input, self.reach, self.groups)
-
-    def extra_repr(self) -> str:
-        """As torch.nn modules show themselves."""
-        return f"reach={self.reach}, groups={self.groups}"
-
-
-class ZeroPhases(nn.Module):
-    """Adds channels of zeros for the phases that no tap reaches; see `steps.ZeroPhases`."""
-
-    def __init__(self, step: steps.ZeroPhases) -> None:
-        super().__init__()
-        self.step = step
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(.., C*r_1*..*r_n, *L) -> (.., C*s_1*..*s_n, *L)."""
-        return torch_steps.zero_phases(input, self.step.blocks, self.step.gaps, self.step.strides)
-
-    def extra_repr(self) -> str:
-        return str(self.step)
-
-
-class AddBias(nn.Module):
-    """Adds a bias of shape (C,) to every pixel."""
-
-    def __init__(self, bias: nn.Parameter, ndim: int) -> None:
-        super().__init__()
-        self.bias = bias
-        self.ndim = ndim
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(.., C, *L) -> the same."""
-        return torch_steps.add_bias(input, self.bias, self.ndim)
 
 
 class ConvertedConvTranspose(nn.Sequential):
@@ -190,7 +95,12 @@ class ConvertedConvTranspose(nn.Sequential):
         self.padding_mode = "zeros"
         self.kernel_shape = tuple(weight.shape)
 
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    # They show the replaced layer's view of the parameters; TorchScript runs the steps alone.
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        "_adds_bias", "bias", "convolution", "form", "weight"
+    ]  # fmt: skip
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Runs the steps.
 
         Args:
@@ -200,6 +110,16 @@ class ConvertedConvTranspose(nn.Sequential):
         Returns:
             (N, C_out, *L_out), or without N.
         """
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            assert output_size is None, "a scripted module has no output_size: trace or export it"
+            for module in self:
+                input = module(input)
+            return input
+        else:
+            return self._run(input, output_size)
+
+    @torch.jit.unused
+    def _run(self, input: Tensor, output_size: list[int] | None) -> Tensor:
         if output_size is None:
             result: Tensor = super().forward(input)
             return result
@@ -339,10 +259,10 @@ def _child(
                 bias=step.bias,
                 device="meta",
             )
-            conv.weight = nn.Parameter(weight)
+            conv.weight = _parameter(weight)
             if step.bias:
                 assert bias is not None
-                conv.bias = nn.Parameter(bias)
+                conv.bias = _parameter(bias)
             return "conv", conv
         case steps.Pad(amounts, mode):
             flat = tuple(n for pair in reversed(amounts) for n in pair)
@@ -364,9 +284,14 @@ def _child(
             return "zeros", ZeroPhases(step)
         case steps.AddBias():
             assert bias is not None
-            return "add_bias", AddBias(nn.Parameter(bias), spec.ndim)
+            return "add_bias", AddBias(_parameter(bias), spec.ndim)
         case steps.ConvTranspose():
             raise AssertionError("forms that keep the layer do not build a new one")
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    """Integers cannot be trained."""
+    return nn.Parameter(value, requires_grad=value.is_floating_point())
 
 
 def _like_layout(new: Tensor, old: Tensor) -> Tensor:

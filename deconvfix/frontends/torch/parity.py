@@ -13,13 +13,15 @@ from torch.overrides import TorchFunctionMode
 
 from deconvfix.errors import DeconvfixError
 from deconvfix.frontends.torch.calls import parse
-from deconvfix.frontends.torch.compare import as_outputs, equal, input_variants
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
+    as_outputs,
     copy_model,
     dtype_name,
+    equal,
     flat_tensors,
+    input_variants,
     map_tensors,
     run_model,
 )

@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deconvfix.errors import ExportError
-from deconvfix.frontends.torch.compare import as_outputs
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
+    as_outputs,
     copy_model,
     dtype_name,
     flat_tensors,

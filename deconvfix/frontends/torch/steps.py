@@ -42,13 +42,17 @@ __all__ = [
     "compile_exact",
     "conv_transpose",
     "crop",
+    "cropped",
     "local_means",
+    "mode_of",
     "pad",
     "per_axis",
     "pixel_shuffle",
     "rearrange_tensor",
     "resize",
     "shorten",
+    "shuffled",
+    "with_zero_phases",
     "zero_phases",
 ]
 
@@ -186,8 +190,13 @@ def resize(x: Tensor, factors: tuple[int, ...], interpolation: Interpolation) ->
     scale = [float(factor) for factor in factors]
     if interpolation == "nearest":
         return F.interpolate(x, scale_factor=scale, mode="nearest")
-    mode = _LINEAR[len(factors)]
+    mode = mode_of(interpolation, len(factors))
     return F.interpolate(x, scale_factor=scale, mode=mode, align_corners=False)
+
+
+def mode_of(interpolation: Interpolation, ndim: int) -> str:
+    """What torch calls an interpolation."""
+    return "nearest" if interpolation == "nearest" else _LINEAR[ndim]
 
 
 @torch.fx.wrap
@@ -213,57 +222,113 @@ def local_means(x: Tensor, reach: tuple[int, ...], groups: int) -> Tensor:
     if groups == 1:
         return torch.cat([x, means], 1)
     # (N, C, *L) twice -> (N, g, C/g, *L) twice -> (N, 2*C, *L)
-    both = [torch.unflatten(tensor, 1, (groups, -1)) for tensor in (x, means)]
+    grouped = (x.shape[0], groups, channels // groups, *x.shape[2:])
+    both = [tensor.reshape(grouped) for tensor in (x, means)]
     return torch.cat(both, 2).flatten(1, 2)
 
 
 @torch.fx.wrap
-def pixel_shuffle(x: Tensor, factors: tuple[int, ...]) -> Tensor:
+def pixel_shuffle(x: Tensor, factors: Sequence[int]) -> Tensor:
     """`steps.PixelShuffle`: torch's own where it applies (two axes, one factor)."""
     n = len(factors)
     if n == 2 and factors[0] == factors[1]:
         return F.pixel_shuffle(x, factors[0])
+    if not torch.compiler.is_compiling():
+        return shuffled(x, list(factors))
     # (.., C*r_1*..*r_n, *L) -> (.., C, r_1, .., r_n, *L)
     x = torch.unflatten(x, -n - 1, (-1, *factors))
-    if torch.compiler.is_compiling():
-        # One axis at a time: r_1 and L_1 to the end, merged, and so on until the order is restored.
-        # The strides of one large permutation tie symbolic sizes to each other.
-        for i in range(n):
-            x = x.movedim((i - 2 * n, -n), (-1, -2)).flatten(-2)
-        return x
-    # -> (.., C, L_1, r_1, .., L_n, r_n)
-    x = x.movedim(tuple(-2 * n + i for i in range(n)), tuple(-2 * n + 2 * i + 1 for i in range(n)))
-    for i in reversed(range(n)):
-        x = x.flatten(i - n - 1, i - n)
+    # One axis at a time: r_1 and L_1 to the end, merged, and so on until the order is restored.
+    # The strides of one large permutation tie symbolic sizes to each other.
+    for i in range(n):
+        x = x.movedim((i - 2 * n, -n), (-1, -2)).flatten(-2)
     return x
 
 
 @torch.fx.wrap
 def zero_phases(
-    x: Tensor, blocks: tuple[int, ...], gaps: tuple[int, ...], strides: tuple[int, ...]
+    x: Tensor, blocks: Sequence[int], gaps: Sequence[int], strides: Sequence[int]
 ) -> Tensor:
     """`steps.ZeroPhases`."""
+    return with_zero_phases(x, list(blocks), list(gaps), list(strides))
+
+
+# --- functions that TorchScript compiles ---------------------------------------------------------------
+# Reshape, permute, slice and pad alone: what is made from a trace knows little else (Core ML, ncnn).
+
+
+def shuffled(x: Tensor, factors: list[int]) -> Tensor:
+    """`steps.PixelShuffle` for any number of axes: one reshape, one permutation, one reshape."""
+    n = len(factors)
+    # Of the shape as a list: TorchScript takes a convolution's result for batched if it is asked for dim().
+    shape = list(x.shape)
+    lead = len(shape) - n - 1
+    split: list[int] = []
+    merged: list[int] = []
+    order: list[int] = []
+    for i in range(lead):
+        split.append(shape[i])
+        merged.append(shape[i])
+        order.append(i)
+    # (.., C*r_1*..*r_n, *L) -> (.., C, r_1, .., r_n, *L) -> (.., C, L_1, r_1, .., L_n, r_n)
+    phases = 1
+    for factor in factors:
+        phases *= factor
+    channels = shape[lead] // phases
+    split.append(channels)
+    merged.append(channels)
+    order.append(lead)
+    for factor in factors:
+        split.append(factor)
+    for i in range(n):
+        size = shape[lead + 1 + i]
+        split.append(size)
+        merged.append(size * factors[i])
+        order.append(lead + 1 + n + i)
+        order.append(lead + 1 + i)
+    return x.reshape(split).permute(order).reshape(merged)
+
+
+def with_zero_phases(x: Tensor, blocks: list[int], gaps: list[int], strides: list[int]) -> Tensor:
+    """`steps.ZeroPhases`: zeros between the phases of a gap, and after the last one."""
     n = len(blocks)
+    shape = list(x.shape)
+    lead = len(shape) - n - 1
+    begin, end = shape[:lead], shape[lead + 1 :]
+    computed, phases = 1, 1
+    for i in range(n):
+        computed *= blocks[i]
+        phases *= strides[i]
+    channels = shape[lead] // computed
     # (.., C*r_1*..*r_n, *L) -> (.., C, r_1, .., r_n, *L)
-    x = torch.unflatten(x, -n - 1, (-1, *blocks))
-    for i, gap in enumerate(gaps):
-        if gap > 1 and blocks[i] > 1:
+    x = x.reshape(begin + [channels] + blocks + end)  # noqa: RUF005 - TorchScript has no splats
+    for i in range(n):
+        if gaps[i] > 1 and blocks[i] > 1:
             # (r) -> (r, 1) -> (r, gap) -> (r*gap)
-            dim = i - 2 * n
-            amounts = [0, 0] * (-dim - 1) + [0, gap - 1]
-            x = F.pad(x.unsqueeze(dim), amounts).flatten(dim - 1, dim)
+            dim = lead + 1 + i
+            amounts = [0, 0] * (2 * n - 1 - i) + [0, gaps[i] - 1]
+            x = F.pad(x.unsqueeze(dim + 1), amounts).flatten(dim, dim + 1)
     # A block of one phase takes no gap: it is the first phase.
-    missing = [
-        s - (r * gap if r > 1 else 1) for r, gap, s in zip(blocks, gaps, strides, strict=True)
-    ]
-    amounts = [0, 0] * n + [amount for more in reversed(missing) for amount in (0, more)]
-    return F.pad(x, amounts).flatten(-2 * n - 1, -n - 1)
+    amounts = [0, 0] * n
+    for i in range(n):
+        last = n - 1 - i
+        filled = blocks[last] * gaps[last] if blocks[last] > 1 else 1
+        amounts += [0, strides[last] - filled]
+    return F.pad(x, amounts).reshape(begin + [channels * phases] + end)  # noqa: RUF005
+
+
+def cropped(x: Tensor, begins: list[int], ends: list[int]) -> Tensor:
+    """`steps.Crop`; torch raises where less than nothing is left."""
+    for i in range(len(begins)):
+        dim = i - len(begins)
+        x = x.narrow(dim, begins[i], x.size(dim) - begins[i] - ends[i])
+    return x
 
 
 @torch.fx.wrap
 def add_bias(x: Tensor, bias: Tensor, ndim: int) -> Tensor:
     """`steps.AddBias`; under autocast the bias follows the convolution's dtype."""
-    return x + bias.to(x.dtype).reshape(-1, *(1,) * ndim)
+    bias = bias if bias.dtype == x.dtype else bias.to(x.dtype)
+    return x + bias.reshape(-1, *(1,) * ndim)
 
 
 @torch.fx.wrap

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deconvfix.forms.base import Design
-from deconvfix.frontends.torch.layers import LocalMeans, read_weight
+from deconvfix.frontends.torch.layers import read_weight
+from deconvfix.frontends.torch.step_modules import LocalMeans
 
 __all__ = [
     "KeptAlong",

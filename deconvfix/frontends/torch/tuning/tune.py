@@ -36,11 +36,11 @@ from deconvfix.frontends.torch.inputs import Inputs, copy_model, flat_tensors
 from deconvfix.frontends.torch.layers import (
     ConvertedConvTranspose,
     ConvTransposeModule,
-    LocalMeans,
     read_weight,
     spec_of,
 )
 from deconvfix.frontends.torch.samples import cut, join, split
+from deconvfix.frontends.torch.step_modules import LocalMeans
 from deconvfix.frontends.torch.steps import carry_out, rearrange_tensor
 from deconvfix.frontends.torch.surgery import exchange, put_weight, take_over
 from deconvfix.frontends.torch.tuning.descent import Descent

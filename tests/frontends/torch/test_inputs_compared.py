@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from deconvfix.frontends.torch.compare import compare_tensors, input_variants
-from deconvfix.frontends.torch.inputs import as_inputs
+from deconvfix.frontends.torch.inputs import as_inputs, compare_tensors, input_variants
 
 
 def comparison(got, want, rounding=1e-6):
