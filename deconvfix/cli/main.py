@@ -6,18 +6,14 @@ Exit codes: 0 done; 1 failed, refused under --strict, or parity exceeded; 2 usag
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 from deconvfix import __version__
 from deconvfix.cli import text
@@ -45,10 +41,11 @@ from deconvfix.cli.other_files import check_kind
 from deconvfix.cli.processes import ALONE, Share, share, together
 from deconvfix.cli.samples import CalibrationFiles, calibration_files
 from deconvfix.cli.source import Source
-from deconvfix.cli.terminal import console_of, only_printable
-from deconvfix.errors import DeconvfixError, sentence
+from deconvfix.cli.terminal import NO_MEMORY, fail, only_printable, show, system_error, working
+from deconvfix.cli.tolerance import Limits, compare_within
+from deconvfix.errors import DeconvfixError
 from deconvfix.files import check_apart, check_output, inputs_kept, output_folder, sha256
-from deconvfix.fit.tuning import Progress, Tuning
+from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import FORMS, form
 from deconvfix.frontends.samples import DISTRIBUTIONS
 from deconvfix.parity.runtime import isolated
@@ -58,12 +55,6 @@ from deconvfix.request import Request
 __all__ = ["main"]
 
 _TYPED = "deconvfix.typed"
-_NO_MEMORY = sentence(
-    "memory",
-    "there is not enough of it for this model",
-    "the model, its inputs and its outputs must fit into memory",
-    "Give smaller inputs, or use a machine with more memory",
-)
 
 
 class _Group(click.Group):
@@ -91,11 +82,11 @@ class _Group(click.Group):
             with together(own) if own.world > 1 else contextlib.nullcontext():
                 return super().invoke(ctx)
         except DeconvfixError as error:
-            _fail(ctx, str(error))
+            fail(ctx, str(error))
         except MemoryError:
-            _fail(ctx, _NO_MEMORY)
+            fail(ctx, NO_MEMORY)
         except OSError as error:
-            _fail(ctx, _system_error(error))
+            fail(ctx, system_error(error))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -130,9 +121,10 @@ def inspect(model: Path, source: SourceOptions, options: InspectOptions) -> None
     answer to constant inputs is measured.
     """
     named = _named(model, source)
-    with _working("Searching"):
+    with working("Searching"):
         found = kind_of(model).inspect(named, options.sample_rate)
-    _show(found.to_dict() if options.as_json else text.inspection(found))
+    shown = text.inspection(found, gradients=options.gradients)
+    show(found.to_dict() if options.as_json else shown)
 
 
 @main.command(
@@ -164,7 +156,7 @@ def convert(
         with contextlib.redirect_stdout(sys.stderr):
             take_part(job)
         return
-    with _working("Converting and verifying") as progress:
+    with working("Converting and verifying") as progress:
         tuning = replace(job.request.tuning or Tuning(), progress=progress)
         report = convert_file(replace(job, request=replace(job.request, tuning=tuning)))
     files = [path for path in (*named.files, options.output) if path is not None and path.is_file()]
@@ -175,7 +167,7 @@ def convert(
     )
     if options.report_file is not None:
         _write_report(report, options.report_file)
-    _show(report.to_dict() if options.as_json else text.conversion(report))
+    show(report.to_dict() if options.as_json else text.conversion(report))
     ctx.exit(0 if report.ok else 1)
 
 
@@ -195,12 +187,25 @@ def verify(
     source: SourceOptions,
     options: VerifyOptions,
 ) -> None:
-    """Compare AFTER (a converted or exported file) with BEFORE, the file it was made from."""
+    """Compare AFTER (a converted or exported file) with BEFORE, the file it was made from.
+
+    Without limits of your own, they must be the same function, up to rounding.
+    """
     named = _named(before, source)
-    with _working("Verifying"):
-        report = kind_of(before).verify(named, after)
-    _show(report.to_dict() if options.as_json else text.parity(report))
-    ctx.exit(0 if report.ok else 1)
+    limits = Limits(options.min_snr, options.atol, options.rtol)
+    with working("Verifying"):
+        if limits.given:
+            one, other = kind_of(before).runners(named, after, threads=1)
+            distance = compare_within(limits, one.run(), other.run())
+            shown, ok = (
+                distance.to_dict() if options.as_json else text.tolerance(distance),
+                distance.ok,
+            )
+        else:
+            report = kind_of(before).verify(named, after)
+            shown, ok = report.to_dict() if options.as_json else text.parity(report), report.ok
+    show(shown)
+    ctx.exit(0 if ok else 1)
 
 
 @main.command(epilog="Example: deconvfix bench net.onnx fixed.onnx --threads 4")
@@ -211,10 +216,10 @@ def verify(
 def bench(before: Path, after: Path, source: SourceOptions, options: BenchOptions) -> None:
     """Time BEFORE and AFTER (a converted file, or an ONNX file) in turns, on the same inputs."""
     named = _named(before, source)
-    with _working("Timing"):
+    with working("Timing"):
         pair = kind_of(before).runners(named, after, options.threads)
         report = time_runners(*pair, repeats=options.repeats, threads=options.threads)
-    _show(report.to_dict() if options.as_json else text.bench(report))
+    show(report.to_dict() if options.as_json else text.bench(report))
 
 
 @main.command(
@@ -232,11 +237,11 @@ def export(
     if options.output is None:
         raise click.UsageError("Give an output file with -o.", ctx)
     named = _named(model, source, options.dynamic)
-    with _working("Exporting and verifying"):
+    with working("Exporting and verifying"):
         report = kind_of(model).export_file(
             named, options.output, opset=options.opset, overwrite=options.force
         )
-    _show(report.to_dict() if options.as_json else text.export(report))
+    show(report.to_dict() if options.as_json else text.export(report))
 
 
 def _share() -> Share:
@@ -360,60 +365,8 @@ def _job(source: Source, options: ConvertOptions, turns: tuple[int, int]) -> Job
     )
 
 
-# --- what people see ------------------------------------------------------------------------------
-
-
-def _system_error(error: OSError) -> str:
-    return sentence(
-        str(error.filename or "system"),
-        f"the system says: {error.strerror or error}",
-        "files must be readable, and folders writable, while the command runs",
-        "Check them, and the space that is left",
-    )
-
-
-def _fail(ctx: click.Context, message: str) -> NoReturn:
-    """Ends the command with one sentence on stderr."""
-    console_of(sys.stderr, soft_wrap=True).print(f"Error: {message}", style="red", markup=False)
-    ctx.exit(1)
-
-
 def _write_report(report: ConversionReport, path: Path) -> None:
     """Writes it, whole or not at all; the suffix chooses the kind."""
     content = report.to_html() if path.suffix == ".html" else report.to_json()
     with output_folder(path, overwrite=True) as folder:
         (folder / path.name).write_text(content, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _working(what: str) -> Iterator[Callable[[Progress], None] | None]:
-    """A bar on stderr, where that is a terminal; what the model's code prints goes there too.
-
-    Yields:
-        What a distillation calls to move the bar; None where there is no bar.
-    """
-    console = console_of(sys.stderr)
-    if not console.is_terminal:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield None
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"{what} ...", total=None)
-
-        def show(progress: Progress) -> None:
-            words = f"Tuning, held-out error {progress.loss:.3g} (best {progress.best:.3g})"
-            bar.update(task, total=1.0, completed=progress.fraction, description=words)
-
-        with contextlib.redirect_stdout(sys.stderr):
-            yield show
-
-
-def _show(value: Any) -> None:
-    """JSON alone, or what `cli.text` made for people."""
-    if isinstance(value, dict):
-        click.echo(json.dumps(text.finite(value), indent=2, allow_nan=False))
-        return
-    console = console_of(sys.stdout, width=None if sys.stdout.isatty() else 80)
-    for part in value:
-        console.print(part)

@@ -120,11 +120,25 @@ class InspectOptions(ReportOptions):
         "Sample rate of the sound that the model generates: frequencies are given in Hz.",
         metavar="HZ",
     )
+    gradients: bool = option(
+        False, "Also list the convolutions whose gradients have a grid, for training a new model."
+    )
 
 
 @dataclass(frozen=True)
 class VerifyOptions(ReportOptions):
     """The options of `deconvfix verify`."""
+
+    min_snr: float | None = option(
+        None,
+        "Signal-to-noise ratio that each output must have against BEFORE, for files that are not the same "
+        "function, such as int8 against float.",
+        metavar="DB",
+    )
+    atol: float | None = option(
+        None, "Allowed difference of each number: --atol + --rtol * |BEFORE|.", metavar="NUMBER"
+    )
+    rtol: float | None = option(None, "The same, relative to BEFORE.", metavar="NUMBER")
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, TextIO
 
+import click
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.segment import Segment
 
-from deconvfix.errors import printable
+from deconvfix.errors import printable, sentence
+from deconvfix.fit.tuning import Progress
+from deconvfix.report.report import finite
 
-__all__ = ["console_of", "only_printable"]
+__all__ = ["NO_MEMORY", "console_of", "fail", "only_printable", "show", "system_error", "working"]
+
+NO_MEMORY = sentence(
+    "memory",
+    "there is not enough of it for this model",
+    "the model, its inputs and its outputs must fit into memory",
+    "Give smaller inputs, or use a machine with more memory",
+)
 
 
 class _Printable:
@@ -75,3 +88,53 @@ def console_of(stream: TextIO, **options: Any) -> Console:
     """A console for people that writes on sys.stdout or sys.stderr."""
     raw = stream.stream if isinstance(stream, _Printable) else stream
     return _Console(file=raw, highlight=False, emoji=False, **options)
+
+
+def system_error(error: OSError) -> str:
+    """What the operating system refuses, as a message of four parts."""
+    return sentence(
+        str(error.filename or "system"),
+        f"the system says: {error.strerror or error}",
+        "files must be readable, and folders writable, while the command runs",
+        "Check them, and the space that is left",
+    )
+
+
+def fail(ctx: click.Context, message: str) -> NoReturn:
+    """Ends the command with one sentence on stderr."""
+    console_of(sys.stderr, soft_wrap=True).print(f"Error: {message}", style="red", markup=False)
+    ctx.exit(1)
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[Callable[[Progress], None] | None]:
+    """A bar on stderr, where that is a terminal; what the model's code prints goes there too.
+
+    Yields:
+        What a distillation calls to move the bar; None where there is no bar.
+    """
+    console = console_of(sys.stderr)
+    if not console.is_terminal:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"{what} ...", total=None)
+
+        def show(progress: Progress) -> None:
+            words = f"Tuning, held-out error {progress.loss:.3g} (best {progress.best:.3g})"
+            bar.update(task, total=1.0, completed=progress.fraction, description=words)
+
+        with contextlib.redirect_stdout(sys.stderr):
+            yield show
+
+
+def show(value: Any) -> None:
+    """JSON alone, or what `cli.text` made for people."""
+    if isinstance(value, dict):
+        click.echo(json.dumps(finite(value), indent=2, allow_nan=False))
+        return
+    console = console_of(sys.stdout, width=None if sys.stdout.isatty() else 80)
+    for part in value:
+        console.print(part)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from rich import markup
 from rich.table import Table
 
-from deconvfix.core.decibels import INVISIBLE_DB, decibels_in_words
+from deconvfix.core.decibels import INVISIBLE_DB, LOWEST_DB, decibels_in_words
 from deconvfix.errors import printable
 from deconvfix.parity.bounds import LIMIT
 from deconvfix.report.report import finite
 
 if TYPE_CHECKING:
     from deconvfix.cli.bench import BenchReport
+    from deconvfix.cli.tolerance import ToleranceReport
     from deconvfix.diagnose.fidelity import Fidelity
     from deconvfix.diagnose.inspection import Inspection, Layer, OutputDiagnosis
     from deconvfix.frontends.torch.export import ExportReport
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from deconvfix.report.curves import SamplesCurve
     from deconvfix.report.report import ConversionReport
 
-__all__ = ["bench", "conversion", "export", "finite", "inspection", "parity"]
+__all__ = ["bench", "conversion", "export", "finite", "inspection", "parity", "tolerance"]
 
 _MOST_LINES = 8
 _STANDS_OUT_DB = 10.0
@@ -33,8 +34,8 @@ def escape(text: str) -> str:
     return markup.escape(printable(text))
 
 
-def inspection(found: Inspection) -> Iterator[Any]:
-    """One row for each layer, then notes."""
+def inspection(found: Inspection, *, gradients: bool = False) -> Iterator[Any]:
+    """One row for each layer, then notes; the sentences about gradients where they were asked for."""
     if not found.layers:
         yield "No transposed convolution found."
     else:
@@ -56,13 +57,20 @@ def inspection(found: Inspection) -> Iterator[Any]:
         yield from map(escape, _tones(found))
         for output in found.outputs:
             yield from map(escape, _output(output))
+    if gradients:
+        yield from _gradients(found)
+    yield from map(escape, found.notes)
+
+
+def _gradients(found: Inspection) -> Iterator[str]:
+    if not found.advice:
+        yield "Gradients: no convolution whose gradient has a grid."
+        return
     for sentence in found.advice[:_MOST_LINES]:
         yield f"Gradients: {escape(sentence)}"
     if len(found.advice) > _MOST_LINES:
         yield f"Gradients: {len(found.advice) - _MOST_LINES} more layers like these; see --json."
-    if found.advice:
-        yield "Such layers are not converted. For a new model, choose kernels that the stride divides."
-    yield from map(escape, found.notes)
+    yield "Such layers are not converted. For a new model, choose kernels that the stride divides."
 
 
 def conversion(report: ConversionReport) -> Iterator[Any]:
@@ -154,15 +162,43 @@ def parity(report: ParityReport, title: str = "Verified") -> Iterator[Any]:
         agreement = "the only comparison agrees"
     else:
         agreement = f"all {count} comparisons agree"
+    what = "the outputs" if report.ran else "the layers"
     yield (
-        f"{verdict}: {agreement} ({report.dtype}). Largest difference {report.max_abs:.3g}, largest error "
-        f"{report.max_error_ratio:.3g}x the rounding bound (limit {LIMIT:g}x)."
+        f"{verdict}: {agreement} ({report.dtype}). Largest difference of {what} {report.max_abs:.3g}; "
+        f"largest error of any comparison {report.max_error_ratio:.3g}x the rounding bound "
+        f"(limit {LIMIT:g}x)."
     )
     for problem in report.problems:
         yield f"[red]{escape(problem)}[/red]"
     if report.first_departure is not None:
         yield f"The first layer that differs: {escape(report.first_departure)}."
     yield from map(escape, report.notes)
+
+
+def tolerance(report: ToleranceReport) -> Iterator[Any]:
+    """One row for each output, and the verdict."""
+    table = Table("Output", "SNR", "Largest difference", "Beyond the limits")
+    for output in report.outputs:
+        table.add_row(
+            str(output.index),
+            f"{output.snr_db:.1f} dB" if output.snr_db < -LOWEST_DB else "equal",
+            f"{output.max_abs:.3g}",
+            f"{100 * output.beyond:.2g} %",
+        )
+    yield table
+    limits = report.limits
+    asked = [
+        f"{name} {value:g}{unit}"
+        for name, value, unit in (
+            ("SNR", limits.min_snr, " dB"),
+            ("atol", limits.atol, ""),
+            ("rtol", limits.rtol, ""),
+        )
+        if value is not None
+    ]
+    words = "[green]Within" if report.ok else "[red]NOT within"
+    color = "[/green]" if report.ok else "[/red]"
+    yield f"{words} the limits{color} ({', '.join(asked)}), on one set of inputs."
 
 
 def bench(report: BenchReport) -> Iterator[Any]:

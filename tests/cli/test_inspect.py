@@ -28,11 +28,23 @@ def test_command_names_forms_peaks_and_gradients(tmp_path):
     text = command(
         "fixtures/photo_autoencoder.safetensors",
         *("--arch", "fixtures.models:photo_autoencoder", "--inputs", tmp_path / "in.npz"),
+        "--gradients",
     )
     assert "decoder.2, decoder.4, decoder.6: equalized. Its phase sums differ" in text
     assert "on a constant input the ripple is -3" in text
     assert "dB at (0, 0.5) cycles per pixel" in text
     assert "Gradients: encoder.0: Conv2d with kernel 3x3" in text
+
+
+def test_gradients_are_for_those_who_ask():
+    """They concern the training of a new model, not this one."""
+    model = (
+        "fixtures/photo_autoencoder.safetensors",
+        "--arch",
+        "fixtures.models:photo_autoencoder",
+    )
+    assert "Gradients" not in command(*model)
+    assert "Gradients: encoder.0" in command(*model, "--gradients")
 
 
 def test_command_tells_tones_in_hz():
