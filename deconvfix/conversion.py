@@ -334,6 +334,7 @@ def prove(
             although the request is strict.
     """
     frontend, before, after, plan = tried.frontend, tried.before, tried.after, tried.plan
+    # The proof first; what a fitted form changes on purpose is measured only of what was proven.
     examples = [] if request.example_inputs is None else [request.example_inputs]
     parity: ParityReport | None = (verify or frontend.verify)(before, after, examples, plan)
     if parity is not None and not parity.comparisons and plan.changed and not examples:
@@ -363,6 +364,7 @@ def prove(
                 fidelity.outputs,
                 sample_rate=request.sample_rate,
             )
+    # A strict request wants the run itself, not only the layers.
     report = tried.report(parity=parity, evidence=evidence)
     if request.strict and plan.changed and not report.proven:
         raise _unproven(report, name)

@@ -69,6 +69,7 @@ def check_output(path: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) 
         OptionError: If the file exists (and may not be overwritten), is read by this run under whatever
             name or link, or cannot be written because its folder is missing.
     """
+    # By the file, not by the name: links and other ways to it count.
     for source in (*inputs, *sorted(_READ.get() or ())):
         if _same(path, source):
             raise OptionError(
@@ -169,6 +170,7 @@ def _prefix(path: Path) -> str:
 
 def _move(folder: Path, path: Path, overwrite: bool) -> None:
     """Moves what was written to its place, all of it or nothing."""
+    # All checks before the first move, and everything on the disk before that.
     written = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
     moves = []
     for file in written:
@@ -180,6 +182,7 @@ def _move(folder: Path, path: Path, overwrite: bool) -> None:
     for file, _ in moves:
         with open(file, "rb+") as content:
             os.fsync(content.fileno())
+    # The file that was asked for comes last: it decides.
     for file, target in moves:
         os.replace(file, target)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from types import NoneType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -212,7 +213,10 @@ class Plan:
             if data["format"] != RECIPE_FORMAT:
                 raise ValueError(f"format {data['format']!r}")
             return cls(data["to"], tuple(map(_decision, data["decisions"])))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError),
+            *(RecursionError, OverflowError),
+        ) as error:
             raise CheckpointError(
                 "recipe",
                 f"it cannot be read ({type(error).__name__}: {error})",
@@ -385,6 +389,18 @@ def _without_weights(decision: Decision) -> Decision:
     return replace(decision, fitted=None)
 
 
+# What JSON may hold in the fields of a decision, besides those that check themselves.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "op": (str,),
+    "reason": (str,),
+    "exact": (bool,),
+    "relative_residual": (float, int, NoneType),
+    "macs_before": (int, NoneType),
+    "macs_after": (int, NoneType),
+}
+
+
 def _decision(data: dict[str, Any]) -> Decision:
     if "fitted" in data:
         raise ValueError("a recipe holds no weights")
@@ -395,8 +411,10 @@ def _decision(data: dict[str, Any]) -> Decision:
         spec=None if spec is None else ConvTransposeSpec.from_dict(spec),
         settings=None if settings is None else Settings(**settings),
     )
-    if not isinstance(decision.name, str) or not isinstance(decision.op, str):
-        raise TypeError("a layer's name and op are strings")
+    for name, kinds in _KINDS.items():
+        value = getattr(decision, name)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise TypeError(f"the {name} of a layer is a {type(value).__name__}")
     known("decision", decision.decision, get_args(Verdict))
     if decision.form is not None:
         known("form", decision.form, tuple(form.name for form in FORMS))

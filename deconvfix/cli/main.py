@@ -144,9 +144,11 @@ def convert(
     .pt, .pth, .ckpt; deconvfix.load reads it), a program (.pt2) or an ONNX file (.onnx). It appears
     only after the result was verified.
     """
+    # Usage first, then files, then work: nobody waits for an error that was known from the start.
     named = _named(model, source, options.dynamic)
     _check_usage(ctx, model, options)
     _check_report(ctx, named, options)
+    # Under torchrun the first process converts, and the others fit their share of the samples.
     own = _share()
     shared = options.calibration is not None and not options.dry_run and can_share(model)
     if own.rank and not shared:

@@ -110,6 +110,7 @@ class CalibrationFiles:
             zlib.error,
         ) as error:
             raise _unreadable(self.path, str(error) or type(error).__name__) from error
+        # One sample of each input after the other: their numbers must agree.
         counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
         if not counts or not all(counts.values()):
             called = f" called {', '.join(self.names)}" if self.names else ""
@@ -123,6 +124,7 @@ class CalibrationFiles:
         return arrays
 
     def _samples(self) -> Iterator[Batch]:
+        # In the order of their names, so that the same samples are read each time.
         files = sorted(
             path
             for path in self.path.rglob("*")

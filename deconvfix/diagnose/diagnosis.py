@@ -172,6 +172,7 @@ def _layer(
     sample_rate: float | None,
 ) -> Layer:
     spec = match.spec
+    # By the weights, where they can be read; by a run, where there was one (`answer`).
     ripple = rule = worst = where = None
     ripples: dict[tuple[int, int], float] = {}
     if spec is not None and match.obstacle is None and match.read_weight is not None:
@@ -188,6 +189,7 @@ def _layer(
             worst = float(table.max())
         if worst is not None and worst > LOWEST_DB:
             where = tuple(float(u / s) for u, s in zip(index, spec.stride, strict=True))
+    # Where in the output this grid is: later layers stretch its period.
     tones: tuple[GridFrequency, ...] = ()
     if spec is not None and match.name in periods:
         tones = frequencies_of(match.name, spec.stride, ripples, periods, sample_rate)

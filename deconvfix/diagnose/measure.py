@@ -187,6 +187,7 @@ def with_runs(
         return fidelity, (
             "The grid of the whole model was not measured, because the model does not run.",
         )
+    # Both models ran on the same inputs: their outputs at the frequencies of the grids, and constants.
     batch = next((len(array) for array in runs.before.inputs if array.ndim), None)
     outputs = _changes(runs, sample_rate)
     flat = [output for output in outputs if output.flat_before and output.flat_after]

@@ -55,6 +55,11 @@ _MOST_GROWTH = 8
 _MOST_ELEMENTS = 2**27
 
 
+# Beyond these a kernel is larger than most feature maps; recipes may be anybody's.
+_MOST_GROWTH = 32
+_LONGEST_REACH = 1024
+
+
 @dataclass(frozen=True)
 class Settings:
     """The choices that a form leaves open, declared as options. None means: choose for this layer.
@@ -115,18 +120,18 @@ class Settings:
             raise OptionError(
                 "seed", f"the value is {self.seed!r}", "an integer is needed", "Correct `seed`"
             )
-        if type(self.grow) is not int or self.grow < 0:
+        if type(self.grow) is not int or not 0 <= self.grow <= _MOST_GROWTH:
             raise OptionError(
                 "grow",
                 f"the value is {self.grow!r}",
-                "a number of taps, 0 or more, is needed",
+                f"a number of taps from 0 to {_MOST_GROWTH} is needed",
                 "Correct `grow`",
             )
-        if type(self.reach) is not int or self.reach < 1:
+        if type(self.reach) is not int or not 1 <= self.reach <= _LONGEST_REACH:
             raise OptionError(
                 "reach",
                 f"the value is {self.reach!r}",
-                "a number of pixels, 1 or more, is needed",
+                f"a number of pixels from 1 to {_LONGEST_REACH} is needed",
                 "Correct `reach`",
             )
         number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)

@@ -31,6 +31,7 @@ def save_with_data(model: ir.Model, path: Path) -> None:
     """
     import onnx_ir as ir
 
+    # Asked before gigabytes are written in vain.
     size = sum(
         value.const_value.nbytes
         for graph in model.graphs()
@@ -44,6 +45,7 @@ def save_with_data(model: ir.Model, path: Path) -> None:
     if not data.exists() or not data.stat().st_size:
         data.unlink(missing_ok=True)  # every tensor is small enough to stay in the graph
         return
+    # The data is there, so its name is known: the graph is written once more with it.
     name = content_name(path, data)
     written = ir.load(path)
     for graph in written.graphs():

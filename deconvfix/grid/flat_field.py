@@ -141,12 +141,14 @@ def network_tables(
     found: dict[int, Array] = {}
     if not any(map(_is_spatial, inputs)):
         return found
+    # Its own mean first: a network may answer other constants with NaN, or not at all.
     for fill in (None, 0.5, 0.0):
         answered = False
         for factor in _FACTORS:
             constants = [
                 _constant(array, fill, factor) if _is_spatial(array) else array for array in inputs
             ]
+            # Larger and larger, until the border does not reach the middle any more.
             if factor > 1 and sum(constant.size for constant in constants) > _MOST_ELEMENTS:
                 break
             try:

@@ -58,6 +58,7 @@ class Worker:
             RuntimeError: If ONNX Runtime fails, with its words.
         """
         try:
+            # A request and its answer; nothing else is ever on the way.
             self.connection.send(request)
             if not self.connection.poll(seconds):
                 self.end()

@@ -33,8 +33,9 @@ def test_the_curve_is_reported(tmp_path, samples):
 
 @pytest.mark.parametrize("name", ["net.safetensors", "net.pt2", "net.onnx"])
 def test_a_curve_that_cannot_be_is_refused(tmp_path, name):
-    """Before any work: also of files that know no fits to samples, whether they exist or not."""
+    """Before any work, before the file is read: it is empty here."""
     save(tmp_path)
+    (tmp_path / name).touch()
     output = tmp_path / f"out.{name.split('.')[1]}"
     options = arch("Net") if name == "net.safetensors" else ()
     result = run("convert", tmp_path / name, *options, "--samples-curve", "-o", output)

@@ -39,7 +39,7 @@ DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 WING_NAMES = {
     "calibrate", "calls", "check", "checkpoint", "diagnose", "export", "external",
     "file", "find", "fold", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
-    "nodes", "parity", "parts", "proto", "reroute", "runtime_parity", "samples", "state_dicts",
+    "nodes", "parity", "parts", "proto", "reroute", "runtime_parity", "samples", "shown", "state_dicts",
     "step_modules", "steps", "surgery", "text", "tuning", "values", "weights",
 }  # fmt: skip
 MIRRORED = {

@@ -186,6 +186,7 @@ def convert_file(job: Job) -> ConversionReport:
     Raises:
         DeconvfixError: If a file or an option cannot be used, or the proof fails; nothing is written then.
     """
+    # Everything that can be refused is refused before the model is read.
     kind = kind_of(job.source.path)
     kind.check(job)
     _check_files(job, kind.suffixes)
@@ -208,6 +209,7 @@ def convert_file(job: Job) -> ConversionReport:
         report = prove(tried, request, name=name)
         report = replace(report, export=kind.export(opened, tried, job))
     else:
+        # Written, read again and proven in a folder beside the output, which gets it only then.
         with output_folder(job.output, overwrite=job.overwrite) as folder:
             path = folder / job.output.name
             tried = rewritten(tried, kind.write(opened, tried, path))

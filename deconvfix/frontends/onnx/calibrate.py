@@ -167,6 +167,7 @@ def _values(part: ir.Model, feeds: Sequence[Feed]) -> Iterator[NDArray[Any]]:
     if output.producer() is None and all(name in feed for feed in feeds):
         yield from (feed[name] for feed in feeds)
         return
+    # The part of the model up to this value, so that nothing behind it is run.
     try:
         session = session_of(part)
     except DeconvfixError as error:

@@ -53,6 +53,7 @@ def check_model(proto: onnx.ModelProto, where: str = "model") -> None:
             if known != opset.version:
                 raise _Problem(f"it names two versions of the operator set {opset.domain!r}")
         _check_graph(proto.graph, opsets, set(), is_function=False)
+        # A function sees its own inputs alone, by the operator sets that it names.
         for function in proto.functions:
             own = {opset.domain: opset.version for opset in function.opset_import}
             known_inside = set(function.input)
@@ -113,6 +114,7 @@ def _check_nodes(
         words = (node.op_type, node.domain, node.name, *node.input, *node.output)
         if not all(isinstance(word, str) for word in words):
             raise _Problem(f"a name of the node {node.name!r} ({node.op_type!r}) is no text")
+    # All outputs are known before inputs are looked at: ONNX Runtime runs nodes in any order.
     outputs = [name for node in nodes for name in node.output if name]
     if twice := _repeated([*outputs, *own]):
         raise _Problem(f"two nodes make the value {twice!r}")

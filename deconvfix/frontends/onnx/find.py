@@ -148,6 +148,7 @@ def _understand(context: Known, scope: Scope, node: ir.Node, name: str) -> Layer
         fold(context.model, scope, operand)
     dtype = context.dtype(w, function) or context.dtype(x, function)
     weight, weight_note = _stored_weight(w, context.model.ir_version)
+    # Whatever is found out, the layer is listed: a refusal needs a name.
     layer = Layer(
         name=name,
         node=node,
@@ -216,6 +217,7 @@ def _geometry(
     x_shape, w_shape, y_shape, b_shape = (
         context.shape(value, scope.function) for value in (x, w, node.outputs[0], b)
     )
+    # The kernel: its own attribute, or what the weight's shape says.
     kernel = settings["kernel_shape"] or (None if w_shape is None else w_shape[2:])
     if kernel is None or any(k is None for k in kernel):
         raise _ObstacleError(_UNKNOWN_KERNEL)
@@ -228,6 +230,7 @@ def _geometry(
         if not agree:
             raise _ObstacleError(_contradiction("kernel_shape", kernel, taps))
     groups = 1 if settings["group"] is None else settings["group"]
+    # Channels: from the weight, or where that is computed, from whatever has a shape.
     per_group = _at(w_shape, 1)
     # The weight is (C_in, C_out / groups, *k); the other shapes help where it has none.
     c_in = _first(_at(w_shape, 0), _at(x_shape, 1))
@@ -236,6 +239,7 @@ def _geometry(
     )
     if c_in is None or c_out is None:
         raise _ObstacleError(_UNKNOWN_CHANNELS)
+    # ONNX Runtime rejects these; a wrong number of entries would be read as another geometry here.
     for key, length in (("pads", 2 * n), ("strides", n), ("dilations", n), ("output_padding", n)):
         if settings[key] and len(settings[key]) != length:
             raise _ObstacleError(_contradiction(key, settings[key], kernel))

@@ -105,6 +105,7 @@ def make_feeds(model: ir.Model) -> Iterator[Feed]:
         if any(n < 0 for n in sizes_known) or math.prod(sizes_known) > _LARGEST:
             what = f"no array of the shape {declared.shape} is made up"
             raise ModelError(f"input {declared.name!r}", what, "values to run the model on", _GIVE)
+    # Open sizes are tried in turn: networks that halve their input want powers of two.
     fixed = all(isinstance(n, int) for declared in shapes for n in declared.shape or ())
     for length in _LENGTHS[:1] if fixed else _LENGTHS:
         sizes: dict[str, int] = {}

@@ -56,10 +56,12 @@ def _compare(
     spec, x = layer.spec, layer.node.inputs[0]
     assert spec
     assert x
+    # Where both sides are quantised, the new nodes reach to the QuantizeLinear.
     tail = quantised_tail(layer.node) if decision.target.is_exact else []
     result = str((tail[-1] if tail else layer.node).outputs[0].name)
     dtype = np.float16 if layer.dtype == "float16" else np.float32
     rng = np.random.default_rng(5)
+    # The original's own numbers for weight and bias; drawn ones for what its inputs decide.
     operands, running = _operands(before, layer, dtype, rng)
     shape = (2, spec.in_channels, *_sizes(layer))
     boundary: dict[str, Sequence[int | None]] = {str(x.name): shape}
@@ -80,6 +82,7 @@ def _compare(
     if tail:
         any_size = {own_output: [None] * (spec.ndim + 2)}
         quantise = open_session(_part(before, number, layer, any_size, result, dtype))
+    # Three kinds of inputs: noise, a constant that shows the border, and zeros that leave the bias.
     comparisons = []
     for kind, array in inputs:
         feed = {str(x.name): array} | {name: operands[role] for role, name in running.items()}

@@ -92,9 +92,11 @@ def compare_models(
         plan: What was converted; without one the models are compared end to end only.
         paths: Files that hold the two, if there are such.
     """
+    # Inputs and outputs by name, then the layers alone, then the whole models.
     problems = _changed_interface(before, after)
     layers, notes = ([], []) if plan is None else compare_layers(before, after, plan)
     outputs = OutputParity()
+    # A form that changes the function on purpose is compared layer by layer with its definition.
     exact = plan is None or all(decision.exact for decision in plan.decisions)
     changed = plan is None or bool(plan.changed)
     rounded = []
@@ -251,6 +253,7 @@ def _compare_outputs(
         )
         return OutputParity(problems=(problem,))
     models = _Models(original, converted, _noisy(before, plan), _names_of_outputs(before))
+    # The user's inputs, or the first made-up ones that the original takes.
     feeds = [onnx_inputs.as_feed(before, example) for example in inputs]
     if not feeds:
         reasons: list[str] = []
@@ -260,6 +263,7 @@ def _compare_outputs(
         if made_up is None:
             return OutputParity(notes=tuple(reasons))
         feeds = [made_up]
+    # Other values and other open sizes for each of them.
     cases = tuple(
         Case(words, feed, given=bool(inputs) and words == "the inputs")
         for base in feeds
@@ -340,6 +344,7 @@ def _disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
     model = model.clone()
     rng = np.random.default_rng(seed)
     done: set[ir.Value] = set()
+    # Each coefficient once, however many nodes read it.
     for body in bodies(model):
         for node in list(body.all_nodes()):
             for index in _COEFFICIENTS.get(node.op_type, ()):

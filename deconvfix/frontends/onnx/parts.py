@@ -54,6 +54,7 @@ def cut_out(
     def copied(value: ir.Value) -> ir.Value:
         if value in copies:
             return copies[value]
+        # A stop ends the walk; a constant is copied; anything else is the result of a node.
         node = value.producer()
         if node is None:
             if value.const_value is None:
@@ -68,6 +69,7 @@ def cut_out(
             for attribute in node.attributes.values()
         ):
             raise ValueError(f"it depends on the node {node.name!r} ({node.op_type})")
+        # Operands first, so that the copies are in an order that runs.
         inputs = [None if operand is None else copied(operand) for operand in node.inputs]
         outputs = [ir.Value(name=output.name) for output in node.outputs]
         attributes = [

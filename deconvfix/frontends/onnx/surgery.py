@@ -202,7 +202,9 @@ class _Operation:
         # A quantised layer needs DQ -> Conv with nothing between, and old opsets have no Add that broadcasts
         # a bias later on.
         plain = bool(tail) or self.layer.opset <= NEWEST_WITHOUT_BROADCAST
+        # The form as ONNX writes it: what comes before the shuffle, and what after.
         written = self._written(plain)
+        # Operands, the convolution, what was between the layer and its quantisation, the shuffle, the crop.
         x, spec = self.node.inputs[0], self.spec
         assert x is not None
         weight = self._weight(written.weight)
@@ -228,6 +230,7 @@ class _Operation:
             y = self._dynamic_crop(x, y)
         if tail:
             y = self._again(tail[-1], y)
+        # The result takes the name of the old one, so that nothing behind it changes.
         replaced = [self.node, *tail]
         old = replaced[-1].outputs[0]
         y.metadata_props.update(old.metadata_props)

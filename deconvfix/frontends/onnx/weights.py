@@ -2,7 +2,8 @@
 
 Stored ones are rearranged now, everything else in the graph. Through QuantizeLinear and DequantizeLinear
 the rearrangement goes on to what they quantise: per channel, axis 1 of the transposed convolution's
-weight becomes axis 0, each scale and zero point repeated for the phases of its channel.
+weight becomes axis 0, each scale and zero point repeated for the phases of its channel; axis 0, of a layer
+without groups, becomes axis 1.
 """
 
 from __future__ import annotations
@@ -115,15 +116,21 @@ class Weights:
         channel_axis = min(1, len(shape) - 1)
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
         per_channel = scale.size > 1
-        if per_channel and axis % len(shape) != channel_axis:
+        # Scales of input channels (TensorRT's layout) stay as they are: the channels keep their order, and
+        # become axis 1. In a layer of groups they would differ from row to row.
+        per_input = per_channel and len(shape) > 1 and axis % len(shape) == 0
+        if per_input and self.spec.groups > 1:
+            return None
+        if per_channel and not per_input and axis % len(shape) != channel_axis:
             return None
         # How the scales of the channels become those of the phases: a weight's serve every group.
         probe = rearrange(verbs, np.zeros(shape, np.bool_), self.spec.groups)
         phases = len(probe) // self.spec.out_channels
         served = self.spec.groups if channel_axis else 1
+        repeated = per_channel and not per_input
 
         def per_phase(channels: NDArray[Any]) -> NDArray[Any]:
-            return np.tile(np.repeat(channels, phases), served) if per_channel else channels
+            return np.tile(np.repeat(channels, phases), served) if repeated else channels
 
         values = self.store.read(inner)
         offset = node.op_type == "DequantizeLinear" and zero is not None and zero.astype(bool).any()
@@ -135,6 +142,7 @@ class Weights:
                 assert zero is not None
                 kept = rearrange(verbs, np.ones(shape, np.bool_), self.spec.groups)
                 zeros = per_phase(zero.reshape(-1)).reshape(-1, *(1,) * (new.ndim - 1))
+                zeros = np.moveaxis(zeros, 0, 1) if per_input else zeros
                 new = np.where(kept, new, zeros)
                 key = (*key, zero.tobytes())
             quantised = self.store.put(self.writer, Operand.of(inner, alone), new, key)
@@ -144,7 +152,7 @@ class Weights:
             quantised = self.rearranged(Operand.of(inner, alone), verbs, shape)
         operands = [quantised]
         for value, array in ((scale_value, scale), (zero_value, zero)):
-            if value is None or array is None or not per_channel:
+            if value is None or array is None or not repeated:
                 operands += [] if value is None else [value]
                 continue
             new = per_phase(array.reshape(-1))
@@ -155,5 +163,5 @@ class Weights:
         attributes = self.writer.nodes[-1].attributes
         attributes.update({k: attribute for k, attribute in node.attributes.items() if k != "axis"})
         if per_channel:
-            attributes["axis"] = ir.AttrInt64("axis", 0)
+            attributes["axis"] = ir.AttrInt64("axis", 1 if per_input else 0)
         return result

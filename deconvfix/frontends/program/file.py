@@ -150,6 +150,7 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
             members = archive.infolist()
             if not members or len(members) > _MOST_MEMBERS:
                 raise zipfile.BadZipFile(f"{len(members)} members")
+            # Everything lies in one folder, so that no member can be meant by two names.
             root = members[0].filename.split("/")[0]
             size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
             seen = set()
@@ -195,6 +196,7 @@ def _copy_data(path: Path, source: zipfile.ZipFile, vetted: zipfile.ZipFile) -> 
                 "an archive of torch.export.save with a program called 'model' is needed",
                 "Export and save the program again",
             )
+    # First what is text: nothing is copied from a file whose program is more than data.
     problem = check_program(_json(path, source, members[_PROGRAM]))
     if problem:
         raise _refusal(path, _PROGRAM, problem)
@@ -209,6 +211,7 @@ def _copy_data(path: Path, source: zipfile.ZipFile, vetted: zipfile.ZipFile) -> 
         if problem:
             raise _refusal(path, config, problem)
         copied |= {config, *(folder + name for name in values)}
+    # What was vetted is copied, what is known to be unneeded is left out, and all else is a refusal.
     for name, member in members.items():
         if name in copied or name.startswith(".data/"):
             with source.open(member) as old, vetted.open(f"model/{name}", "w") as new:

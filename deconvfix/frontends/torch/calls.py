@@ -121,6 +121,7 @@ class Call:
 
 def parse(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     """The call, if `function` is a transposed convolution."""
+    # The two families of operators have their arguments in different orders.
     if function in _FUNCTIONS:
         bound = dict(zip(_SIGNATURE, args, strict=False)) | kwargs
         return Call(_FUNCTIONS[function], **bound)
@@ -168,6 +169,7 @@ class _Observe(TorchFunctionMode):
         self.touch = touch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Recorded before it runs: an operation in place may change the operands afterwards.
         call = parse(func, args, kwargs or {})
         if call is not None:
             self.record(Observed(tuple(self.stack), call))

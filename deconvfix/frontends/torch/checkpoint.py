@@ -124,6 +124,7 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
             "an architecture with all its shapes is needed",
             "Run the model once before loading",
         )
+    # Training code puts "module.", "model." or "_orig_mod." before all names.
     expected = model.state_dict()
     prefix = prefix_of(checkpoint.state, expected)
     state = {
@@ -131,6 +132,9 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
         for name, value in checkpoint.state.items()
         if name.startswith(prefix)
     }
+    for name in expected:
+        if name in state:
+            _check_entry(checkpoint.path, prefix + name, state[name], expected[name])
     missing = [name for name in expected if name not in state]
     wrong = [
         f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
@@ -148,9 +152,34 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
             f"the state dict of {type(model).__name__} is needed",
             "Check the architecture and its arguments, or choose another entry with the state key",
         )
+    # Only what the model has: the rest is named to the caller, not loaded.
     model.load_state_dict({name: state[name] for name in expected}, strict=True)
     used = {prefix + name for name in expected}
     return tuple(name for name in checkpoint.state if name not in used)
+
+
+def _check_entry(path: Path, name: str, stored: Tensor, own: Tensor) -> None:
+    """An entry must hold numbers that the model's own entry can take.
+
+    Raises:
+        CheckpointError: If it does not.
+    """
+    found = None
+    if stored.is_nested or stored.layout != torch.strided:
+        found = "a nested or sparse tensor"
+    elif stored.is_meta:
+        found = "a tensor without values (on the meta device)"
+    elif stored.is_quantized:
+        found = "a quantised tensor"
+    elif stored.is_complex() and not own.is_complex():
+        found = "a tensor of complex numbers"
+    if found is not None:
+        raise CheckpointError(
+            str(path),
+            f"its entry {name!r} is {found}",
+            "an ordinary tensor of numbers is needed",
+            "Save the state_dict() of the model as it was trained",
+        )
 
 
 def load(
@@ -213,6 +242,7 @@ def write(
         for name, value in model.state_dict().items()
     }
     prefix = prefix_of(source.state, state) if source else ""
+    # The user's own loading code finds its names again.
     state = {prefix + name: value for name, value in state.items()}
     keeps_names = source is not None and source.state.keys() >= state.keys()
     if source is not None and keeps_names:

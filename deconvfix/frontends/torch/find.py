@@ -26,6 +26,7 @@ from deconvfix.plan import Match, lacking
 __all__ = [
     "EXCLUDED",
     "PLAIN",
+    "asks_for_class",
     "call_path",
     "callers_by_code",
     "current_weight",
@@ -275,6 +276,7 @@ def callers_by_code(model: nn.Module) -> list[str]:
     """
     verdicts: dict[type, bool] = {}
     found = []
+    # One look at each class, however many modules are of it.
     for name, module in model.named_modules():
         cls = type(module)
         if cls not in verdicts:
@@ -285,6 +287,29 @@ def callers_by_code(model: nn.Module) -> list[str]:
                 for function in vars(base).values()
             )
         if verdicts[cls]:
+            found.append(name)
+    return found
+
+
+def asks_for_class(model: nn.Module) -> list[str]:
+    """Names of the modules whose code, besides building them, asks whether a layer is a ConvTranspose.
+
+    What such code does with a converted layer is another branch.
+    """
+    found = []
+    for name, module in model.named_modules():
+        methods = [
+            getattr(function, "__code__", None)
+            for base in type(module).__mro__
+            if base.__module__.split(".")[0] not in ("torch", "deconvfix")
+            for method, function in vars(base).items()
+            if method != "__init__"
+        ]
+        names = [_all_names(code) for code in methods if code is not None]
+        if any(
+            used & {"isinstance", "type"} and any(n.startswith("ConvTranspose") for n in used)
+            for used in names
+        ):
             found.append(name)
     return found
 

@@ -29,6 +29,7 @@ from deconvfix.frontends.torch.calls import Observed, executed_transposed_convol
 from deconvfix.frontends.torch.diagnose import gradient_advice, kernels_of, probe_module
 from deconvfix.frontends.torch.find import (
     PLAIN,
+    asks_for_class,
     call_path,
     callers_by_code,
     is_layer,
@@ -56,6 +57,7 @@ from deconvfix.frontends.torch.surgery import (
     converted_layer,
     exchange,
     set_weight,
+    warn_of_optimizers,
     why_not_exchanged,
 )
 from deconvfix.frontends.torch.tuning.flat import grid_notes
@@ -90,8 +92,10 @@ class TorchModuleFrontend:
         used_elsewhere: set[str] = set()
         notes: list[str] = []
         if example_inputs is not None:
+            # A run shows every call, with its geometry and the module that made it.
             probe = copy_model(model)
             names = names_of(probe)
+            # The parameters of plain layers: one that another module reads cannot get other values.
             homes = {
                 id(parameter): module
                 for module in probe.modules()
@@ -110,10 +114,17 @@ class TorchModuleFrontend:
 
             with observe(record, touch):
                 run_model(probe, as_inputs(example_inputs))
+        notes += [
+            f"The code of {name or type(model).__name__} asks for the class of a layer: a converted one is "
+            "no torch.nn.ConvTranspose."
+            for name in asks_for_class(model)
+        ]
         owners = owners_of_parameters(model)
         matches: dict[str, Match] = {}
+        # Layers by their class, whether they ran or not; then the calls in other modules.
         layers = {name for name, module in model.named_modules() if is_layer(module)}
         for name, module in model.named_modules():
+            # Converted before, where it runs.
             if is_rerouted(module) and is_layer(module):
                 continue
             calls = observed.get(name, [])
@@ -131,6 +142,7 @@ class TorchModuleFrontend:
                         match = replace(match, name=f"{match.name}#1")
                     matches[match.name] = match
         if example_inputs is None:
+            # Without a run, code that names the function is all that can be found.
             for path in callers_by_code(model):
                 if is_rerouted(model.get_submodule(path)):
                     continue
@@ -158,7 +170,10 @@ class TorchModuleFrontend:
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """Exchanges layers and reroutes calls as the plan says."""
         owners = owners_of_parameters(model)
+        trained = dict(model.named_parameters())
         rerouted: dict[nn.Module, set[tuple[str, ConvTransposeSpec]]] = {}
+        # A layer is corrected or exchanged. What cannot be exchanged (a layer with code, hooks or an owner of
+        # its own), and calls, are rerouted where they run.
         for decision in plan.changed:
             module = _module_of(model, decision)
             if not is_layer(module) or not isinstance(decision, Replaced):
@@ -172,6 +187,7 @@ class TorchModuleFrontend:
             else:
                 model = exchange(model, module, converted_layer(module, decision))
         untouched = set()
+        # What stays, inside a module whose calls are rerouted, must not be caught there.
         for decision in plan.decisions:
             if decision.decision == "replaced" or not rerouted:
                 continue
@@ -184,6 +200,8 @@ class TorchModuleFrontend:
             reroute(module, frozenset(excluded))
         for module in untouched:
             keep(module)
+        left = {id(parameter) for parameter in model.parameters()}
+        warn_of_optimizers((name, p) for name, p in trained.items() if id(p) not in left)
         return model
 
     def fit_to_data(

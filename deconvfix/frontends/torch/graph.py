@@ -149,6 +149,7 @@ def match_call(name: str, found: GraphCall) -> Match:
     """Describes a call, as far as it is known before running."""
     owner, call = found.owner, found.call
     weight, x = _value(owner, call.weight), _value(owner, call.input)
+    # Weight and input are tensors of the export, without values; their shapes may hold symbols.
     obstacle, spec = None, None
     sizes: tuple[tuple[int, ...], ...] = ()
     if isinstance(weight, Tensor):
@@ -250,11 +251,13 @@ def inline(
         decomposed: Whether composite operators (aten.conv2d, aten.pad) are broken up, as
             `run_decompositions` does.
     """
+    # The form is run on the values of the export, so that symbols stay symbols in the new operators.
     values = [operand.meta["val"] for operand in operands]
     traced = make_fx(function, tracing_mode="symbolic", pre_dispatch=not decomposed)(*values)
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     mapping = dict(zip(placeholders, operands, strict=True))
     graph = node.graph
+    # The traced operators take the place of the node; placeholders become the operands themselves.
     with graph.inserting_before(node):
         result = graph.graph_copy(traced.graph, mapping)
     assert isinstance(result, fx.Node)

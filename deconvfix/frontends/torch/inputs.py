@@ -109,7 +109,9 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
     Raises:
         ModelError: If the model does not accept the inputs.
     """
+    # A model may write into its inputs, and the caller uses them again.
     inputs = map_tensors(lambda tensor: tensor.clone(), inputs)
+    # Random states that were never used are not touched: that would start the accelerator.
     accelerators = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         # What torch.compile has made of a module is run as the module: a search sees what it calls.

@@ -54,6 +54,7 @@ def compare_layers(
         plan: What was converted. Without one, layers of the same name are compared.
         rounded: The eps that the weights were rounded with when they were stored.
     """
+    # What each layer gets in the original, where the original can be run.
     calls = _calls_of(before, examples[0]) if examples else {}
     decisions = None if plan is None else {decision.name: decision for decision in plan.replaced}
     # In the order in which the layers run, so that the first departure is where the error begins.

@@ -18,6 +18,7 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.forms import form
 from deconvfix.forms.base import Compiled, Form, Settings
 from deconvfix.frontends.torch import steps as torch_steps
+from deconvfix.frontends.torch.shown import refuse_to_set, shown
 from deconvfix.frontends.torch.step_modules import (
     AddBias,
     Crop,
@@ -165,7 +166,7 @@ class ConvertedConvTranspose(nn.Sequential):
             )
         compiled = self.compiled()
         back = inverse(compiled.weight, self.kernel_shape, self.groups)
-        return torch_steps.carry_out(back, self.convolution.weight)
+        return shown(torch_steps.carry_out(back, self.convolution.weight), "conv.weight")
 
     @property
     def bias(self) -> Tensor | None:
@@ -176,7 +177,12 @@ class ConvertedConvTranspose(nn.Sequential):
             return None
         compiled = self.compiled()
         back = inverse(compiled.bias, (self.out_channels,))
-        return torch_steps.carry_out(back, self.convolution.bias)
+        return shown(torch_steps.carry_out(back, self.convolution.bias), "conv.bias")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("weight", "bias"):
+            refuse_to_set(name, f"conv.{name}")
+        super().__setattr__(name, value)
 
     @property
     def _adds_bias(self) -> bool:

@@ -72,6 +72,7 @@ def compare_modules(
     floats = [p.dtype for p in before.parameters() if p.is_floating_point()]
     rounded = max((torch.finfo(dtype).eps for dtype in floats), default=0.0)
     before, after, examples, dtype = _in_float64(before, after, examples)
+    # Layer by layer first: that names the layer if something is wrong.
     layers = compare_layers(before, after, examples, plan, rounded)
     # A kernel that divides does so up to the rounding of its dtype, which float64 sees.
     stored = []
@@ -173,6 +174,7 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Output]:
 
 
 def _compare_outputs(before: nn.Module, after: nn.Module, examples: list[Inputs]) -> OutputParity:
+    # The user's inputs, then noise, a constant and zeros: a wrong border shows on a constant at once.
     cases = [Case("example inputs", example, given=True) for example in examples]
     _, *variants = input_variants(examples[0])
     cases += [Case(words, inputs) for words, inputs in variants]

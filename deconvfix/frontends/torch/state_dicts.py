@@ -84,6 +84,7 @@ def find_state(
         return dict(value), state_key, _others(content, state_key)
     if is_state(content):
         return dict(content), "", ()
+    # Nested: the names that training codes use for the best weights go first.
     paths = _state_paths(content)
     ranked = sorted(
         (path for path in paths if path.split(".")[-1] in _STATE_KEYS),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +34,7 @@ __all__ = [
     "rebuilt_layer",
     "set_weight",
     "take_over",
+    "warn_of_optimizers",
     "why_not_exchanged",
 ]
 
@@ -214,3 +218,29 @@ def _assign(parameter: Tensor, value: Tensor) -> None:
         parameter.copy_(value)
     else:
         parameter.data = value.contiguous()
+
+
+def warn_of_optimizers(lost: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Warns where an optimizer holds parameters that are no longer the model's.
+
+    Args:
+        lost: Names and parameters that a conversion in place has taken out of the model.
+    """
+    names = {id(parameter): name for name, parameter in lost}
+    if not names:
+        return
+    for found in gc.get_objects():
+        # By its type: asking an unknown object for its class may run code of its own.
+        if not issubclass(type(found), torch.optim.Optimizer):
+            continue
+        held = [
+            names[id(p)] for group in found.param_groups for p in group["params"] if id(p) in names
+        ]
+        if held:
+            warnings.warn(
+                f"{type(found).__name__} holds {', '.join(held[:3])}"
+                f"{' and others' if len(held) > 3 else ''}, which the conversion has replaced: make the "
+                "optimizer anew from model.parameters(), or it trains nothing there.",
+                UserWarning,
+                stacklevel=2,
+            )

@@ -352,6 +352,23 @@ def test_other_types_of_the_weight(dtype, limits, opset, zero):
     assert kept.data_type == helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
+@pytest.mark.parametrize("strides", [[2, 2], [2, 5], [5, 6]], ids=str)
+@pytest.mark.parametrize("zero", [False, True], ids=["", "with zero points"])
+def test_scales_of_input_channels_stay_with_stored_integers(zero, strides):
+    """The layout that TensorRT's tools write, in a layer without groups."""
+    shape = (4, 3, 4, 3)
+    stored = {"q": integers(shape, 1, INT8), "s": np.array([0.5, 1, 2, 4], np.float32)}
+    stored |= {"z": np.array([1, 0, -1, 2], np.int8)} if zero else {}
+    dequantize = node("DequantizeLinear", "q s z" if zero else "q s", "w", axis=0)
+    up = node("ConvTranspose", "x w", "y", name="up", strides=strides, pads=[1, 0, 0, 1])
+    inputs = [value("x", ["N", 4, "H", "W"])]
+    converted = check(model([dequantize, up], inputs, [value("y", 4)], stored), FEED).model
+    (kept,) = [tensor for tensor in converted.graph.initializer if tensor.name == "q"]
+    assert kept.data_type == TensorProto.INT8
+    (again,) = [n for n in converted.graph.node if n.op_type == "DequantizeLinear"]
+    assert [a.i for a in again.attribute if a.name == "axis"] == [1]
+
+
 BLOCKS = {"axis 0": (0, 2, (2, 3, 3, 2)), "axis 1": (1, 3, (4, 1, 3, 2)), "per input": (0, 0, (4,))}
 
 
