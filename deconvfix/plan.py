@@ -34,6 +34,8 @@ __all__ = [
 
 RECIPE_FORMAT = "deconvfix.recipe/1"
 Verdict = Literal["replaced", "kept", "refused"]
+# What text that is no recipe raises.
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -213,10 +215,7 @@ class Plan:
             if data["format"] != RECIPE_FORMAT:
                 raise ValueError(f"format {data['format']!r}")
             return cls(data["to"], tuple(map(_decision, data["decisions"])))
-        except (
-            *(ValueError, KeyError, TypeError, AttributeError),
-            *(RecursionError, OverflowError),
-        ) as error:
+        except _UNREADABLE as error:
             raise CheckpointError(
                 "recipe",
                 f"it cannot be read ({type(error).__name__}: {error})",
@@ -391,9 +390,7 @@ def _without_weights(decision: Decision) -> Decision:
 
 # What JSON may hold in the fields of a decision, besides those that check themselves.
 _KINDS: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "op": (str,),
-    "reason": (str,),
+    **dict.fromkeys(("name", "op", "reason"), (str,)),
     "exact": (bool,),
     "relative_residual": (float, int, NoneType),
     "macs_before": (int, NoneType),

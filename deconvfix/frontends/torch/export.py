@@ -115,7 +115,6 @@ def export_onnx(
         reference: nn.Module = copy_model(model.module()).cpu()
     else:
         reference = model = copy_model(model).cpu().eval()
-    # The first opset that exports, saves and loads is taken, and the file is proven where it lies.
     with output_folder(path, overwrite=overwrite) as folder:
         written = folder / path.name
         ir_model, session, notes = _first_that_runs(
