@@ -11,7 +11,7 @@ from deconvfix.core.options import documented
 from deconvfix.core.steps import Interpolation, PadMode
 from deconvfix.diagnose.diagnosis import diagnose
 from deconvfix.diagnose.evidence import Evidence, gather
-from deconvfix.diagnose.fidelity import Fidelity
+from deconvfix.diagnose.fidelity import MADE_UP, Fidelity
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.diagnose.measure import (
     Ripples,
@@ -291,6 +291,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         elif inputs is None:
             # Other values than those that the layers were fitted to.
             inputs = fitter.drawn_inputs(before, str(calibration), request.seed + 1)
+            notes.append(MADE_UP)
     fidelity = None
     if changes:
         ripples = ripples_now(frontend, after, plan, ripples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import warnings
@@ -238,24 +239,11 @@ def _picture(
     path: Path, shape: tuple[int, ...] | None, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """(1, C, H, W) in [0, 1]; enlarged if it is smaller than `shape`, and cut to it at random."""
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise _missing("pictures", "pillow") from error
     if shape is not None and (len(shape) != 4 or shape[1] not in (1, 3)):
         raise _unfit(path, "a picture", "(N, 1, H, W) or (N, 3, H, W)", shape)
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns of pictures that are large enough to be a trap.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                picture = _eight_bits(opened, gray=shape is not None and shape[1] == 1)
-                picture = ImageOps.exif_transpose(picture)
-    except (
-        *(OSError, ValueError, SyntaxError, MemoryError),
-        *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-    ) as error:
-        raise _unreadable(path, str(error) or type(error).__name__) from error
+    status = path.stat()
+    stamp = (status.st_mtime_ns, status.st_size)
+    picture = _decoded(path, shape is not None and shape[1] == 1, stamp)
     if shape is not None:
         height, width = shape[2:]
         factor = max(height / picture.height, width / picture.width, 1.0)
@@ -267,9 +255,39 @@ def _picture(
             )
         if factor > 1:
             picture = picture.resize(size)
-    array = np.asarray(picture, np.float64) / 255
+    array: NDArray[Any] = np.asarray(picture)
     array = array[None, None] if array.ndim == 2 else array.transpose(2, 0, 1)[None]
-    return array if shape is None else _cut(array, shape[2:], rng)
+    # Cut first: a large picture in float64 would need gigabytes.
+    return (array if shape is None else _cut(array, shape[2:], rng)) / 255.0
+
+
+# Many samples are cut out of a large picture, and decoding it takes longer than all of them.
+@functools.lru_cache(maxsize=2)
+def _decoded(path: Path, gray: bool, stamp: tuple[int, int]) -> Image.Image:
+    """The picture, in colours or gray, the right way up; nothing writes into it.
+
+    Args:
+        path: The file.
+        gray: Whether one channel is wanted.
+        stamp: Changes when the file does.
+    """
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise _missing("pictures", "pillow") from error
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of pictures that are large enough to be a trap.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                picture = _eight_bits(opened, gray=gray)
+                picture = ImageOps.exif_transpose(picture)
+    except (
+        *(OSError, ValueError, SyntaxError, MemoryError),
+        *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+    ) as error:
+        raise _unreadable(path, str(error) or type(error).__name__) from error
+    return picture
 
 
 def _eight_bits(picture: Image.Image, *, gray: bool) -> Image.Image:
@@ -324,9 +342,7 @@ def _sound(
     return _cut(array, shape[2:], rng)
 
 
-def _cut(
-    array: NDArray[np.float64], size: Sequence[int], rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _cut(array: NDArray[Any], size: Sequence[int], rng: np.random.Generator) -> NDArray[Any]:
     begins = [
         int(rng.integers(0, have - want + 1))
         for have, want in zip(array.shape[2:], size, strict=True)

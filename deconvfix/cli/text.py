@@ -128,6 +128,10 @@ def _fidelity(fidelity: Fidelity) -> Iterator[str]:
             f"  Match to the original: {fidelity.psnr_db:.1f} dB PSNR, on {fidelity.measured_on()}."
         )
 
+    for output in fidelity.outputs:
+        if (moved := output.shift_in_words()) is not None:
+            yield f"  {moved}"
+
 
 def _curve(curve: SamplesCurve) -> Iterator[str]:
     """One line for each fit, and what they say."""

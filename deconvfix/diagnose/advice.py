@@ -11,11 +11,15 @@ from deconvfix.plan import Match, why_unfit
 __all__ = ["recommend"]
 
 
-def recommend(match: Match) -> Recommendation | None:
+def recommend(match: Match, *, visible: bool = True) -> Recommendation | None:
     """The form that suits a layer; None if its geometry is not known.
 
     Free of a grid already: a form that computes the same function. Otherwise the smallest change that
     removes the grid. Where the weight cannot be read or replaced, the exact form is left.
+
+    Args:
+        match: The layer.
+        visible: False where the model ran, and none of its outputs has a visible grid.
     """
     spec = match.spec
     if spec is None:
@@ -31,6 +35,12 @@ def recommend(match: Match) -> Recommendation | None:
     if unfit is not None:
         reason = (
             f"No weight may be changed: {unfit.found}. The exact form computes the same function."
+        )
+        return Recommendation(exact.name, reason, exact.relative_macs(spec, Settings()))
+    if not visible:
+        reason = (
+            "The outputs have no visible grid on constant inputs: the exact form changes nothing. Prefer "
+            "another form only where you see a grid on inputs of your own."
         )
         return Recommendation(exact.name, reason, exact.relative_macs(spec, Settings()))
     weight = None if match.read_weight is None else match.read_weight()

@@ -161,7 +161,12 @@ def describe(
     """
     known = dict(periods or {})
     tables = answers or {}
-    layers = (_layer(match, known, tables.get(match.name), sample_rate) for match in matches)
+    ripples = [output.flat_field.ripple_db for output in outputs if output.flat_field is not None]
+    # Every output was measured, and none shows what single layers do.
+    visible = not outputs or len(ripples) < len(outputs) or max(ripples) > INVISIBLE_DB
+    layers = (
+        _layer(match, known, tables.get(match.name), sample_rate, visible) for match in matches
+    )
     return Inspection(tuple(layers), tuple(notes), tuple(outputs), tuple(advice), sample_rate)
 
 
@@ -170,6 +175,7 @@ def _layer(
     periods: Mapping[str, Period],
     answer: NDArray[np.float64] | None,
     sample_rate: float | None,
+    visible: bool,
 ) -> Layer:
     spec = match.spec
     # By the weights, where they can be read; by a run, where there was one (`answer`).
@@ -218,6 +224,6 @@ def _layer(
         worst_frequency=where,
         frequencies=tones,
         period=periods.get(match.name),
-        recommendation=recommend(match),
+        recommendation=recommend(match, visible=visible),
         flat_field=None if answer is None else flat_field_of(answer),
     )

@@ -8,10 +8,18 @@ from deconvfix.core.decibels import LOWEST_DB, decibels_in_words
 from deconvfix.grid.flat_field import FlatField
 
 __all__ = [
+    "MADE_UP",
     "Fidelity",
     "OutputChange",
     "Tone",
 ]
+
+
+# What a match on noise is worth.
+MADE_UP = (
+    "The outputs were compared on made-up noise, which proves nothing about pictures or sounds: the match is "
+    "usually better there. Give real inputs."
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class OutputChange:
             never becomes periodic.
         flat_after: The converted model's.
         tones: The outputs' power at the frequencies of the grids.
+        shift: How far the mean of each channel moved, converted minus original, in the unit of the output.
+        span: From the smallest to the largest value of the original's output.
     """
 
     index: int
@@ -67,6 +77,18 @@ class OutputChange:
     flat_before: FlatField | None
     flat_after: FlatField | None
     tones: tuple[Tone, ...]
+    shift: tuple[float, ...] = ()
+    span: float = 0.0
+
+    def shift_in_words(self) -> str | None:
+        """The largest shift of a channel's mean; None if it was not measured."""
+        if not self.shift or not self.span:
+            return None
+        channel, largest = max(enumerate(self.shift), key=lambda pair: abs(pair[1]))
+        return (
+            f"Output {self.index}: the mean of a channel moved by up to {largest:+.3g} (channel {channel}), "
+            f"{100 * abs(largest) / self.span:.2g} % of the output's range."
+        )
 
     def strongest(self, most: int) -> tuple[Tone, ...]:
         """The tones that stand out most, before or after."""

@@ -254,9 +254,21 @@ def _changes(runs: Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
             flat_before=answers[0].get(index),
             flat_after=answers[1].get(index),
             tones=_tones(values, runs.compared(index), grids, sample_rate),
+            shift=_shift(values, runs.compared(index)),
+            span=float(values.max()) - float(values.min()),
         )
         for index, (values, grids) in runs.shown.items()
     )
+
+
+def _shift(before: NDArray[Any], after: NDArray[Any] | None) -> tuple[float, ...]:
+    """How far the mean of each channel moved: what is seen as another colour."""
+    if after is None or not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return ()
+    # (N, C, *spatial) -> (C,)
+    difference = after.astype(np.float64) - before.astype(np.float64)
+    moved = difference.mean(tuple(axis for axis in range(before.ndim) if axis != 1))
+    return tuple(float(value) for value in moved)
 
 
 def _tones(

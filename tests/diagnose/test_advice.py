@@ -110,3 +110,26 @@ def test_the_advice_is_true():
         inside = x.grad[0, 0, 4:12, 4:12]
         assert bool(inside.max() > inside.min()) is has_grid
         assert bool(deconvfix.inspect(layer_).advice) is has_grid
+
+
+class Cancelled(nn.Module):
+    """A layer with a strong grid, and a mean over its period behind it."""
+
+    def __init__(self, cancel):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.ConvTranspose2d(3, 4, 3, 2)
+        self.mean = nn.AvgPool2d(2, 1) if cancel else nn.Identity()
+
+    def forward(self, x):
+        return self.mean(self.up(x))
+
+
+@pytest.mark.parametrize(("cancel", "form"), [(True, "subpixel"), (False, "equalized")])
+def test_where_no_grid_is_visible_the_exact_form_is_recommended(cancel, form):
+    x = (torch.rand(1, 3, 24, 20),)
+    (found,) = deconvfix.inspect(Cancelled(cancel), example_inputs=x).layers
+    assert found.recommendation.form == form
+    assert ("no visible grid" in found.recommendation.reason) is cancel
+    (unseen,) = deconvfix.inspect(Cancelled(cancel)).layers
+    assert unseen.recommendation.form == "equalized", "without a run nothing is known of the output"

@@ -224,3 +224,35 @@ def test_drawn_samples_are_counted():
     seen = convert(decoder()).report.fidelity
     assert seen.measured_on() == "4 of the 24 samples that the layers were fitted to"
     assert "on samples that the fit has seen" in seen.sentence()
+
+
+def test_the_shift_of_colours_is_measured():
+    """By definition: the mean of each channel on the inputs, after minus before."""
+    model, x = decoder(), torch.rand(3, 4, 9, 8)
+    got = deconvfix.convert(model, to="equalized", example_inputs=(x,))
+    with torch.no_grad():
+        before, after = model(x).double(), got.model(x).double()
+    (output,) = got.report.fidelity.outputs
+    want = (after - before).mean((0, 2, 3)).numpy()
+    np.testing.assert_allclose(output.shift, want, atol=1e-6)
+    assert output.span == pytest.approx(float(before.max() - before.min()), rel=1e-5)
+    channel = int(np.abs(want).argmax())
+    assert f"(channel {channel})" in output.shift_in_words()
+
+
+def test_a_match_on_noise_is_called_that(tmp_path):
+    from tests.support import command, onnx_files
+
+    fit = {"to": "equalized", "init": "calibrated"}
+    model = onnx_files.net(shape=(2, 3, 16, 12))
+    drawn = deconvfix.convert(model, calibration="normal", **fit).report
+    assert any("made-up noise" in note for note in drawn.notes)
+    x = np.random.default_rng(0).random((2, 3, 16, 12), np.float32)
+    given = deconvfix.convert(model, calibration=[{"x": x}], **fit).report
+    assert not any("made-up noise" in note for note in given.notes)
+    path = command.save(tmp_path)
+    options = (*command.arch("Net"), "--to", "equalized", "-o", tmp_path / "out.pt")
+    assert "made-up noise" in command.run("convert", path, *options, *command.INPUT).stdout
+    np.savez(tmp_path / "x.npz", x=np.zeros((1, 2, 5, 6), np.float32))
+    real = ("--inputs", tmp_path / "x.npz", "--force")
+    assert "made-up noise" not in command.run("convert", path, *options, *real).stdout

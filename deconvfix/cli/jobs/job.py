@@ -6,6 +6,7 @@ A kind of file is a module with a `KIND`, and a line in `_KINDS` here.
 from __future__ import annotations
 
 import importlib
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from deconvfix.cli.bench import Runner
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
 from deconvfix.conversion import Attempt, Verify, attempt, prove, rewritten
+from deconvfix.diagnose.fidelity import MADE_UP
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import CheckpointError, OptionError, ParityError
 from deconvfix.files import check_output, note_read, output_folder
@@ -212,10 +214,36 @@ def convert_file(job: Job) -> ConversionReport:
         # Written, read again and proven in a folder beside the output, which gets it only then.
         with output_folder(job.output, overwrite=job.overwrite) as folder:
             path = folder / job.output.name
+            if not tried.plan.decisions and _copied(job, opened, path):
+                report = replace(tried.report(), notes=(*tried.notes, _NOTHING_FOUND))
+                return _with_files(job, opened, report)
             tried = rewritten(tried, kind.write(opened, tried, path))
             report = prove(tried, request, name=name, verify=kind.verifier(opened, path))
     report = replace(report, samples_curve=samples_curve, curve=curve)
+    # --input makes inputs up; real ones come from --inputs, or are the calibration samples.
+    made_up = bool(job.source.inputs) and job.request.calibration is None
+    if report.fidelity is not None and made_up and MADE_UP not in report.notes:
+        report = replace(report, notes=(*report.notes, MADE_UP))
     return _with_files(job, opened, report)
+
+
+_NOTHING_FOUND = (
+    "The file has no transposed convolution: the output is a copy of it, byte for byte."
+)
+
+
+def _copied(job: Job, opened: Opened, path: Path) -> bool:
+    """Copies a file in which nothing was found; False where the copy would not be the same model.
+
+    That is one of another kind, or one whose weights lie beside the file, in another folder.
+    """
+    assert job.output is not None
+    source = job.source.path
+    elsewhere = source.resolve().parent != job.output.resolve().parent
+    if source.suffix != path.suffix or (elsewhere and getattr(opened.file, "external", False)):
+        return False
+    shutil.copyfile(source, path)
+    return True
 
 
 def take_part(job: Job) -> None:

@@ -197,7 +197,9 @@ def _copy_data(path: Path, source: zipfile.ZipFile, vetted: zipfile.ZipFile) -> 
                 "Export and save the program again",
             )
     # First what is text: nothing is copied from a file whose program is more than data.
-    problem = check_program(_json(path, source, members[_PROGRAM]))
+    described = _json(path, source, members[_PROGRAM])
+    _check_devices(path, described)
+    problem = check_program(described)
     if problem:
         raise _refusal(path, _PROGRAM, problem)
     copied = {_PROGRAM, *_FORMAT, *_MARKS}
@@ -221,6 +223,33 @@ def _copy_data(path: Path, source: zipfile.ZipFile, vetted: zipfile.ZipFile) -> 
         else:
             raise _refusal(path, name, "it is neither a program nor raw values")
     vetted.writestr(f"model/{_SAMPLE_INPUTS}", _sample_inputs(path, source, members))
+
+
+def _check_devices(path: Path, described: Any) -> None:
+    """torch ends the process for a kind of device that it was not built for.
+
+    Raises:
+        ModelError: If a tensor is on a device that is not there.
+    """
+    here = {"cpu", "meta"}
+    if torch.accelerator.is_available():
+        here.add(torch.accelerator.current_accelerator().type)  # type: ignore[union-attr]
+    stack = [described]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list):
+            stack.extend(value)
+        elif isinstance(value, dict):
+            device = value.get("device")
+            kind = device.get("type") if isinstance(device, dict) else None
+            if kind is not None and kind not in here:
+                raise ModelError(
+                    str(path),
+                    f"it holds tensors on the device {kind!r}",
+                    f"a program for {' or '.join(sorted(here - {'meta'}))} is needed here",
+                    "Export the model on the CPU, or convert the program where that device is",
+                )
+            stack.extend(value.values())
 
 
 def _json(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:

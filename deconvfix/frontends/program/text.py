@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,7 +37,7 @@ _PLAIN_FUNCTION = re.compile(
 _IDENTIFIER = re.compile(r"([^\W\d]\w*)?")
 _DOTTED = re.compile(r"[\w.\-/: ]*")
 _KEY = re.compile(r"[\w.\- ]*")
-_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?[\d.]{1,400}(e[-+]?\d{1,3})?")
 _SYMPY_CALL = re.compile(
     r"Symbol|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Abs|Mod|floor|ceiling|Eq|Ne|Ge|Gt|Le|Lt"
     r"|Equality|Unequality|(Strict)?(GreaterThan|LessThan)|And|Or|Not|Piecewise|ExprCondPair|Tuple"
@@ -46,6 +47,8 @@ _SYMPY_CALL = re.compile(
 )
 _POWERS = frozenset({"Pow", "PowByNatural", "LShift"})
 _LARGEST_EXPONENT = 64
+# Of one expression: sympy takes minutes for a product of a thousand sizes.
+_MOST_NODES = 1000
 _GUARD_NAME = re.compile(
     r"L|math|torch|inf|max|min|abs|int|float|round|cast_symbool_to_symint_guardless"
 )
@@ -161,9 +164,16 @@ def _parsed(text: Any) -> list[ast.AST] | None:
     if not isinstance(text, str) or len(text) > 10_000 or "__" in text:
         return None
     try:
-        return list(ast.walk(ast.parse(text, mode="eval")))
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+    return nodes if len(nodes) <= _MOST_NODES else None
+
+
+def _is_variable(text: Any) -> bool:
+    """Whether a text is the name of a variable in the source of a method."""
+    reserved = isinstance(text, str) and (keyword.iskeyword(text) or text == "self")
+    return _is_text(_IDENTIFIER)(text) and not reserved
 
 
 def _is_size(text: Any) -> bool:
@@ -199,15 +209,25 @@ def _is_power(node: ast.AST) -> bool:
 
 def _is_small(power: ast.AST) -> bool:
     """sympy computes powers of numbers at once, however large: only small exponents, no towers."""
-    inside = [node for node in ast.walk(power) if node is not power]
     exponents = [power.right] if isinstance(power, ast.BinOp) else getattr(power, "args", [])[1:]
-    numbers = [
-        node.value
-        for exponent in exponents
-        for node in ast.walk(exponent)
-        if isinstance(node, ast.Constant) and isinstance(node.value, int)
-    ]
-    return not any(map(_is_power, inside)) and max(numbers, default=0) <= _LARGEST_EXPONENT
+    inside = [node for node in ast.walk(power) if node is not power]
+    return not any(map(_is_power, inside)) and all(map(_is_exponent, exponents))
+
+
+def _is_exponent(node: ast.AST) -> bool:
+    """A small number as it stands, or a symbol: a product of small numbers is no small number."""
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return abs(number) <= _LARGEST_EXPONENT
+        case ast.UnaryOp(operand=operand):
+            return _is_exponent(operand)
+        case ast.Name():
+            return True
+        case ast.Call(func=ast.Name(id="Symbol")):
+            return True
+        case ast.Call(func=ast.Name(id="Integer" | "Rational" | "Float"), args=args):
+            return all(map(_is_exponent, args))
+    return False
 
 
 def _is_guard(text: Any) -> bool:
@@ -265,14 +285,14 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "guards_code": _each(_is_guard),
     "in_spec": _is_tree,
     "out_spec": _is_tree,
-    "forward_arg_names": _each(_is_text(_IDENTIFIER)),
-    "name": _is_text(_IDENTIFIER),
-    "as_name": _is_text(_IDENTIFIER),
+    "forward_arg_names": _each(_is_variable),
+    "name": _is_variable,
+    "as_name": _is_variable,
     "parameter_name": _is_text(_DOTTED),
     "buffer_name": _is_text(_DOTTED),
     "tensor_constant_name": _is_text(_DOTTED),
     "custom_obj_name": lambda value: False,
-    "user_input_name": _is_text(_IDENTIFIER),
+    "user_input_name": _is_variable,
     "fqn": _is_text(_DOTTED),
     "as_int": _is_number,
     "as_ints": _each(_is_number),

@@ -213,3 +213,16 @@ def test_a_damaged_file_is_a_sentence(path, damage, found):
 def test_a_program_that_torch_cannot_save(tmp_path):
     with pytest.raises(DeconvfixError, match=r"torch\.export\.save fails"):
         program_file.write(nn.Linear(1, 1), tmp_path / "net.pt2")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is such a device")
+@pytest.mark.parametrize("kind", ["cuda", "xla", "hpu"])
+def test_a_device_that_is_not_there_is_a_sentence(path, tmp_path, kind):
+    """torch ends the process for some of them."""
+    copy = tmp_path / "moved.pt2"
+    members = members_of(path)
+    members[PROGRAM] = members[PROGRAM].replace(b'"cpu"', f'"{kind}"'.encode())
+    assert members[PROGRAM] != members_of(path)[PROGRAM]
+    write_members(copy, members)
+    with pytest.raises(DeconvfixError, match=f"tensors on the device '{kind}'"):
+        program_file.read(copy)

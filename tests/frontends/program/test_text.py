@@ -217,8 +217,9 @@ def test_names_of_arguments_are_identifiers(path):
     program = json.loads(members_of(path)[PROGRAM])
     program["anything"] = {"forward_arg_names": ["x", "mask_2"]}
     assert check_program(program) is None
-    program["anything"] = {"forward_arg_names": ["x", "y=print()"]}
-    assert check_program(program).startswith("forward_arg_names is")
+    for name in ("y=print()", "self", "lambda"):
+        program["anything"] = {"forward_arg_names": ["x", name]}
+        assert check_program(program).startswith("forward_arg_names is")
 
 
 @pytest.mark.parametrize(
@@ -227,6 +228,11 @@ def test_names_of_arguments_are_identifiers(path):
         "Pow(Integer(9), Pow(Integer(9), Integer(9)))",
         "9**9**9",
         "LShift(Integer(1), Integer(10000000000))",
+        "Pow(9, 64*64*64*64*64)",
+        "Pow(Integer(9), Mul(Integer(64), Integer(64), Integer(64)))",
+        "Pow(Integer(9), Add(Integer(60), Integer(60)))",
+        "Float('1e999999999')",
+        "*".join(["Symbol('s0')"] * 1000),
         "Symbol('s0').subs",
         "Add('exit()')",
         "lambdify(Symbol('s0'))",
