@@ -89,9 +89,12 @@ class TorchModuleFrontend:
         observed: dict[str, list[Observed]] = {}
         used_elsewhere: set[str] = set()
         notes: list[str] = []
+        # Calls by a run, on a copy: a run may change buffers.
         if example_inputs is not None:
             probe = copy_model(model)
             names = names_of(probe)
+            # By identity: where code passes a layer's weight to another function, the tensor is
+            # the same.
             homes = {
                 id(parameter): module
                 for module in probe.modules()
@@ -102,6 +105,7 @@ class TorchModuleFrontend:
             def record(seen: Observed) -> None:
                 observed.setdefault(innermost_name(seen.stack, names), []).append(seen)
 
+            # A parameter that is used outside its layer cannot be taken away with the layer.
             def touch(user: nn.Module | None, parameter: Tensor) -> None:
                 home = homes.get(id(parameter), user)
                 inside = home is None or any(user is module for module in home.modules())
@@ -111,13 +115,17 @@ class TorchModuleFrontend:
             with observe(record, touch):
                 run_model(probe, as_inputs(example_inputs))
         owners = owners_of_parameters(model)
+        # Then the layers of the model itself, with what the run has shown of each.
         matches: dict[str, Match] = {}
         layers = {name for name, module in model.named_modules() if is_layer(module)}
         for name, module in model.named_modules():
+            # Converted before: such a layer is found by its class, and has nothing left to
+            # convert.
             if is_rerouted(module) and is_layer(module):
                 continue
             calls = observed.get(name, [])
             if is_layer(module):
+                # None says that nothing is known, an empty list that the layer does not run.
                 ran = None if example_inputs is None else calls
                 match = match_module(name, module, owners, ran)
                 if name in used_elsewhere:
@@ -131,6 +139,7 @@ class TorchModuleFrontend:
                         match = replace(match, name=f"{match.name}#1")
                     matches[match.name] = match
         if example_inputs is None:
+            # Without a run the code alone can tell, and it tells no geometry.
             for path in callers_by_code(model):
                 if is_rerouted(model.get_submodule(path)):
                     continue
@@ -158,6 +167,8 @@ class TorchModuleFrontend:
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """Exchanges layers and reroutes calls as the plan says."""
         owners = owners_of_parameters(model)
+        # Exchanges come first: reroutes are collected, as each module gets one set of
+        # exclusions.
         rerouted: dict[nn.Module, set[tuple[str, ConvTransposeSpec]]] = {}
         for decision in plan.changed:
             module = _module_of(model, decision)
@@ -171,14 +182,19 @@ class TorchModuleFrontend:
                 rerouted.setdefault(module, set())
             else:
                 model = exchange(model, module, converted_layer(module, decision))
+        # A rerouted module catches every call inside it, so what the plan keeps must be
+        # excluded by name.
         untouched = set()
         for decision in plan.decisions:
             if decision.decision == "replaced" or not rerouted:
                 continue
             module = _module_of(model, decision)
             if module in rerouted and decision.spec:
+                # A call in the module's own code is told by its function and geometry.
                 rerouted[module].add((decision.op, decision.spec))
             elif module not in rerouted and _has_ancestor(model, decision, rerouted):
+                # A layer in a module further inside passes through the modes of all modules
+                # around it.
                 untouched.add(module)
         for module, excluded in rerouted.items():
             reroute(module, frozenset(excluded))
@@ -192,6 +208,7 @@ class TorchModuleFrontend:
         """Calibrated fits, and distillation where it is asked for."""
         decisions = fitted_decisions(plan)
         samples = TorchSamples(data.example_inputs, data.tuning.seed)
+        # Calibration solves on the batches. Tuning draws from the supply where there is one.
         batches, supply = calibration_inputs(samples, data.inputs)
         flat = [] if data.flat is None else flat_inputs(data.flat, data.example_inputs)
         with torch.no_grad():
@@ -203,11 +220,14 @@ class TorchModuleFrontend:
                 memory=data.memory,
                 flat=bool(flat),
             )
+        # Tuning starts at the calibrated weights, which are close to the original already.
         after = fittable.after
         if any(decision.settings.init == "tuned" for decision in decisions):
             plan, more = tune(before, after, plan, batches, supply, data.tuning, flat, data.memory)
             notes = [*notes, *more]
         if flat:
+            # Layers in sequence multiply their periods, so the product covers the grids of all
+            # of them.
             strides = [decision.spec.stride[-1] for decision in decisions]
             notes = [*notes, *grid_notes(before, after, flat, math.prod(strides))]
         return after, plan, notes
@@ -240,6 +260,7 @@ class TorchModuleFrontend:
         """Runs a copy under a dispatch mode and names what it still sees."""
         kept = [decision for decision in plan.decisions if decision.name in plan.stays]
         paths = [call_path(decision.name, decision.op) for decision in kept]
+        # A functional call is seen as a call of the module whose code it stands in.
         allowed = {d.name if path is None else path for d, path in zip(kept, paths, strict=True)}
         allowed |= {name for name, module in model.named_modules() if keeps_some(module)}
         for name, module in model.named_modules():
