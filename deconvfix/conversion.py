@@ -267,11 +267,13 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     fitter = fitter_of(frontend, request.calibration, inits) if inits else None
     calibration = request.calibration
     given = None
+    # An iterator can be read once, and the samples are needed several times.
     if fitter is not None and calibration is not None and not isinstance(calibration, str):
         calibration = given = list(calibration)
     inputs = request.example_inputs
     if inputs is None and isinstance(frontend, HasInputs):
         inputs = frontend.own_inputs(working)
+    # Exact forms are finished here. Fitted ones have their fit to the weights.
     after, notes = frontend.apply(working, plan), list(findings.notes)
     samples = None
     if fitter is not None and calibration is not None:
@@ -293,6 +295,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
             inputs = fitter.drawn_inputs(before, str(calibration), request.seed + 1)
     fidelity = None
     if changes:
+        # After the fit to data, as that has changed the weights again.
         ripples = ripples_now(frontend, after, plan, ripples)
         fidelity = fidelity_of(ripples)
     if fidelity is not None and samples is not None:
@@ -335,6 +338,7 @@ def prove(
     """
     frontend, before, after, plan = tried.frontend, tried.before, tried.after, tried.plan
     examples = [] if request.example_inputs is None else [request.example_inputs]
+    # A mistake must not be measured as an intended change.
     parity: ParityReport | None = (verify or frontend.verify)(before, after, examples, plan)
     if parity is not None and not parity.comparisons and plan.changed and not examples:
         note = "Nothing could be compared without running the model: give example inputs."

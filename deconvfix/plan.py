@@ -195,6 +195,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The recipe: enough to rebuild the converted architecture around a checkpoint."""
+        # Fitted weights go before asdict, which would copy them all.
         data = asdict(replace(self, decisions=tuple(map(_without_weights, self.decisions))))
         for decision in data["decisions"]:
             del decision["fitted"]
@@ -232,6 +233,7 @@ class Plan:
         if earlier is None:
             return self
         names = {decision.name for decision in self.decisions}
+        # Layers that the earlier plan has exchanged are not found any more.
         gone = tuple(decision for decision in earlier.changed if decision.name not in names)
         return Plan(self.to, gone + self.decisions)
 
@@ -279,6 +281,7 @@ def make_plan(
     names = [match.name for match in matches]
     asked = [("include", glob) for glob in options.include]
     asked += [("exclude", glob) for glob in options.exclude]
+    # A pattern that matches nothing is a typing error more often than not.
     for which, pattern in asked:
         if names and not any(fnmatchcase(name, pattern) for name in names):
             raise OptionError(
@@ -296,6 +299,7 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
     def decision(verdict: Verdict, reason: str) -> Decision:
         return Decision(match.name, match.op, verdict, None, reason, spec)
 
+    # What was not asked for is no refusal, whatever stands in its way.
     if not _is_selected(match.name, options, selects):
         return decision("kept", "not selected")
     untouched = target.why_untouched(options.settings)
@@ -303,6 +307,7 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         return decision("kept", untouched)
     if match.obstacle is not None:
         return decision("refused", match.obstacle.sentence(match.name))
+    # Before the weight is read: what a layer lacks may be the weight.
     refusal = _first_lacking(match, target.needs(options.settings))
     if refusal is not None:
         return decision("refused", refusal.sentence(match.name))
@@ -314,6 +319,7 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         unfit = why_unfit(match, named=bool(options.include))
         if unfit is not None:
             return decision("refused", unfit.sentence(match.name))
+    # The form decides what is open, and may choose another one or leave the layer as it is.
     settled = target.settle(spec, options.settings, match.read_weight)
     if isinstance(settled, Refusal):
         return decision("refused", settled.sentence(match.name))
@@ -386,9 +392,11 @@ def _without_weights(decision: Decision) -> Decision:
 
 
 def _decision(data: dict[str, Any]) -> Decision:
+    # Weights come from the checkpoint. A recipe that had some could replace them unseen.
     if "fitted" in data:
         raise ValueError("a recipe holds no weights")
     spec, settings = data.pop("spec"), data.pop("settings")
+    # The same rule as for a plan that was made: geometry, form and choices make a `Replaced`.
     kind: Any = Decision if None in (spec, settings, data["form"]) else Replaced
     decision: Decision = kind(
         **data,
