@@ -24,7 +24,9 @@ def recommend(match: Match) -> Recommendation | None:
         return Recommendation(KEEP, f"It cannot be converted: {match.obstacle.found}.", 1.0)
     if max(spec.stride) == 1:
         return Recommendation(KEEP, "Stride 1: there are no phases, and so no grid.", 1.0)
+    # By what forms say of themselves, so that a new form needs no change here.
     exact = next(form for form in FORMS if form.is_exact)
+    # Where even the exact form is refused, no other is possible.
     if isinstance(exact.settle(spec, Settings(), None), Refusal):
         return Recommendation(KEEP, "Its dense kernel would be too large to convert.", 1.0)
     unfit = why_unfit(match, named=False)

@@ -141,8 +141,10 @@ def network_tables(
     found: dict[int, Array] = {}
     if not any(map(_is_spatial, inputs)):
         return found
+    # The model's own level first: other constants may be far from what it was trained on.
     for fill in (None, 0.5, 0.0):
         answered = False
+        # Small inputs first, as time grows with a power of the factor.
         for factor in _FACTORS:
             constants = [
                 _constant(array, fill, factor) if _is_spatial(array) else array for array in inputs
@@ -151,12 +153,14 @@ def network_tables(
                 break
             try:
                 outputs = run(constants)
+            # Models of a fixed size refuse others, and larger ones then too.
             except DeconvfixError:
                 break
             for index, period in periods.items():
                 if index in found or index >= len(outputs):
                     continue
                 output = with_channels(outputs[index], len(period))
+                # Another constant may have a finite answer.
                 if output is None or not np.isfinite(output).all():
                     continue
                 answered = True
@@ -206,8 +210,10 @@ def _middle(output: NDArray[Any], period: Sequence[int]) -> Array | None:
         index.append(slice(begin, begin + 2 * s))
         pairs += [2, s]
     ndim = len(period)
+    # Two periods per axis, (N, C, 2*S_1, 2*S_2, ..) -> (N, C, 2, S_1, 2, S_2, ..)
     middle = output[tuple(index)].astype(np.float64).reshape(*output.shape[:2], *pairs)
     repeats = tuple(2 + 2 * a for a in range(ndim))
+    # The first against the second period, on each axis.
     drift = float((middle.max(repeats) - middle.min(repeats)).max())
     table: Array = middle.mean(repeats)
     axes = tuple(range(2, 2 + ndim))
