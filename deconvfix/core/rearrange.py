@@ -112,8 +112,7 @@ def rearrange(verbs: Sequence[Verb], array: NDArray[Any], groups: int = 1) -> ND
                 merged = math.prod(shape[first : last + 1])
                 array = array.reshape(*shape[:first], merged, *shape[last + 1 :])
             case ZeroExtend(amounts):
-                # A negative amount cuts. A positive one goes past the end, where a slice stops
-                # by itself.
+                # A negative amount cuts here, a positive one is for the padding below.
                 kept = array[tuple(slice(0, n + a) for n, a in zip(shape, amounts, strict=True))]
                 array = np.pad(kept, [(0, max(a, 0)) for a in amounts])
             case Permute(order):

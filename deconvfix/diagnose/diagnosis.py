@@ -107,8 +107,7 @@ def _variances(values: NDArray[Any], grids: Mapping[str, Period]) -> Iterator[Ph
     """One analysis for each period of a grid, the longest first."""
     distinct = {period for period in grids.values() if max(period) > 1}
     for period in sorted(distinct, reverse=True):
-        # The lowest frequency of this period belongs to grids of this period and of its
-        # multiples.
+        # Grids of this period, and of its multiples, have this frequency.
         once = tuple(Fraction(1, n) for n in period)
         found = phase_variance(values, period, layers_with(once, grids))
         if found is not None:

@@ -196,8 +196,7 @@ class Equalized(Form):
                 [(first, [(j, start + begin) for j, start in taps]) for first, taps in reaches]
             )
         phases = []
-        # A phase of the layer is one residue on each axis, and its taps are all pairs of
-        # theirs.
+        # A phase of the layer is one residue on each axis, with all combinations of their taps.
         for grid in itertools.product(*choices):
             reached = list(itertools.product(*(taps for _, taps in grid)))
             phases.append(

@@ -280,8 +280,7 @@ class ResizeForm(Form):
         sizes = [len(matrix) for matrix in self.operators(spec, settings)]
         target = np.zeros((*weight.shape[:2], *sizes))
         taps = tuple(
-            # Stride 1 keeps its dilation. Elsewhere the taps are spread to their dense
-            # positions.
+            # Stride 1 keeps its dilation. Elsewhere the taps lie d positions apart.
             slice(0, k) if a.s == 1 else slice(a.grown, a.grown + d * (k - 1) + 1, d)
             for k, d, a in zip(spec.kernel_size, spec.dilation, axes, strict=True)
         )

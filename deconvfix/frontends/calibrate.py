@@ -134,8 +134,7 @@ def calibrate(
             notes.append(note)
             del decisions[name]
     changed: dict[str, Replaced] = {}
-    # In the order in which they run, so that each layer is fitted behind layers that are
-    # fitted.
+    # In the order in which they run, so that each layer sees what fitted layers give.
     counts = model.order(list(decisions))
     for name, count in counts.items():
         try:

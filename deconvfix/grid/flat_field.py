@@ -153,7 +153,7 @@ def network_tables(
                 break
             try:
                 outputs = run(constants)
-            # Models of a fixed size refuse others, and larger ones then too.
+            # A model that refuses one size is not tried on larger ones.
             except DeconvfixError:
                 break
             for index, period in periods.items():

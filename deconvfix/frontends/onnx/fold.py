@@ -64,8 +64,7 @@ def fold(model: ir.Model, place: _Place, value: ir.Value | None) -> None:
     if any(node.op_type in _GROWING for node in nodes):
         return
     try:
-        # Without narrowing, as the value is stored in its own type, and unoptimised, as it runs
-        # once.
+        # In its own type, as the result is stored, and unoptimised, as it runs once.
         part = serialized(cut_out({}, value, narrow=False), model, place.function, place.opset)
         (array,) = run_named(open_session(part, optimize=False), {})
     except (ExportError, ValueError):

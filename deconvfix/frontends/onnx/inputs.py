@@ -113,8 +113,7 @@ def make_feeds(model: ir.Model) -> Iterator[Feed]:
         for declared in shapes:
             for axis, size in enumerate(declared.shape or ()):
                 if isinstance(size, str):
-                    # An open first axis is the batch in nearly all files, and one sample is
-                    # enough.
+                    # An open first axis is the batch in nearly all files.
                     chosen = 1 if axis == 0 else length
                     if axis == 1 and declared.channels is not None:
                         chosen = declared.channels
@@ -151,8 +150,7 @@ def variants(model: ir.Model, base: Feed) -> Iterator[tuple[str, Feed]]:
         choices.append(
             {symbol: have + 1 if symbol in first else 2 * have for symbol, have in sizes.items()}
         )
-    # Each open size alone, then all of them together. Sizes that are no multiple of 32 are
-    # among them.
+    # Each open size alone, then all together, with sizes that are no multiple of 32.
     for choice in choices:
         rng = np.random.default_rng(1)
         feed = {

@@ -65,8 +65,7 @@ def _compare(
     shape = (2, spec.in_channels, *_sizes(layer))
     boundary: dict[str, Sequence[int | None]] = {str(x.name): shape}
     boundary |= {name: operands[role].shape for role, name in running.items()}
-    # Graphs are told by their number, as original and converted model have objects of their
-    # own.
+    # By the number of the graph, as the two models have objects of their own.
     number = [scope[0] for scope in scopes(before)].index(layer.graph)
     part = _part(after, number, layer, boundary, result, dtype)
     inputs = _inputs(shape, dtype, rng)

@@ -57,8 +57,7 @@ class Store:
             value = self.names.initializer(array, owner, f"{old.name}_{writer.prefix}")
             self._stored[old, key] = value
             return value
-        # In functions there are no initializers, and old IR versions have them in the main
-        # graph alone.
+        # Functions have no initializers, and old IR versions have them in the main graph alone.
         if not old.is_initializer() or owner is None or not (free or owner is self.model.graph):
             return writer.constant(array, (old.name or "weight").rpartition("/")[2])
         # In its own place, so that the file keeps the weight's name.

@@ -125,8 +125,7 @@ class FittableProgram:
         program, calls = self._copied(program)
         node, call = calls[name].node, calls[name].call
         transposed: Any = node.target
-        # The node's tensors become its only arguments, as a graph passes no other values at run
-        # time.
+        # A graph passes tensors at run time, so these become the only arguments.
         operands = [value for value in (call.input, call.weight, call.bias) if value is not None]
         arguments = (node.args, dict(node.kwargs))
         pairs: list[tuple[Tensor, Tensor]] = []

@@ -165,8 +165,7 @@ class ExportedProgramFrontend:
         """
         if not inputs and before.example_inputs is not None:
             inputs = [before.example_inputs]
-        # The reference is the original with the fitted kernels, so that both compute the same
-        # function.
+        # With the fitted kernels in the original, too, both compute the same function.
         if plan is not None and any(not layer.target.is_exact for layer in plan.replaced):
             before = self.prepare(before, None, inplace=False)
             calls = dict(_named_calls(before))
@@ -190,8 +189,7 @@ FRONTEND = ExportedProgramFrontend()
 
 def _named_calls(program: ExportedProgram) -> Iterator[tuple[str, GraphCall]]:
     """Calls by their modules' paths, where that is unique, and otherwise by their nodes."""
-    # The names of nodes are unique in a program. Paths are not where a layer runs several
-    # times.
+    # Names of nodes are unique. Paths are not, where a layer runs several times.
     calls = list(find_calls(program.graph_module))
     paths = [_module_path(call.node) for _, call in calls]
     nodes = {name for name, _ in calls}

@@ -92,8 +92,7 @@ class FittableModule:
     ) -> None:
         self.after = after
         self._before = copy_model(before).eval()
-        # Exact forms compute what the original computes, so only fitted layers make inputs
-        # differ.
+        # Exact forms change no value, so only fitted layers make inputs differ.
         self._inexact = sum(not decision.exact for decision in plan.replaced)
         self._batches = batches
         self._flat = flat
@@ -124,8 +123,7 @@ class FittableModule:
         # All fitted layers run, so none in front of the first one is missing from the counts.
         unchanged = self._inexact == len(self._counts) and first and count == 1
         inputs = kept.inputs if unchanged and kept is not None else None
-        # A copy of the model as it is fitted so far: its layers upstream are fitted before this
-        # one.
+        # As the model is fitted so far: the layers in front of this one are done.
         running = copy_model(self.after).eval() if inputs is None else None
         for number, batch in enumerate(self._batches):
             if running is not None:
@@ -149,8 +147,7 @@ class FittableModule:
     def put(self, decision: Replaced, solved: Solved) -> Replaced:
         """Into the module: exchanged layers are built again, for a border that was chosen."""
         module = self.after.get_submodule(decision.name)
-        # Padding modes and grown kernels are part of the steps, so a new layer is compiled from
-        # them.
+        # The padding mode is part of the steps, so a new layer is compiled.
         if isinstance(module, ConvertedConvTranspose):
             new = rebuilt_layer(module, decision.settings, solved.kernel, solved.bias)
             self.after = exchange(self.after, module, new)
@@ -229,8 +226,7 @@ def _original(
             for handle in handles:
                 handle.remove()
         size += sum(tensor.nbytes for tensor in itertools.chain(inputs, *outputs.values()))
-        # The sizes are known only after a run, so one batch may go past the limit before it is
-        # noticed.
+        # Sizes are known only after a run, so one batch may go past the limit.
         if size > most_bytes:
             return None
         found.inputs.append(inputs)
@@ -265,8 +261,7 @@ def _calls(model: nn.Module, name: str, batch: Inputs, count: int) -> list[tuple
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         calls.append((_input_of(args, kwargs), output))
         if len(calls) == count:
-            # Layers behind the last call are not of interest, and for early layers they are
-            # most of the time.
+            # Nothing behind the last call is of interest.
             raise Reached
         # What follows may change them in place.
         x, y = calls.pop()

@@ -218,8 +218,7 @@ def write(
     # Wrappers such as DataParallel put "module." in front of every name.
     prefix = prefix_of(source.state, state) if source else ""
     state = {prefix + name: value for name, value in state.items()}
-    # A form that keeps the layer keeps its names. Others have new ones, such as
-    # "up.conv.weight".
+    # Forms that keep the layer keep its names. Others have new ones ("up.conv.weight").
     keeps_names = source is not None and source.state.keys() >= state.keys()
     if source is not None and keeps_names:
         state = {name: state.get(name, value) for name, value in source.state.items()}
@@ -232,8 +231,7 @@ def write(
     keys = source.state_key.split(".") if source and source.state_key else []
     # An optimizer's state belongs to the old parameters, so it is kept only while names stay.
     content = source.content if source is not None and keeps_names else None
-    # A failed write inside torch's zip writer ends the process, so errors are kept until it is
-    # done.
+    # A failed write would end the process inside torch, so errors wait until it is done.
     with open(path, "wb", buffering=0) as file:
         late = LateErrors(file)
         torch.save(nested(content, keys, state), cast("IO[bytes]", late))
@@ -312,8 +310,7 @@ def _recipe_of(path: Path) -> Plan | None:
                 for member in archive.infolist():
                     if member.filename.partition("/")[2] == _MEMBER:
                         text, where = _recipe_member(path, archive, member), path
-    # The recipe inside the archive goes before a file beside it, which may belong to another
-    # one.
+    # The recipe inside the archive has precedence over a file beside it.
     if text is None and where != path and where.is_file():
         if where.stat().st_size > _LARGEST_RECIPE:
             return None

@@ -57,8 +57,7 @@ def probe_module(model: nn.Module, example_inputs: Any, matches: Sequence[Match]
         matches: Its layers.
     """
     inputs = as_inputs(example_inputs)
-    # Only plain tensors may be varied: all other leaves of the arguments stay as they were
-    # given.
+    # Only plain tensors are varied. All other leaves stay as they were given.
     leaves, structure = pytree.tree_flatten((inputs.args, inputs.kwargs))
     positions = [index for index, leaf in enumerate(leaves) if _is_plain(leaf)]
     names = names_of(model)
@@ -109,8 +108,7 @@ def gradient_advice(model: nn.Module) -> Iterator[str]:
             continue
         kernel, stride, dilation = geometry
         spec = ConvTransposeSpec.create(1, 1, kernel, stride=stride, dilation=dilation)
-        # The gradient is a transposed convolution of this geometry, so the test for layers
-        # applies.
+        # The gradient is a transposed convolution of this geometry.
         if max(stride) == 1 or not uneven_overlap(spec):
             continue
         missed = any(k < s for k, s in zip(kernel, stride, strict=True))
@@ -154,8 +152,7 @@ def _owner(
     call = observed.call
     spec = call.spec()
     same = [match for match in matches if match.spec == spec]
-    # The most certain way first. Several matches at one place take turns, by the fewest calls
-    # so far.
+    # The most certain way first. Several matches at one place take turns.
     for candidates in (
         [match for match in matches if match.name == path and call_path(path, match.op) is None],
         [match for match in same if call_path(match.name, match.op) == path],

@@ -263,8 +263,7 @@ def _check(path: Path) -> None:
 def newest_opset() -> int:
     """The newest opset that the exporter writes and the installed ONNX Runtime loads."""
     newest = min(_NEWEST_CONVERTED, onnx.defs.onnx_opset_version())
-    # A runtime may know fewer opsets than the onnx package, so a tiny model is loaded with
-    # each.
+    # A runtime may know fewer opsets than the onnx package: a tiny model shows it.
     for opset in range(newest, OLDEST_OPSET, -1):
         value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
         result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
@@ -307,8 +306,7 @@ def _export(
             )
         except Exception as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
-            # torch.export's message is long: a line that names a class says what it cannot
-            # capture.
+            # A line that names a class says what torch.export cannot capture.
             detail = next((line for line in lines if "class '" in line), lines[0] if lines else "")
             raise ExportError(
                 type(model).__name__,

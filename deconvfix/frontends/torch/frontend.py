@@ -93,8 +93,7 @@ class TorchModuleFrontend:
         if example_inputs is not None:
             probe = copy_model(model)
             names = names_of(probe)
-            # By identity: where code passes a layer's weight to another function, the tensor is
-            # the same.
+            # By identity: code that uses a layer's weight elsewhere uses the same tensor.
             homes = {
                 id(parameter): module
                 for module in probe.modules()
@@ -119,8 +118,7 @@ class TorchModuleFrontend:
         matches: dict[str, Match] = {}
         layers = {name for name, module in model.named_modules() if is_layer(module)}
         for name, module in model.named_modules():
-            # Converted before: such a layer is found by its class, and has nothing left to
-            # convert.
+            # Converted before: only its class is still that of a layer.
             if is_rerouted(module) and is_layer(module):
                 continue
             calls = observed.get(name, [])
@@ -167,8 +165,7 @@ class TorchModuleFrontend:
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """Exchanges layers and reroutes calls as the plan says."""
         owners = owners_of_parameters(model)
-        # Exchanges come first: reroutes are collected, as each module gets one set of
-        # exclusions.
+        # Reroutes are collected first, as each module gets one set of exclusions.
         rerouted: dict[nn.Module, set[tuple[str, ConvTransposeSpec]]] = {}
         for decision in plan.changed:
             module = _module_of(model, decision)
@@ -182,8 +179,7 @@ class TorchModuleFrontend:
                 rerouted.setdefault(module, set())
             else:
                 model = exchange(model, module, converted_layer(module, decision))
-        # A rerouted module catches every call inside it, so what the plan keeps must be
-        # excluded by name.
+        # A rerouted module catches every call inside it, so what stays must be excluded.
         untouched = set()
         for decision in plan.decisions:
             if decision.decision == "replaced" or not rerouted:
@@ -193,8 +189,7 @@ class TorchModuleFrontend:
                 # A call in the module's own code is told by its function and geometry.
                 rerouted[module].add((decision.op, decision.spec))
             elif module not in rerouted and _has_ancestor(model, decision, rerouted):
-                # A layer in a module further inside passes through the modes of all modules
-                # around it.
+                # A call further inside meets the modes of all modules around it.
                 untouched.add(module)
         for module, excluded in rerouted.items():
             reroute(module, frozenset(excluded))
@@ -226,8 +221,7 @@ class TorchModuleFrontend:
             plan, more = tune(before, after, plan, batches, supply, data.tuning, flat, data.memory)
             notes = [*notes, *more]
         if flat:
-            # Layers in sequence multiply their periods, so the product covers the grids of all
-            # of them.
+            # Layers in sequence multiply their periods: the product covers all of their grids.
             strides = [decision.spec.stride[-1] for decision in decisions]
             notes = [*notes, *grid_notes(before, after, flat, math.prod(strides))]
         return after, plan, notes

@@ -89,8 +89,7 @@ class FxFrontend(TorchModuleFrontend):
         assert isinstance(model, fx.GraphModule)
         calls = dict(find_calls(model))
         layers = tuple(decision for decision in plan.decisions if decision.name not in calls)
-        # Layers as modules first. The nodes found before stay valid, as only the modules behind
-        # their targets change.
+        # Layers as modules first: that leaves all nodes as they are.
         super().apply(model, Plan(plan.to, layers))
         for decision in plan.changed:
             if decision.name in calls:
@@ -164,8 +163,7 @@ def match_call(name: str, found: GraphCall) -> Match:
             spec = Call(**cast(Any, {**known, "weight": weight})).spec()
         else:
             spec = _spec_of_example(weight, known)
-        # A batched tensor of vmap hides an axis: its shape is not that of the graph's
-        # operators.
+        # A batched tensor of vmap hides an axis of the operators' shapes.
         if x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
             obstacle = _INSIDE_VMAP
         elif x is not None:
@@ -192,8 +190,7 @@ def _spec_of_example(weight: Tensor, known: dict[str, Any]) -> ConvTransposeSpec
 
     Asking a symbolic number for its hint does not make it a fixed one.
     """
-    # A hint is the number that the export has seen. It is for the report, not for the
-    # rewriting.
+    # A hint is the number that the export has seen.
     shape = [_hint(n) for n in weight.shape]
     hints = pytree.tree_map(_hint, {name: known[name] for name in GEOMETRY})
     if None in pytree.tree_leaves([shape, hints]):

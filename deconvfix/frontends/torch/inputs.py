@@ -249,8 +249,7 @@ def psnr_on(before: nn.Module, after: nn.Module, batches: Sequence[Inputs]) -> f
     old, new = (
         [
             _array(output)
-            # One copy for all batches: buffers may change in a run, and the user's model must
-            # not.
+            # On a copy, as buffers may change in a run.
             for running in [copy_model(model)]
             for inputs in batches
             for output in flat_tensors(run_model(running, inputs))

@@ -71,8 +71,7 @@ class ConvertedConvTranspose(nn.Sequential):
         weight: Tensor,
         bias: Tensor | None,
     ) -> None:
-        # The kernel is rearranged once, here: the modules below are ordinary layers that run
-        # it.
+        # The kernel is rearranged once: the modules below are ordinary layers.
         compiled = form(form_name).compile(spec, settings)
         new_weight = torch_steps.rearrange_tensor(compiled.weight, weight, spec.groups)
         new_weight = _like_layout(new_weight, weight)
@@ -81,7 +80,7 @@ class ConvertedConvTranspose(nn.Sequential):
         children: OrderedDict[str, nn.Module] = OrderedDict()
         for step in compiled.steps:
             name, child = _child(step, new_weight, bias, spec)
-            # Two steps of one kind get a number, and the first keeps the plain name.
+            # A second step of one kind gets a number.
             children[name if name not in children else f"{name}_{len(children)}"] = child
         super().__init__(children)
         # Under torch's names, as user code reads the geometry of its layers.
@@ -234,7 +233,7 @@ def spatial_size(
         )
     if not all(type(size) is int for size in (*requested, *shape[-n:])):
         return requested  # symbolic, or traced: to ask would fix them
-    # Without output_padding to s - 1 more, as torch.nn.ConvTranspose2d checks it.
+    # From no output_padding to one of s - 1, as torch.nn.ConvTranspose2d checks it.
     least = replace(spec, output_padding=(0,) * n).output_size(tuple(shape[-n:]))
     most = tuple(low + s - 1 for low, s in zip(least, spec.stride, strict=True))
     if any(not low <= w <= high for low, w, high in zip(least, requested, most, strict=True)):
@@ -263,8 +262,7 @@ def _child(
                 dilation=step.dilation,
                 groups=step.groups,
                 bias=step.bias,
-                # Its own weight is replaced at once, so none is allocated and no random number
-                # drawn.
+                # Its own weight is replaced at once, so none is allocated.
                 device="meta",
             )
             conv.weight = _parameter(weight)

@@ -149,8 +149,7 @@ def objects_in(path: Path) -> str:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            # torch.save writes one pickle, in a folder of the archive, and tensors as raw
-            # members.
+            # torch.save writes one pickle, and tensors as raw members.
             [member] = [m for m in archive.infolist() if m.filename.endswith("/data.pkl")]
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > _LARGEST_PICKLE:
                 return ""

@@ -127,7 +127,7 @@ def rebuilt_layer(
 
 def take_over(new: Layer, old: nn.Module) -> Layer:
     """Gives `new` the mode, hooks and attributes of the layer that it stands for."""
-    # The same dictionaries: a handle that the user holds removes its hook from them.
+    # The dictionaries themselves, as handles that the user holds refer to them.
     for name in _HOOKS:
         setattr(new, name, getattr(old, name))
     new._forward_pre_hooks = OrderedDict(
@@ -225,6 +225,5 @@ def _assign(parameter: Tensor, value: Tensor) -> None:
     if parameter.shape == value.shape:
         parameter.copy_(value)
     else:
-        # Grown kernels have another shape. The parameter's identity stays, for optimizers that
-        # hold it.
+        # A grown kernel has another shape. The parameter stays the same object.
         parameter.data = value.contiguous()

@@ -159,18 +159,15 @@ class Descent:
             best = start
         else:
             at, best, states = saved
-            # The supply goes on where it was, so a resumed run sees the batches of an
-            # uninterrupted one.
+            # A resumed run sees the batches that an uninterrupted one would see.
             for _ in range(at.batches):
                 next(self.batches)
-        # Trials of learning rates first, one after the other, then the run with the best of
-        # them.
+        # Trials of learning rates first, then the run with the best of them.
         while True:
             rate, trying = _next_rate(at.tried)
             if self.tuning.learning_rate is not None:
                 rate, trying = self.tuning.learning_rate, False
-            # Trials begin at the same point, so that their gains compare. The run goes on from
-            # the best state.
+            # Trials begin at one point, so that their gains compare.
             if states is None:
                 self._restore(start if trying else best)
             share = _TRIAL if trying else 1 - at.used
@@ -219,8 +216,7 @@ class Descent:
                 loss, at.last = self.heldout_loss(), fraction
                 if steps is None:
                     [took] = average(time.monotonic() - started - at.spent)
-                    # Where an evaluation is slow, fewer of them keep within their share of the
-                    # time.
+                    # Slow evaluations are made less often.
                     at.pause = max(_PAUSE, took / seconds / _SHARE_OF_TIME)
                 at.worse = 0 if loss < at.lowest else at.worse + 1
                 at.lowest = min(at.lowest, loss)

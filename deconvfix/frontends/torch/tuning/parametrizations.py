@@ -54,8 +54,7 @@ class Subspace(nn.Module):
             kernel = kernel + self.offset
         # (C_in, C_out/g, copies * taps) -> (C_in, C_out/g, copies, taps)
         kernel = kernel.unflatten(-1, (self.design.copies, -1))
-        # -> (g, C_in/g, C_out/g, copies, taps) -> (g, copies, C_in/g, C_out/g, taps) -> the
-        # kernel's shape
+        # -> (g, C_in/g, C_out/g, copies, taps) -> (g, copies, C_in/g, C_out/g, taps)
         shaped: Tensor = kernel.unflatten(0, (self.groups, -1)).movedim(3, 1).reshape(self.shape)
         return shaped
 
@@ -89,8 +88,7 @@ class KeptAlong(nn.Module):
         """The kernel, with what `start` has along the directions."""
         # (C_in, C_out/g, *taps) -> (g, C_in/g, C_out/g * taps)
         change = (kernel - self.start).flatten(1).unflatten(0, (len(self.along), -1))
-        # Columns of `along` are orthonormal or zero, so this is the projection on what they
-        # span.
+        # A projection, as columns of `along` are orthonormal or zero.
         kept = self.along @ (self.along.mT @ change)
         moved: Tensor = self.start + (change - kept).flatten(0, 1).reshape(kernel.shape)
         return moved

@@ -90,8 +90,7 @@ def tune(
     """
     decisions = fitted_decisions(plan)
     names = [decision.name for decision in decisions]
-    # On copies: training changes classes and shapes of layers, and the user's model keeps its
-    # own.
+    # On copies, as training changes the classes of layers.
     teacher = copy_model(before).eval().requires_grad_(False)
     student = copy_model(after).eval().requires_grad_(tuning.train_all)
     for decision in decisions:
@@ -160,7 +159,7 @@ class _Loss:
     def __call__(self, samples: Sequence[Inputs]) -> Tensor:
         """The mean over the samples, with a gradient."""
         losses = []
-        # Samples of other shapes, or that influence each other in a batch, run one at a time.
+        # Samples of one shape run together, unless they influence each other.
         for batch in join(samples) if self.independent else samples:
             if self.kept:
                 inputs, old = batch.args
@@ -256,15 +255,13 @@ def _freed(
     layer = student.get_submodule(name)
     design, offset = _kernels(name, plan, before)
     if isinstance(layer, ConvertedConvTranspose):
-        # The nearest or linear kernel is a step of its own, so any kernel of the convolution is
-        # allowed.
+        # Upsampling is a step of its own, so the convolution may have any kernel.
         if design.copies == 1:
             layer.requires_grad_(True)
             return student
         chosen = form(layer.form_name)
         verbs = chosen.compile(layer.spec, layer.settings).weight
-        # The convolution's weight goes back to the layout of the transposed convolution, which
-        # trains faster.
+        # Back to the layout of a transposed convolution, which trains faster.
         back = inverse(verbs, layer.kernel_shape, layer.groups)
         kernel = carry_out(back, layer.convolution.weight)
         grown, _ = chosen.spread(layer.spec, layer.settings, read_weight(kernel))
