@@ -267,11 +267,13 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     fitter = fitter_of(frontend, request.calibration, inits) if inits else None
     calibration = request.calibration
     given = None
+    # An iterator can be read once, and the samples are needed several times.
     if fitter is not None and calibration is not None and not isinstance(calibration, str):
         calibration = given = list(calibration)
     inputs = request.example_inputs
     if inputs is None and isinstance(frontend, HasInputs):
         inputs = frontend.own_inputs(working)
+    # Exact forms are finished here. Fitted ones have their fit to the weights.
     after, notes = frontend.apply(working, plan), list(findings.notes)
     samples = None
     if fitter is not None and calibration is not None:
@@ -294,6 +296,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
             notes.append(MADE_UP)
     fidelity = None
     if changes:
+        # After the fit to data, as that has changed the weights again.
         ripples = ripples_now(frontend, after, plan, ripples)
         fidelity = fidelity_of(ripples)
     if fidelity is not None and samples is not None:
@@ -337,6 +340,7 @@ def prove(
     frontend, before, after, plan = tried.frontend, tried.before, tried.after, tried.plan
     # The proof first; what a fitted form changes on purpose is measured only of what was proven.
     examples = [] if request.example_inputs is None else [request.example_inputs]
+    # A mistake must not be measured as an intended change.
     parity: ParityReport | None = (verify or frontend.verify)(before, after, examples, plan)
     if parity is not None and not parity.comparisons and plan.changed and not examples:
         note = "Nothing could be compared without running the model: give example inputs."
@@ -365,7 +369,6 @@ def prove(
                 fidelity.outputs,
                 sample_rate=request.sample_rate,
             )
-    # A strict request wants the run itself, not only the layers.
     report = tried.report(parity=parity, evidence=evidence)
     if request.strict and plan.changed and not report.proven:
         raise _unproven(report, name)

@@ -17,7 +17,7 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import CheckpointError, OptionError, Refusal
 from deconvfix.forms import FORMS, form
 from deconvfix.forms.base import KEEP, Compiled, Form, Need, ReadWeight, Settings, known
-from deconvfix.grid.fixed_basis import fixed_basis
+from deconvfix.forms.unfit import why_unfit
 
 __all__ = [
     "Decision",
@@ -29,7 +29,6 @@ __all__ = [
     "Verdict",
     "lacking",
     "make_plan",
-    "why_unfit",
 ]
 
 RECIPE_FORMAT = "deconvfix.recipe/1"
@@ -198,6 +197,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The recipe: enough to rebuild the converted architecture around a checkpoint."""
+        # Fitted weights go before asdict, which would copy them all.
         data = asdict(replace(self, decisions=tuple(map(_without_weights, self.decisions))))
         for decision in data["decisions"]:
             del decision["fitted"]
@@ -235,6 +235,7 @@ class Plan:
         if earlier is None:
             return self
         names = {decision.name for decision in self.decisions}
+        # Layers that the earlier plan has exchanged are not found any more.
         gone = tuple(decision for decision in earlier.changed if decision.name not in names)
         return Plan(self.to, gone + self.decisions)
 
@@ -282,6 +283,7 @@ def make_plan(
     names = [match.name for match in matches]
     asked = [("include", glob) for glob in options.include]
     asked += [("exclude", glob) for glob in options.exclude]
+    # A pattern that matches nothing is a typing error more often than not.
     for which, pattern in asked:
         if names and not any(fnmatchcase(name, pattern) for name in names):
             raise OptionError(
@@ -299,6 +301,7 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
     def decision(verdict: Verdict, reason: str) -> Decision:
         return Decision(match.name, match.op, verdict, None, reason, spec)
 
+    # What was not asked for is no refusal, whatever stands in its way.
     if not _is_selected(match.name, options, selects):
         return decision("kept", "not selected")
     untouched = target.why_untouched(options.settings)
@@ -306,6 +309,7 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         return decision("kept", untouched)
     if match.obstacle is not None:
         return decision("refused", match.obstacle.sentence(match.name))
+    # Before the weight is read: what a layer lacks may be the weight.
     refusal = _first_lacking(match, target.needs(options.settings))
     if refusal is not None:
         return decision("refused", refusal.sentence(match.name))
@@ -314,9 +318,10 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         reason = "the same function; its geometry is seen when it runs"
         return replace(decision("replaced", reason), form=target.name, settings=options.settings)
     if not target.is_exact:
-        unfit = why_unfit(match, named=bool(options.include))
+        unfit = why_unfit(spec, match.dtype, match.read_weight, named=bool(options.include))
         if unfit is not None:
             return decision("refused", unfit.sentence(match.name))
+    # The form decides what is open, and may choose another one or leave the layer as it is.
     settled = target.settle(spec, options.settings, match.read_weight)
     if isinstance(settled, Refusal):
         return decision("refused", settled.sentence(match.name))
@@ -338,38 +343,6 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         relative_residual=settled.relative_residual,
         macs_before=spec.macs_per_position(),
         macs_after=target.compile(spec, settled.settings).macs_per_position,
-    )
-
-
-def why_unfit(match: Match, *, named: bool) -> Refusal | None:
-    """Why no form may change the weights of a layer, whatever it would do to them.
-
-    Args:
-        match: The layer.
-        named: Whether the user asked for this layer, not for all of them.
-    """
-    if match.dtype.startswith(("int", "uint", "bool")):
-        return Refusal(
-            f"its weight is {match.dtype}",
-            "another form computes new weights, which are no integers",
-            "Convert this layer to 'subpixel', or exclude it",
-        )
-    if match.read_weight is None or match.spec is None:
-        return None
-    weight = match.read_weight()
-    if not np.isfinite(weight).all():
-        return Refusal(
-            "its weight holds NaN or infinite values",
-            "another form is computed from the weight",
-            "Correct the checkpoint, or exclude this layer",
-        )
-    basis = None if named else fixed_basis(match.spec, weight)
-    if basis is None:
-        return None
-    return Refusal(
-        f"its weight is a fixed basis, {basis}",
-        "another form would take what it computes on purpose for a grid",
-        "Convert this layer to 'subpixel', or name it with include to change it all the same",
     )
 
 
@@ -399,9 +372,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def _decision(data: dict[str, Any]) -> Decision:
+    # Weights come from the checkpoint. A recipe that had some could replace them unseen.
     if "fitted" in data:
         raise ValueError("a recipe holds no weights")
     spec, settings = data.pop("spec"), data.pop("settings")
+    # The same rule as for a plan that was made: geometry, form and choices make a `Replaced`.
     kind: Any = Decision if None in (spec, settings, data["form"]) else Replaced
     decision: Decision = kind(
         **data,

@@ -40,6 +40,7 @@ def phase_sums(weight: Array, phases: Sequence[NDArray[np.int64]], stride: Seque
     array([[[9., 6.]]])
     """
     for axis, (phase, s) in enumerate(zip(phases, stride, strict=True), start=2):
+        # (s, k) of 0 and 1, summed over the taps of one axis after the other.
         member = (phase == np.arange(s)[:, None]).astype(np.float64)
         weight = np.moveaxis(np.tensordot(member, weight, (1, axis)), 0, axis)
     return weight

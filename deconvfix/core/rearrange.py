@@ -112,6 +112,7 @@ def rearrange(verbs: Sequence[Verb], array: NDArray[Any], groups: int = 1) -> ND
                 merged = math.prod(shape[first : last + 1])
                 array = array.reshape(*shape[:first], merged, *shape[last + 1 :])
             case ZeroExtend(amounts):
+                # A negative amount cuts here, a positive one is for the padding below.
                 kept = array[tuple(slice(0, n + a) for n, a in zip(shape, amounts, strict=True))]
                 array = np.pad(kept, [(0, max(a, 0)) for a in amounts])
             case Permute(order):
@@ -138,6 +139,7 @@ def inverse(verbs: Sequence[Verb], shape: Sequence[int], groups: int = 1) -> tup
         match verb:
             case Split(axis, sizes):
                 undone.append(Merge(axis, axis + len(sizes) - 1))
+                # A -1 makes the product negative, and its opposite is that of the other sizes.
                 known = -math.prod(sizes) if -1 in sizes else math.prod(sizes)
                 sizes = tuple(shape[axis] // known if n == -1 else n for n in sizes)
                 shape = (*shape[:axis], *sizes, *shape[axis + 1 :])
@@ -157,4 +159,5 @@ def inverse(verbs: Sequence[Verb], shape: Sequence[int], groups: int = 1) -> tup
                 # Every copy is the same element: the first one of each run stands for it.
                 undone += [Merge(0, 1), ZeroExtend((0, 1 - times)), Split(0, (-1, times))]
                 shape = (shape[0] * times,)
+    # The last verb is undone first, and the group axis last.
     return tuple(reversed(undone))

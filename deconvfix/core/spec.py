@@ -54,6 +54,7 @@ class ConvTransposeSpec:
     def __post_init__(self) -> None:
         for name in ("kernel_size", "stride", "output_padding", "dilation"):
             object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
+        # Lists and NumPy's integers become tuples and ints, so that specs compare and hash.
         object.__setattr__(self, "padding", tuple((int(b), int(e)) for b, e in self.padding))
         self._check()
 
@@ -88,6 +89,7 @@ class ConvTransposeSpec:
                 )
             kernel_size = (kernel_size,) * ndim
         n = len(kernel_size)
+        # An int stands for both ends of all axes, an entry for both ends of one.
         pads = (padding,) * n if isinstance(padding, int) else tuple(padding)
         return cls(
             in_channels=in_channels,
@@ -168,6 +170,7 @@ class ConvTransposeSpec:
 
     def _check(self) -> None:
         where = f"{self.ndim}-D transposed convolution"
+        # The number of axes first, as all other checks go by it.
         if not 1 <= self.ndim <= 3:
             raise SpecError(
                 where,

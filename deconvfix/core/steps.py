@@ -246,6 +246,7 @@ def _conv(x: Array, weight: Array, step: Conv) -> Array:
         window = tuple(
             slice(j * d, j * d + n) for j, d, n in zip(tap, step.dilation, sizes, strict=True)
         )
+        # The group axis stays in front, so that groups never mix.
         y += np.einsum("ngi...,goi->ngo...", x[_last(window)], w[_last(tap)])
     return y.reshape(y.shape[0], groups * w.shape[1], *sizes)
 
@@ -265,8 +266,10 @@ def _conv_transpose(x: Array, weight: Array, spec: ConvTransposeSpec) -> Array:
             slice(j * d, j * d + (n - 1) * s + 1, s)
             for j, d, s, n in zip(tap, spec.dilation, spec.stride, x.shape[3:], strict=True)
         )
+        # Each tap writes a copy of the input, s pixels apart and shifted by its place.
         y[_last(reached)] += np.einsum("ngi...,gio->ngo...", x, w[_last(tap)])
     y = y.reshape(y.shape[0], spec.out_channels, *sizes)
+    # Appended positions are reached by no tap, and hold the bias that is added later.
     y = _pad(y, tuple((0, op) for op in spec.output_padding), "zeros")
     ends = zip(spec.padding, y.shape[2:], strict=True)
     result: Array = y[_last(slice(b, n - e) for (b, e), n in ends)]

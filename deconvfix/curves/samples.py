@@ -72,6 +72,7 @@ def measure_samples(model: Any, request: Request) -> SamplesCurve:
             "the curve shows what more samples would bring",
             "Use it with init 'calibrated' or 'tuned' and calibration inputs, or omit it",
         )
+    # Late, as torch is not needed for the errors above.
     from deconvfix.frontends.torch.inputs import psnr_on
     from deconvfix.frontends.torch.samples import TorchSamples, cut, join, split
 
@@ -86,6 +87,7 @@ def measure_samples(model: Any, request: Request) -> SamplesCurve:
             f"{_FEWEST} or more are needed to fit to some and compare on others",
             "Give more samples, or omit this",
         )
+    # One set held out for all fits, so that their numbers compare.
     fitted, heldout = split(samples)
     frontend, model = enter(model)
     request = replace(
@@ -93,6 +95,7 @@ def measure_samples(model: Any, request: Request) -> SamplesCurve:
     )
     points = []
     for step in _STEPS:
+        # Multiples of each other, so each set contains the one before.
         chosen = fitted[::step]
         batches = join(chosen) if independent else chosen
         after = attempt(frontend, model, replace(request, calibration=batches)).after

@@ -102,12 +102,14 @@ def strength_curve(
             "a curve is measured on a torch.nn.Module",
             "Convert it at some strengths, or measure the module before it is exported",
         )
+    # For its errors, before anything is computed.
     fitter_of(frontend, calibration, {init} & {*FITTED_TO_DATA})
     original = frontend.prepare(model, example_inputs, inplace=False).eval()
     batches, _ = calibration_inputs(TorchSamples(example_inputs, seed), calibration)
     samples, independent = cut(original, batches)
     fitted, heldout = split(samples)
     note = _what_was_measured(init, len(samples), len(heldout))
+    # A batch for the constant's level, where samples may be joined.
     flat = join(samples[:_FLAT_SAMPLES])[0] if independent else samples[0]
     if independent:
         size = math.ceil(len(samples) / len(batches))  # no more memory than the batches need

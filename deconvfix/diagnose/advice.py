@@ -5,8 +5,9 @@ from __future__ import annotations
 from deconvfix.errors import Refusal
 from deconvfix.forms import FORMS
 from deconvfix.forms.base import KEEP, Candidate, Recommendation, Settings
+from deconvfix.forms.unfit import why_unfit
 from deconvfix.grid.kernel import sum_rule_holds
-from deconvfix.plan import Match, why_unfit
+from deconvfix.plan import Match
 
 __all__ = ["recommend"]
 
@@ -28,10 +29,12 @@ def recommend(match: Match, *, visible: bool = True) -> Recommendation | None:
         return Recommendation(KEEP, f"It cannot be converted: {match.obstacle.found}.", 1.0)
     if max(spec.stride) == 1:
         return Recommendation(KEEP, "Stride 1: there are no phases, and so no grid.", 1.0)
+    # By what forms say of themselves, so that a new form needs no change here.
     exact = next(form for form in FORMS if form.is_exact)
+    # Where even the exact form is refused, no other is possible.
     if isinstance(exact.settle(spec, Settings(), None), Refusal):
         return Recommendation(KEEP, "Its dense kernel would be too large to convert.", 1.0)
-    unfit = why_unfit(match, named=False)
+    unfit = why_unfit(spec, match.dtype, match.read_weight, named=False)
     if unfit is not None:
         reason = (
             f"No weight may be changed: {unfit.found}. The exact form computes the same function."

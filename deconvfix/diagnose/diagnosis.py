@@ -49,13 +49,16 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
     stacked = periods_if_stacked(matches)
     if sample_rate is not None and not any(len(stride) == 1 for stride in strides):
         notes.append("No layer is one-dimensional, so the sample rate was not used.")
+    # From the order of the layers first, then from the sizes that were seen, which are right.
     periods, outputs = dict(stacked), []
     shown = outputs_with_grids(matches, probe)
     for _, grids in reversed(shown.values()):
         periods.update(grids)  # the first output counts
+    # One run on constants serves all outputs.
     longest = {index: longest_period(grids) for index, (_, grids) in shown.items()}
     flat = {} if probe.run is None else network_answers(probe.run, probe.inputs, longest)
     for index, (values, grids) in shown.items():
+        # One value that is not finite makes every spectrum and every mean useless.
         usable = bool(np.isfinite(values).all())
         one_dimensional = sample_rate if len(longest[index]) == 1 else None
         outputs.append(
@@ -72,6 +75,7 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
             )
         )
         notes += _limits(outputs[-1], usable)
+    # The layers last, with the periods that the outputs gave.
     found = describe(
         matches,
         notes,
@@ -103,6 +107,7 @@ def _variances(values: NDArray[Any], grids: Mapping[str, Period]) -> Iterator[Ph
     """One analysis for each period of a grid, the longest first."""
     distinct = {period for period in grids.values() if max(period) > 1}
     for period in sorted(distinct, reverse=True):
+        # Grids of this period, and of its multiples, have this frequency.
         once = tuple(Fraction(1, n) for n in period)
         found = phase_variance(values, period, layers_with(once, grids))
         if found is not None:
@@ -113,6 +118,7 @@ def _answers(probe: Probe) -> Answers:
     """The answers of each layer, all its calls together."""
     tables: dict[str, list[NDArray[np.float64]]] = {}
     for answer in probe.layers:
+        # (N, C_out, *stride) for each call, joined along N below.
         tables.setdefault(answer.name, []).append(answer.phases)
     return {name: np.concatenate(found) for name, found in tables.items()}
 
@@ -187,6 +193,7 @@ def _layer(
         rule = sum_rule_holds(spec, weight, match.dtype)
         table = frequency_ripples_db(spec, weight)
         for axis, s in enumerate(spec.stride):
+            # Tones along one axis: the frequency is zero on the others.
             for multiple in range(1, s):
                 at = tuple(multiple if a == axis else 0 for a in range(spec.ndim))
                 ripples[axis, multiple] = float(table[at])

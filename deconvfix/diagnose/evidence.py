@@ -112,6 +112,7 @@ def gather(
         sample_rate: Of one-dimensional outputs, in Hz.
     """
     matches = frontend.find(before, inputs).matches
+    # Both models once, on the same inputs, for everything that is drawn.
     runs = run_both(frontend, before, after, matches, inputs)
     if runs is None:
         return None
@@ -140,6 +141,7 @@ def _spectra(
             for tone in change.tones
             if all((f != 0) == (a == axis) for a, f in enumerate(tone.frequency))
         ]
+        # Too few periods for a spectrum, or no tone along this axis.
         if lines[0] is None or lines[1] is None or not tones:
             continue
         found.append(
@@ -163,6 +165,7 @@ def _flat_pair(runs: Runs) -> Pair | None:
     for index in old:
         if index in new:
             period = old[index].shape[2:]
+            # At least two periods, so that a grid is seen as one.
             least = _TILED if len(period) > 1 else _TILED_SIGNAL
             times = (1, *(max(2, -(-least // s)) for s in period))
             tiled = (np.tile(table[index][0], times) for table in (old, new))

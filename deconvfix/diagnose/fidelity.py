@@ -131,11 +131,13 @@ class Fidelity:
         """What the change did, for the owner of the model."""
         before, after = self.network_ripple_db_before, self.network_ripple_db_after
         what = "On a constant input, the grid"
+        # Without a run of the network the layers speak for it.
         if before is None or after is None:
             before, after = self.ripple_db_before, self.ripple_db_after
             what = "On a constant input, the strongest grid of a layer"
         verb = "fell" if after < before else "changed"
         summary = f"{what} {verb} from {decibels_in_words(before)} to {decibels_in_words(after)}"
+        # By the rms, as outputs may have very different units.
         loudest = max(
             (output for output in self.outputs if output.flat_before and output.flat_after),
             key=lambda output: output.flat_before.rms if output.flat_before else 0.0,

@@ -72,6 +72,7 @@ def planned_ripples(matches: Sequence[Match], plan: Plan) -> Ripples:
         match = readers.get(decision.name)
         if decision.exact or match is None or match.read_weight is None:
             continue
+        # A recipe of another geometry says nothing about this layer.
         if match.spec is None or match.spec != decision.spec:
             continue
         weight = match.read_weight()
@@ -88,9 +89,11 @@ def ripples_now(frontend: Frontend, model: Any, plan: Plan, planned: Ripples) ->
     fitted = [layer for layer in plan.replaced if layer.name in planned]
     after = {name: pair[1] for name, pair in planned.items()}
     for layer in fitted:
+        # Kernels that travel in the plan are those that the graph holds.
         if layer.fitted is not None:
             spread = layer.target.spread(layer.spec, layer.settings, layer.fitted.kernel)
             after[layer.name] = ripple_db(*spread)
+    # Corrected layers are still found as transposed convolutions, with their new weights.
     corrected = {layer.name for layer in fitted if layer.target.keeps_layer}
     if corrected:
         for match in frontend.find(model, None).matches:
@@ -99,6 +102,7 @@ def ripples_now(frontend: Frontend, model: Any, plan: Plan, planned: Ripples) ->
                 assert match.spec
                 assert match.read_weight
                 after[match.name] = ripple_db(match.spec, match.read_weight())
+    # Exchanged ones are not, so the front end reads what their modules hold.
     exchanged = [layer.name for layer in fitted if layer.name not in corrected]
     if exchanged and isinstance(frontend, ReadsConverted):
         for name, converted in frontend.converted_weights(model, exchanged).items():
@@ -187,7 +191,7 @@ def with_runs(
         return fidelity, (
             "The grid of the whole model was not measured, because the model does not run.",
         )
-    # Both models ran on the same inputs: their outputs at the frequencies of the grids, and constants.
+    # The first axis is that of the samples, where there is one.
     batch = next((len(array) for array in runs.before.inputs if array.ndim), None)
     outputs = _changes(runs, sample_rate)
     flat = [output for output in outputs if output.flat_before and output.flat_after]
@@ -231,6 +235,7 @@ def _largest(answers: Sequence[FlatField | None]) -> float | None:
 def flat_tables(runs: Runs) -> list[dict[int, NDArray[np.float64]]]:
     """The phases of both models' answers to a constant input, by the number of the output."""
     periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
+    # Relative to what the model makes anyway, as constants are enlarged for both models.
     usual = max((array.size for array in runs.before.outputs), default=0)
     most = max(_MOST_OUTPUT, _MOST_GROWTH * usual)
     found = []
@@ -294,6 +299,7 @@ def _tones(
             ratio_db_before=old[frequency].ratio_db if frequency in old else None,
             ratio_db_after=new[frequency].ratio_db if frequency in new else None,
         )
+        # Peaks of either: what only one of the two has counts as well.
         for frequency, peak in (new | old).items()
     )
 
@@ -321,6 +327,7 @@ def outputs_with_grids(
         sizes.setdefault(answer.name, answer.output_size)
     shown: dict[int, tuple[NDArray[Any], dict[str, Period]]] = {}
     for index, output in enumerate(probe.outputs):
+        # An output may have a channel axis or none: the first number of axes that fits counts.
         for ndim in sorted({len(period) for period in stacked.values()}):
             values = with_channels(output, ndim)
             grids = {} if values is None else _grids(layers, stacked, sizes, values.shape[2:])

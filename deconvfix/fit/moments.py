@@ -111,8 +111,10 @@ class Moments:
         Raises:
             ValueError: If the layer has no output of that shape for the input.
         """
+        # Unbatched: one sample.
         if x.ndim == self.spec.ndim + 1:
             x, y = x[None], y[None]
+        # Raises before anything is added, so that sums and counts agree.
         self._output_padding(x.shape, y.shape)
         # Where the processes take turns with the samples, the same are held out as in one process.
         rank, world = self._arrays.turn()
@@ -123,6 +125,7 @@ class Moments:
         self.held += int(heldout.sum())
         for part, chosen in enumerate((~heldout, heldout)):
             rows = np.flatnonzero(chosen)
+            # Small batches wait for others of their shape.
             for some_x, some_y in self._waiting[part].put(x[rows], y[rows]):
                 self._add(part, some_x, some_y)
 
@@ -165,6 +168,7 @@ class Moments:
             return
         padding = self._output_padding(x.shape, y.shape)
         design = self.design
+        # Another output_padding changes border and phases, and not the kernel.
         if self._design_of is not None and padding != self.spec.output_padding:
             design = self._design_of(replace(self.spec, output_padding=padding))
         sums = self._part(part, x)
@@ -187,6 +191,7 @@ class Moments:
             return spec.output_padding
         has_channels = x[1] == spec.in_channels and tuple(y[:2]) == expected[:2]
         if self._design_of is not None and has_channels:
+            # torch lets a call choose an output_size, which is an output_padding of its own.
             least = replace(spec, output_padding=(0,) * spec.ndim).output_size(x[2:])
             more = tuple(n - low for n, low in zip(y[2:], least, strict=True))
             if min(more) >= 0:
@@ -195,6 +200,7 @@ class Moments:
 
     def _channels_last(self, values: Any, copies: int) -> Any:
         """(N, groups * copies * C, *L) -> (copies, groups, N, *L, C)."""
+        # (N, g, copies, C, *L) -> (copies, g, N, C, *L), then the channels last.
         split = values.reshape(len(values), self.groups, copies, -1, *values.shape[2:])
         return self._arrays.moveaxis(split.swapaxes(0, 2), 3, -1)
 

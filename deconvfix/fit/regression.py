@@ -133,6 +133,7 @@ def ridge_fit(
     c_in, c_out, free = start.shape
     size = c_in * free
     kept = size if bias is None else size + 1
+    # Without a bias its row and column go.
     normal, right = problem.normal[:kept, :kept].copy(), problem.right[:kept].copy()
     # Relative to the data, so that one list of candidates suits every scale; 1 where all inputs are zero.
     penalty = ridge * float(np.trace(normal[:size, :size])) / size or 1.0
@@ -140,6 +141,7 @@ def ridge_fit(
     right[:size] += penalty * _rows(start)
     none = np.zeros((size, 0))
     solved = _solve_beside(normal, right, none if banned is None else banned)
+    # (free * C_in, C_out) -> (C_in, C_out, free)
     w = solved[:size].reshape(free, c_in, c_out).transpose(1, 2, 0)
     return w, None if bias is None else solved[size]
 
@@ -198,6 +200,7 @@ def _solve_beside(normal: Array, right: Array, banned: Array) -> Array:
 def squared_error(problem: Equations, w: Array, bias: Array | None) -> float:
     """J without the ridge: the squared error of w and b on the data of the equations."""
     offset = np.zeros(w.shape[1]) if bias is None else bias
+    # J = power + v^T A v - 2 v^T B, held at 0 where rounding makes it negative.
     v = np.concatenate([_rows(w), offset[None]])
     return max(problem.power + float(np.sum(v * (problem.normal @ v - 2 * problem.right))), 0.0)
 
@@ -313,12 +316,14 @@ def solve(
         uneven = _complement(design.basis)
         banned = [_products(directions, uneven) for directions in flat]
         design = replace(design, basis=np.eye(len(design.basis)), has_offset=False)
+    # Per phase the rows of Z for its taps.
     basis = [design.basis[list(phase.taps)] for phase in design.phases]
     # (C_in, C_out/g, free) -> (g, C_in/g, C_out/g, free)
     numbers = design.numbers(start, groups)
     w_0 = numbers.reshape(groups, -1, *numbers.shape[1:])
     offset = design.offset(start)
     kernels, biases, errors, power = [], [], 0.0, 0.0
+    # Groups share no channels, so each is a problem of its own.
     for group in range(groups):
         own_bias = None if bias is None else bias.reshape(groups, -1)[group]
         parts = moments.of_group(group)
@@ -326,11 +331,13 @@ def solve(
         # The error is a share of what is there to explain in the samples that judge.
         judged = parts[1] if moments.has_heldout else parts[0]
         power += sum(float(np.trace(h[-outputs:, -outputs:])) for h in judged)
+        # The fixed part of the kernel explains a part of the outputs, which goes first.
         if offset is not None:
             own = offset.reshape(groups, -1, *offset.shape[1:])[group]
             fixed = [own[..., list(phase.taps)] for phase in design.phases]
             parts = (beside(parts[0], fixed), beside(parts[1], fixed))
         fitted, heldout = (equations(part, basis, w_0[group].shape) for part in parts)
+        # The ridge is chosen on held-out samples. The final fit then uses all of them.
         if moments.has_heldout:
             ridge, error = best_ridge(fitted, heldout, w_0[group], own_bias, banned[group])
             w, b = ridge_fit(fitted + heldout, w_0[group], own_bias, ridge, banned[group])
@@ -340,6 +347,7 @@ def solve(
         errors += error
         kernels.append(w)
         biases.append(b)
+    # (C_in, C_out/g, free) for all groups -> the kernel's layout
     kernel = design.kernel(np.concatenate(kernels), groups)
     return Solved(
         (kernel if offset is None else kernel + offset).reshape(start.shape),

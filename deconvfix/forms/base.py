@@ -355,6 +355,7 @@ def zero_border(conv: Conv, amounts: Pairs) -> tuple[Step, ...]:
         conv: The convolution, with padding 0.
         amounts: `(begin, end)` pixels per axis.
     """
+    # Convolutions of torch pad both ends alike, so only what the ends share can be theirs.
     own = tuple(max(0, min(pair)) for pair in amounts)
     rest = [(b - o, e - o) for (b, e), o in zip(amounts, own, strict=True)]
     pads = tuple((max(b, 0), max(e, 0)) for b, e in rest)

@@ -89,6 +89,7 @@ class Equalized(Form):
             )
         if settings.strength == 0:
             return Settled(replace(settings, init="exact"), True, 0.0, _AS_IT_IS, form=KEEP)
+        # A kernel that grows may reach phases that the trained one does not.
         grown = _grown(spec, settings)
         for axis, (k, s, d) in enumerate(
             zip(grown.kernel_size, grown.stride, grown.dilation, strict=True)
@@ -113,6 +114,7 @@ class Equalized(Form):
         imbalance = relative_distance(equalized, weight)
         exact = imbalance <= _EQUAL
         residual = settings.strength * imbalance
+        # What was asked for is checked last, when it is known how much there is to correct.
         if settings.init == "exact" and not exact:
             return Refusal(
                 f"its phase sums differ (relative correction {residual:.3g})",
@@ -161,6 +163,7 @@ class Equalized(Form):
         Tap j reaches output o from input i = (o + p_b - d*j) / s.
         """
         spec = _grown(spec, settings)
+        # Per axis the taps and start pixels of each residue, then their products over the axes.
         axes = list(
             zip(
                 spec.kernel_size,
@@ -193,6 +196,7 @@ class Equalized(Form):
                 [(first, [(j, start + begin) for j, start in taps]) for first, taps in reaches]
             )
         phases = []
+        # A phase of the layer is one residue on each axis, with all combinations of their taps.
         for grid in itertools.product(*choices):
             reached = list(itertools.product(*(taps for _, taps in grid)))
             phases.append(

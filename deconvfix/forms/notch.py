@@ -86,6 +86,7 @@ class Notch(Form):
         settled = EQUALIZED.settle(spec, settings, read_weight)
         if isinstance(settled, Refusal):
             return settled
+        # Equal phase sums leave nothing to remove, and the means would only cost time.
         if settled.exact:
             exact = SUBPIXEL.settle(spec, replace(settings, init="exact"), read_weight)
             if isinstance(exact, Refusal):
@@ -93,6 +94,7 @@ class Notch(Form):
             residual, note = settled.relative_residual, settled.note
             return replace(exact, relative_residual=residual, note=note, form=SUBPIXEL.name)
         old = math.prod(spec.weight_shape)
+        # The weight holds kernels of the channels and of their means.
         taps = SUBPIXEL.compile(_wide(spec, settled.settings), Settings()).macs_per_position
         refusal = too_large(old, taps // (spec.out_channels // spec.groups))
         if refusal is not None:
@@ -119,6 +121,7 @@ class Notch(Form):
         parts = [
             kernel.reshape(spec.groups, -1, *kernel.shape[1:]) for kernel in (whole, equalized)
         ]
+        # W and -s I at the strength s, side by side in each group.
         both = np.stack([parts[0], parts[1] - parts[0]], 1)
         return both.reshape(-1, *whole.shape[1:])
 
@@ -130,11 +133,13 @@ class Notch(Form):
         """
         plain = EQUALIZED.design(spec, settings)
         taps, even = plain.basis.shape
+        # The first columns span Z, so the others are the kernels of unequal phase sums.
         columns, _ = np.linalg.qr(np.concatenate([plain.basis, np.eye(taps)], 1))
         uneven = columns[:, even:] / math.sqrt(1 + settings.strength**2)
         basis = np.zeros((2 * taps, taps))
         basis[:taps] = np.concatenate([plain.basis, uneven], 1)
         basis[taps:, even:] = -settings.strength * uneven
+        # The taps of the means come behind those of the channels, at the same pixels.
         phases = tuple(
             Phase(
                 phase.first,

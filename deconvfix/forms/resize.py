@@ -78,6 +78,7 @@ def _upsampling_kernel(s: int, interpolation: Interpolation) -> tuple[NDArray[np
     if interpolation == "nearest":
         return np.ones(s), 0
     first = -(s // 2)
+    # Output offsets at which h is positive: 2 s of them for even s, 2 s - 1 for odd.
     v = np.arange(first, first + (2 * s if s % 2 == 0 else 2 * s - 1))
     return 1 - np.abs((v + 0.5) / s - 0.5), first
 
@@ -149,10 +150,12 @@ class ResizeForm(Form):
                 "a resize-convolution is fitted to a stored weight",
                 "Convert this layer to 'subpixel', or exclude it",
             )
+        # How far the best kernel is from the trained one decides all that follows.
         residual = self._residual(spec, replace(settings, init="fit"), read_weight())
         divides = residual <= _DIVIDES
         mode = settings.padding_mode or ("zeros" if divides else "reflect")
         strided = max(spec.stride) > 1
+        # Other borders change the outputs there on purpose, where there is a stride.
         exact = settings.init != "random" and divides and (mode == "zeros" or not strided)
         init = settings.init or ("exact" if divides else "fit")
         if exact and init in FITTED_TO_DATA:
@@ -196,6 +199,7 @@ class ResizeForm(Form):
         steps: list[Step] = []
         border = [a.pad for a in axes]
         if max(spec.stride) > 1:
+            # One zero pixel around the small map is s pixels of the upsampled one.
             if settings.interpolation == "linear" and mode == "zeros":
                 steps.append(Pad(tuple((int(a.s > 1),) * 2 for a in axes), "zeros"))
                 border = [
@@ -203,6 +207,7 @@ class ResizeForm(Form):
                     for a, (b, e) in zip(axes, border, strict=True)
                 ]
             steps.append(Resize(spec.stride, settings.interpolation))
+        # Axes of stride 1 keep their zero border, so only the others are extended.
         if mode != "zeros":
             extended = tuple(
                 (max(b, 0), max(e, 0)) if a.s > 1 else (0, 0)
@@ -229,6 +234,7 @@ class ResizeForm(Form):
         axes = _axes(spec, settings)
         if settings.init == "random":
             shape = (*weight.shape[:2], *(a.taps for a in axes))
+            # torch's default for convolutions, uniform within 1 / sqrt(fan_in).
             bound = 1 / math.sqrt(spec.in_channels // spec.groups * math.prod(shape[2:]))
             return np.random.default_rng(settings.seed).uniform(-bound, bound, shape)
         return factor_out(self.target(spec, settings, weight), self.operators(spec, settings))
@@ -237,6 +243,7 @@ class ResizeForm(Form):
         """One phase, the convolution on the upsampled and extended input; every kernel is allowed."""
         *steps, conv = self.compile(spec, settings).steps
         assert isinstance(conv, Conv)
+        # A design has no convolution to do this padding.
         if any(conv.padding):
             steps.append(Pad(tuple((p, p) for p in conv.padding), "zeros"))
         # The kernel is laid out as a transposed one: tap j is the convolution's tap r - 1 - j.
@@ -273,6 +280,7 @@ class ResizeForm(Form):
         sizes = [len(matrix) for matrix in self.operators(spec, settings)]
         target = np.zeros((*weight.shape[:2], *sizes))
         taps = tuple(
+            # Stride 1 keeps its dilation. Elsewhere the taps lie d positions apart.
             slice(0, k) if a.s == 1 else slice(a.grown, a.grown + d * (k - 1) + 1, d)
             for k, d, a in zip(spec.kernel_size, spec.dilation, axes, strict=True)
         )

@@ -70,6 +70,7 @@ class _Axis:
 
 def _axis(k: int, s: int, d: int, p_b: int, p_e: int, op: int) -> _Axis:
     big_k = d * (k - 1) + 1
+    # Only multiples of g are reached, so s and d are looked at in units of g.
     g = math.gcd(s, d) if k > 1 else 1  # a single tap has no dilation
     s_, d_ = s // g, (d // g if k > 1 else 1)
     if s_ == 1:
@@ -79,6 +80,7 @@ def _axis(k: int, s: int, d: int, p_b: int, p_e: int, op: int) -> _Axis:
         r = min(s_, dense)
         q, spread, dilation = math.ceil(dense / r), d_, 1
     c = dilation * (q - 1)
+    # What is left behind the layer's last pixel, negative where output_padding goes past it.
     end = s * (c + 1) - big_k + p_e - op
     return _Axis(
         k=k,
@@ -88,6 +90,7 @@ def _axis(k: int, s: int, d: int, p_b: int, p_e: int, op: int) -> _Axis:
         gap=g,
         spread=spread,
         dilation=dilation,
+        # Whole strides are taken off the padding, and the crop is less than a stride.
         pad=(c - p_b // s, c - end // s),
         crop=(p_b % s, end % s),
     )

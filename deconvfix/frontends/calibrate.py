@@ -134,6 +134,7 @@ def calibrate(
             notes.append(note)
             del decisions[name]
     changed: dict[str, Replaced] = {}
+    # In the order in which they run, so that each layer sees what fitted layers give.
     counts = model.order(list(decisions))
     for name, count in counts.items():
         try:
@@ -166,6 +167,7 @@ def _fit(model: Fittable, decision: Replaced, choose_padding: bool) -> Replaced:
         (settings, _moments(model, decision, settings))
         for settings in _candidates(decision, choose_padding)
     ]
+    # One pass over the data for all candidates, as each sample may cost a run of two models.
     for x, y in model.seen(decision):
         for _, moments in candidates:
             try:
@@ -175,6 +177,7 @@ def _fit(model: Fittable, decision: Replaced, choose_padding: bool) -> Replaced:
                 raise UnseenError(str(error), todo) from error
     directions = model.directions(decision)
     settings = decision.settings
+    # Along the directions the fit has equal phase sums, and elsewhere it may have any kernel.
     if directions is not None:
         settings = replace(settings, strength=0.0)  # any kernel may be the start
     start = decision.target.fit(spec, settings, weight)
@@ -182,7 +185,9 @@ def _fit(model: Fittable, decision: Replaced, choose_padding: bool) -> Replaced:
     for chosen, moments in candidates:
         moments.gather()
         fits.append((chosen, solve(moments, start, bias, directions)))
+    # Held-out samples judge, so that a border is not chosen by what it overfits.
     best, solved = min(fits, key=lambda fit: fit[1].error)
+    # The solver gives NaN where the data are not finite.
     if not np.isfinite(solved.kernel).all():
         raise ModelError(
             decision.name or "(model)",
@@ -283,6 +288,7 @@ class PlanInProgress:
 def _candidates(decision: Replaced, choose_padding: bool) -> list[Settings]:
     """What is solved for a layer: each border, if the form leaves it open and it is to be chosen."""
     settings = decision.settings
+    # Without a stride there is nothing to upsample, and the border stays as trained.
     if choose_padding and decision.target.chooses_border and max(decision.spec.stride) > 1:
         return [replace(settings, padding_mode=mode) for mode in _PAD_MODES]
     return [settings]

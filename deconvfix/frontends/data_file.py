@@ -38,14 +38,16 @@ def save_with_data(model: ir.Model, path: Path) -> None:
         for value in graph.initializers.values()
         if value.const_value is not None
     )
+    # onnx_ir may have written gigabytes before it finds the disk full.
     if size > shutil.disk_usage(path.parent).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     data = path.with_name("data")
+    # With one worker a single tensor is in memory at a time.
     ir.save(model, path, external_data=data.name, max_workers=1)
     if not data.exists() or not data.stat().st_size:
         data.unlink(missing_ok=True)  # every tensor is small enough to stay in the graph
         return
-    # The data is there, so its name is known: the graph is written once more with it.
+    # The name is known only after the data is written, so the graph is written twice.
     name = content_name(path, data)
     written = ir.load(path)
     for graph in written.graphs():
@@ -56,5 +58,6 @@ def save_with_data(model: ir.Model, path: Path) -> None:
                 value.const_value = ir.ExternalTensor(
                     name, old.offset, old.length, old.dtype, shape=old.shape, name=old.name
                 )
+    # The graph is small: its tensors stay in the data file.
     ir.save(written, path)
     data.rename(data.with_name(name))

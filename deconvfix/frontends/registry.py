@@ -77,6 +77,7 @@ def frontend_of(model: Any) -> Frontend:
     Raises:
         ModelError: If there is none.
     """
+    # By name, so that no library is imported to ask for its classes.
     ancestors = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
     for name, module in FRONTENDS:
         if name in ancestors:

@@ -82,6 +82,7 @@ def calibration_inputs(
     _check_distribution(calibration)
     example = samples.example(calibration)
     supply = samples.supply(example, calibration)
+    # Enough batches for the samples of a closed form. A distillation goes on with further ones.
     count = math.ceil(_DRAWN / samples.size(example))
     return list(itertools.islice(supply, count)), supply
 
@@ -116,6 +117,7 @@ def in_batches_of(
             sample = {
                 name: array[i : i + 1] if array.ndim else array for name, array in batch.items()
             }
+            # A batch needs one shape. What waits is too few to fill one.
             if waiting and any(sample[name].shape != x.shape for name, x in waiting[0].items()):
                 waiting = []
             waiting.append(sample)

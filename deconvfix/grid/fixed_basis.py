@@ -48,6 +48,7 @@ def fixed_basis(spec: ConvTransposeSpec, weight: Array) -> str | None:
         spec: The layer.
         weight: (C_in, C_out / groups, *kernel_size).
     """
+    # A transform has no offset, and torch's layers have a bias unless it is switched off.
     if spec.bias or not np.isfinite(weight).all() or not weight.any():
         return None
     groups = np.split(weight, spec.groups)
@@ -64,16 +65,19 @@ def _is_narrow(group: Array) -> bool:
     if group.shape[1] != 1 or len(taps) != 1:
         return False
     rows = group.reshape(len(group), -1)
+    # Rows of zeros, such as the sine of the frequency 0, have no peak.
     rows = rows[(rows**2).sum(1) > 1e-12 * (rows**2).sum(1).max()]
     length = rows.shape[1]
     if len(rows) < _FEWEST_BANDS:
         return False
+    # Zero-padded, so that peaks between the frequencies of the transform are found.
     power = np.abs(np.fft.rfft(rows, _ZOOM * length)) ** 2  # (rows, frequencies up to one half)
     peaks = power.argmax(1)
     # Two main lobes of a window of this length, or the distance of the bands where that is more.
     spread = np.sort(np.unique(np.round(peaks / _ZOOM)))
     if len(spread) < max(_FEWEST_BANDS, len(rows) // 2 - 1):
         return False
+    # The median, as bands may be left out at either end.
     steps = np.diff(spread)
     spacing = float(np.median(steps))
     if np.abs(steps - spacing).max() > max(1.0, _UNEVEN * spacing):
@@ -90,6 +94,7 @@ def _is_narrow(group: Array) -> bool:
 def _is_orthonormal(spec: ConvTransposeSpec, group: Array) -> bool:
     """Whether rows and their shifts by the stride are orthogonal, of one length, and complete."""
     rows = len(group)
+    # Fewer rows than pixels span no whole space, and more cannot be orthogonal.
     if rows < 2 or rows != group.shape[1] * math.prod(spec.stride):
         return False
     length = float((group**2).sum()) / rows

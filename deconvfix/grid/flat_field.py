@@ -141,9 +141,10 @@ def network_tables(
     found: dict[int, Array] = {}
     if not any(map(_is_spatial, inputs)):
         return found
-    # Its own mean first: a network may answer other constants with NaN, or not at all.
+    # The model's own level first: other constants may be far from what it was trained on.
     for fill in (None, 0.5, 0.0):
         answered = False
+        # Small inputs first, as time grows with a power of the factor.
         for factor in _FACTORS:
             constants = [
                 _constant(array, fill, factor) if _is_spatial(array) else array for array in inputs
@@ -153,12 +154,14 @@ def network_tables(
                 break
             try:
                 outputs = run(constants)
+            # A model that refuses one size is not tried on larger ones.
             except DeconvfixError:
                 break
             for index, period in periods.items():
                 if index in found or index >= len(outputs):
                     continue
                 output = with_channels(outputs[index], len(period))
+                # Another constant may have a finite answer.
                 if output is None or not np.isfinite(output).all():
                     continue
                 answered = True
@@ -208,8 +211,10 @@ def _middle(output: NDArray[Any], period: Sequence[int]) -> Array | None:
         index.append(slice(begin, begin + 2 * s))
         pairs += [2, s]
     ndim = len(period)
+    # Two periods per axis, (N, C, 2*S_1, 2*S_2, ..) -> (N, C, 2, S_1, 2, S_2, ..)
     middle = output[tuple(index)].astype(np.float64).reshape(*output.shape[:2], *pairs)
     repeats = tuple(2 + 2 * a for a in range(ndim))
+    # The first against the second period, on each axis.
     drift = float((middle.max(repeats) - middle.min(repeats)).max())
     table: Array = middle.mean(repeats)
     axes = tuple(range(2, 2 + ndim))

@@ -103,9 +103,11 @@ def frequency_ripples_db(
     phases = phase_of_taps(spec.kernel_size, spec.stride, spec.dilation)
     sums = phase_sums(weight, phases, spec.stride)
     axes = tuple(range(2, sums.ndim))
+    # Divided by the number of phases, so that the line at 0 is the mean.
     lines = np.fft.fftn(sums, axes=axes) / math.prod(spec.stride)
     power = np.mean(np.abs(lines) ** 2, axis=(0, 1))
     opposite = np.roll(np.flip(power), 1, tuple(range(spec.ndim)))  # the line at -u
+    # Lines that are their own opposite, 0 and 1/2 on each axis, count once.
     own = np.ones(spec.stride, bool)
     for axis, s in enumerate(spec.stride):
         shape = [1] * spec.ndim

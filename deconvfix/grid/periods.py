@@ -65,6 +65,7 @@ def stacked_periods(strides: Sequence[tuple[int, ...]]) -> list[Period]:
     """
     periods: list[Period] = []
     scale: dict[int, Period] = {}
+    # From the last layer, as a period is the product of all strides from its layer on.
     for stride in reversed(strides):
         after = scale.get(len(stride), (1,) * len(stride))
         period = tuple(s * n for s, n in zip(stride, after, strict=True))
@@ -124,7 +125,9 @@ def frequencies_of(
     """
     found = []
     for axis, s in enumerate(stride):
+        # Beyond one half the tones are those below it, mirrored.
         for multiple in range(1, s // 2 + 1):
+            # A fraction, as only exact numbers tell whether a grid has a frequency.
             at = Fraction(multiple, periods[name][axis])
             shown = at <= Fraction(1, 2)
             everywhere = tuple(at if a == axis else Fraction(0) for a in range(len(stride)))

@@ -87,8 +87,10 @@ def high_pass(values: Array, period: Sequence[int]) -> Array:
     for axis, s in enumerate(period, start=2):
         sums = np.cumsum(mean, axis=axis)
         n = mean.shape[axis]
+        # A zero in front: a sum over a window is the difference of two running sums.
         before = np.concatenate([np.zeros_like(sums[_at(axis, slice(0, 1))]), sums], axis)
         boxes = (before[_at(axis, slice(s, None))] - before[_at(axis, slice(0, n + 1 - s))]) / s
+        # Two neighbouring windows of even length, averaged, are centred on a pixel.
         if s % 2 == 0:
             boxes = (boxes[_at(axis, slice(1, None))] + boxes[_at(axis, slice(0, -1))]) / 2
         mean = boxes
@@ -124,6 +126,7 @@ def spectral_peaks(
         return ()
     power, counts = found_power
     ndim = len(period)
+    # Frequencies around each line without the line and those beside it, where the window leaks.
     reach = [min(n // 2, _NEIGHBOURS) for n in counts]
     around = np.array(
         [
@@ -135,8 +138,10 @@ def spectral_peaks(
     found = []
     for multiples in itertools.product(*(range(s) for s in period)):
         opposite = tuple(-j % s for j, s in zip(multiples, period, strict=True))
+        # u and -u are one tone of a real output.
         if not any(multiples) or multiples > opposite:
             continue
+        # With n whole periods j/S is line j*n of the transform.
         at = np.array([j * n for j, n in zip(multiples, counts, strict=True)])
         near = (at + around) % power.shape
         background = float(np.median(power[tuple(near.T)]))
@@ -145,6 +150,7 @@ def spectral_peaks(
         frequency = tuple(Fraction(j, s) for j, s in zip(multiples, period, strict=True))
         if not on_axis and ratio_db < _STANDS_OUT_DB:
             continue
+        # Frequencies above one half are negative ones.
         signed = tuple(float(f if f <= Fraction(1, 2) else f - 1) for f in frequency)
         hz = signed[0] * sample_rate if ndim == 1 and sample_rate is not None else None
         found.append((on_axis, Peak(signed, hz, ratio_db, layers_with(frequency, periods))))
@@ -190,6 +196,7 @@ def radial_spectrum(values: NDArray[Any]) -> RadialSpectrum | None:
     power = _power(values - values.mean((2, 3), keepdims=True))
     vertical, horizontal = (np.fft.fftfreq(n) for n in values.shape[2:])
     radius = np.hypot(vertical[:, None], horizontal[None, :])
+    # The number of the ring for each frequency, for one sum per ring.
     ring = np.floor(radius * _RADIAL_BINS).astype(np.int64).ravel()
     sums, counts = np.bincount(ring, power.ravel()), np.bincount(ring)
     rings = np.nonzero(counts)[0]
@@ -247,6 +254,7 @@ def _power_db(power: float, reference: float) -> float:
 def manageable(values: NDArray[Any]) -> Array:
     """In float64, and not more than can be looked at in a moment."""
     per_sample = max(1, math.prod(values.shape[1:]))
+    # Whole samples first, and then the middle of each.
     values = values[: max(1, _MOST_ELEMENTS // per_sample)]
     excess = per_sample / _MOST_ELEMENTS
     if excess > 1:

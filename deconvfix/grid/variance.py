@@ -79,8 +79,10 @@ def phase_variance(
     count = len(cells)
     if count < FEWEST_CELLS:
         return None
+    # A channel's level is no grid, so each cell loses the mean of its channels.
     x = (cells - cells.mean(2, keepdims=True)).reshape(count, -1)
     channels, most = cells.shape[1], cells.shape[1] * (cells.shape[2] - 1)
+    # The mean over the cells estimates the grid. What varies between cells is noise.
     mean = x.mean(0)
     between = count * float(mean @ mean)
     total = float(np.vdot(x, x))
@@ -93,9 +95,11 @@ def phase_variance(
     # tr(V^2) from the smaller of the two products.
     product = deviations @ deviations.T if count < x.shape[1] else deviations.T @ deviations
     squared = float(np.vdot(product, product)) / (count - 1) ** 2
+    # Bai and Saranadasa's estimate of tr(V^2).
     unbiased = (
         (squared - variance**2 / (count - 1)) * (count - 1) ** 2 / ((count + 1) * (count - 2))
     )
+    # At most the numbers that vary: pixels of a cell less one for each channel.
     freedom = min(variance**2 / unbiased, most) if unbiased > 0 else most
     freedom = max(freedom, 1.0)
     statistic = between / variance

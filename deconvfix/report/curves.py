@@ -75,6 +75,7 @@ def _decibels(value: float | None) -> str:
 
 def draw_curve(curve: StrengthCurve) -> str | None:
     """The curve as a picture, for a page; None if there is no PSNR to draw."""
+    # The network's ripple where all points have it, else that of the layers.
     whole = all(point.network_ripple_db is not None for point in curve.points)
     what = "the network on a constant input" if whole else "the layers (from the weights)"
     marks = []

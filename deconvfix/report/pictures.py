@@ -63,6 +63,7 @@ def _flat(pair: Pair) -> list[Picture]:
     section = f"The grid: the output for {pair.what}, away from the border"
     if pair.before.ndim < 3:
         return _signals(section, pair, samples=256)
+    # One scale for both pictures, so that they compare.
     old, new = (_deviations(_slice(array)) for array in (pair.before, pair.after))
     # Rounding must not be blown up to a pattern where there is nothing to see.
     least = 1e-6 * max(1e-30, float(np.abs(pair.before).max()))
@@ -105,6 +106,7 @@ def _spectrum(spectrum: Spectrum) -> Picture:
         unit = "cycles per sample"
     if spectrum.sample_rate is not None:
         unit, scale = "Hz", spectrum.sample_rate
+    # Both curves over one reference. The line at 0 is the level, and no part of a grid.
     reference = float(np.median(spectrum.before[1:])) or 1.0
     # What is 120 dB below is nothing, and would flatten the rest of the picture.
     floor = 1e-12 * max(float(spectrum.before.max()), 1e-300)

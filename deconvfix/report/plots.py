@@ -57,6 +57,7 @@ def image(array: Array, low: float | None = None, high: float | None = None) -> 
     low = float(shown.min()) if low is None else low
     high = float(shown.max()) if high is None else high
     shown = np.clip((shown - low) / ((high - low) or 1.0), 0, 1)
+    # Enlarged here by whole pixels, as browsers blur small pictures.
     factor = max(1, round(_SMALLEST / min(shown.shape[1:])))
     shown = shown.repeat(factor, 1).repeat(factor, 2).transpose(1, 2, 0)
     buffer = io.BytesIO()
@@ -72,6 +73,7 @@ def kernels(before: Array, after: Array) -> str:
         after: The same of the converted layer.
     """
     figure, axes = _figure(1, 2, (3.6, 1.8))
+    # One symmetric scale, so that white is zero in both.
     limit = max(float(np.abs(before).max()), float(np.abs(after).max())) or 1.0
     for axis, kernel, title in zip(axes, (before, after), ("before", "after"), strict=True):
         if kernel.ndim == 1:
@@ -112,6 +114,7 @@ def curves(
     for mark in labelled(marks, float(np.ptp(x)) * _LABEL_WIDTH):
         axis.text(mark.position, 1.02, _label(mark.names), color=_INK, fontsize=7, ha="center",
                   va="bottom", transform=axis.get_xaxis_transform())  # fmt: skip
+    # The sample next to each mark.
     at = [int(np.abs(x - mark.position).argmin()) for mark in marks]
     for (name, values), color in zip(lines, _COLORS, strict=False):
         axis.plot(x, values, label=name, color=color, linewidth=1.2,

@@ -122,6 +122,7 @@ class ConversionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
+        # Arrays first, as asdict would copy them.
         data = asdict(replace(self, evidence=None))
         del data["evidence"]  # arrays; the HTML page shows them
         return {"format": REPORT_FORMAT, "ok": self.ok, **finite(data)}
@@ -162,6 +163,7 @@ class ConversionReport:
 
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("deconvfix.report", "."),
+            # Names come from the model's file, so everything is escaped.
             autoescape=True,
             undefined=jinja2.StrictUndefined,
         )

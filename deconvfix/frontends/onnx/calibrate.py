@@ -41,6 +41,7 @@ class FittableModel:
     """
 
     arrays = NUMPY
+    # The geometry of a node is fixed, whatever the size of its input.
     any_size = False
 
     def __init__(
@@ -70,6 +71,7 @@ class FittableModel:
                 "it is in a function of the model",
                 "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
             )
+        # Values inside a branch or a loop cannot be outputs of the model.
         if layer.graph is not self._before.graph:
             raise UnseenError(
                 "it is in a branch or a loop, which may run several times or not at all",
@@ -88,6 +90,7 @@ class FittableModel:
     def seen(self, decision: Replaced) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """One pair for each calibration input."""
         node = self._layers[decision.name].node
+        # On a copy: surgery changes the model in place.
         so_far = self._apply(self._before.clone(), self._plan.before(decision.name))
         parts = _part(so_far, node.inputs[0]), _part(self._before, node.outputs[0])
         for part in parts:
@@ -112,6 +115,7 @@ class FittableModel:
         return decision
 
     def _bias(self, layer: Layer) -> NDArray[Any] | None:
+        # Inputs of the model may be set by the caller, and count as computed.
         stored = constant(layer.node.inputs[2], self._before.ir_version)
         return None if stored is None else np.asarray(stored.numpy())
 
@@ -120,6 +124,7 @@ def _check_repeatable(part: ir.Model) -> None:
     """Random numbers would differ between the two models."""
     for body in bodies(part):
         for node in body.all_nodes():
+            # From opset 12 on the third input switches training mode on.
             training = node.op_type == "Dropout" and len(node.inputs) > 2
             if node.op_type in RANDOM or training:
                 raise UnseenError(
@@ -130,6 +135,7 @@ def _check_repeatable(part: ir.Model) -> None:
 
 def _rounded(values: Array, dtype: np.dtype[Any], decision: Replaced) -> Array:
     """In the values that the file can hold."""
+    # What overflows becomes infinite, and `check_stored` says so.
     with np.errstate(over="ignore"):
         stored = values.astype(dtype).astype(np.float64)
     check_stored(decision, stored, str(dtype))
@@ -144,9 +150,11 @@ def _part(model: ir.Model, value: ir.Value | None) -> ir.Model:
     assert value is not None
     part = model.clone()
     graph = part.graph
+    # By name, as the copy has values of its own.
     output = visible((graph,))[str(value.name)]
     graph.outputs.clear()
     graph.outputs.append(output)
+    # From the end: a node is removed after those that read it.
     for node in reversed(list(graph)):
         if not any(result.uses() or result.is_graph_output() for result in node.outputs):
             graph.remove(node, safe=True)
@@ -164,6 +172,7 @@ def _values(part: ir.Model, feeds: Sequence[Feed]) -> Iterator[NDArray[Any]]:
     """
     (output,) = part.graph.outputs
     name = str(output.name)
+    # The first layer of a model reads an input, and ONNX Runtime is not needed for it.
     if output.producer() is None and all(name in feed for feed in feeds):
         yield from (feed[name] for feed in feeds)
         return
@@ -177,6 +186,7 @@ def _values(part: ir.Model, feeds: Sequence[Feed]) -> Iterator[NDArray[Any]]:
             "init 'calibrated' runs the model",
             "Use init 'fit', which looks at the weights alone",
         ) from error
+    # A part may need fewer inputs than the model.
     needed = {declared.name for declared in session.get_inputs()}
     for number, feed in enumerate(feeds, start=1):
         try:

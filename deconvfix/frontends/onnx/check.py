@@ -47,6 +47,7 @@ def check_model(proto: onnx.ModelProto, where: str = "model") -> None:
     opsets: dict[str, int] = {}
     try:
         for opset in proto.opset_import:
+            # "ai.onnx" and "" are two names of one domain.
             known = opsets.setdefault(
                 opset.domain if opset.domain != "ai.onnx" else "", opset.version
             )
@@ -55,6 +56,7 @@ def check_model(proto: onnx.ModelProto, where: str = "model") -> None:
         _check_graph(proto.graph, opsets, set(), is_function=False)
         # A function sees its own inputs alone, by the operator sets that it names.
         for function in proto.functions:
+            # A function's nodes see its own inputs alone.
             own = {opset.domain: opset.version for opset in function.opset_import}
             known_inside = set(function.input)
             _check_nodes(function.node, own or opsets, known_inside, is_function=True)
@@ -87,6 +89,7 @@ def _check_graph(
             raise _Problem(f"two of its {kind} are called {twice!r}")
     for tensor in graph.initializer:
         _check_tensor(tensor)
+    # Values of graphs around are visible, so names of inner graphs add to them.
     made = _check_nodes(
         graph.node, opsets, {*outer, *names, *stored}, is_function=is_function, own=stored
     )
@@ -114,7 +117,7 @@ def _check_nodes(
         words = (node.op_type, node.domain, node.name, *node.input, *node.output)
         if not all(isinstance(word, str) for word in words):
             raise _Problem(f"a name of the node {node.name!r} ({node.op_type!r}) is no text")
-    # All outputs are known before inputs are looked at: ONNX Runtime runs nodes in any order.
+    # Optional outputs that are left out have the empty name.
     outputs = [name for node in nodes for name in node.output if name]
     if twice := _repeated([*outputs, *own]):
         raise _Problem(f"two nodes make the value {twice!r}")
@@ -146,6 +149,7 @@ def _schema(
     version = opsets.get(domain)
     if version is None:
         return {}
+    # onnx takes a 32-bit number for the version.
     return _attributes_of(op_type, domain, min(max(version, 1), 2**31 - 1))
 
 
@@ -198,6 +202,7 @@ def bytes_of(data_type: int, dims: Collection[int]) -> int | None:
         return None
     if kind in (ir.DataType.STRING, ir.DataType.UNDEFINED) or any(n < 0 for n in dims):
         return None
+    # Rounded up: types of less than a byte are packed.
     return -(-math.prod(dims) * int(kind.bitwidth) // 8)
 
 
@@ -212,6 +217,7 @@ def _tensor_problem(tensor: onnx.TensorProto) -> str | None:
         return None  # see `external.check_external`
     needed = bytes_of(tensor.data_type, tensor.dims)
     filled = {name: len(getattr(tensor, name)) for name in _TYPED if len(getattr(tensor, name))}
+    # Raw bytes or one typed field, and not both.
     if tensor.HasField("raw_data"):
         if needed is None:
             return "has a type or shape without a size in bytes"

@@ -39,10 +39,12 @@ def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
         for layer in find_layers(watched)
         if layer.graph is watched.graph and layer.spec is not None and layer.weight is not None
     ]
+    # ONNX Runtime gives outputs alone, so what the layers read becomes an output too.
     own = {value.name for value in watched.graph.outputs}
     for layer in layers:
         value = layer.node.inputs[0]
         assert value is not None
+        # An input of the model is in the feed already, and an output may be listed once.
         if value.name not in own and value.producer() is not None:
             own.add(value.name)
             watched.graph.outputs.append(value)
@@ -55,6 +57,7 @@ def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
     values = feed | dict(zip(outputs, results, strict=True))
 
     def run(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        # The model's own outputs come first.
         return _arrays(run_named(session, dict(zip(names, arrays, strict=True)))[:count])
 
     answers = [

@@ -113,6 +113,7 @@ def _location_problem(path: Path, location: str) -> str | None:
     own = path.absolute().parent
     # The model may be a link itself; its data may lie beside the link or beside the file.
     inside = (os.path.realpath(own), os.path.dirname(os.path.realpath(path)))
+    # Links are followed before the comparison, so none leads out of the folder.
     data = own / location
     real = Path(os.path.realpath(data))
     if not any(real.is_relative_to(folder) for folder in inside):
@@ -127,6 +128,7 @@ def _location_problem(path: Path, location: str) -> str | None:
 def _size_problem(path: Path, tensor: onnx.TensorProto) -> str | None:
     """Why a part of a file is not what the tensor's shape needs."""
     entries, data = _entries(tensor), _data_file(path, tensor)
+    # Digits alone, as int() would take signs, spaces and underscores too.
     numbers = [entries.get(key, "") for key in ("offset", "length")]
     if not all(re.fullmatch(r"[0-9]{0,19}", number) for number in numbers):
         return "its offset or length is not a number"
@@ -144,6 +146,7 @@ def _size_problem(path: Path, tensor: onnx.TensorProto) -> str | None:
         return f"{data.name!r} cannot be read ({error.strerror})"
     if offset + length > size:
         return f"{data.name!r} has {size:,} bytes instead of {offset + length:,}"
+    # A sparse file can claim any size on disk.
     if length > _memory():
         return f"it has {length:,} bytes, more than this machine's memory"
     return None
@@ -186,6 +189,7 @@ def external_tensor(path: Path, stored: ir.ExternalTensor) -> ir.LazyTensor:
             onnx.TensorProto(name=name, data_type=kind, dims=shape.numpy(), raw_data=content)
         )
 
+    # For a copy from file to file, at most one piece is in memory.
     def pieces() -> Iterator[bytes]:
         location, offset = os.fspath(stored.location), stored.offset or 0
         for begin in range(0, stored.nbytes, _PIECE):

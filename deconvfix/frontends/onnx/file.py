@@ -54,6 +54,7 @@ def read(path: Path) -> OnnxFile:
     Raises:
         ModelError: If it is no ONNX file, or names external data that is not there.
     """
+    # External data is checked before anything reads it.
     proto = _parsed(path)
     external = False
     for tensor in tensors(proto):
@@ -69,12 +70,14 @@ def read(path: Path) -> OnnxFile:
     if is_isolated():
         # Whether the shapes of this file can be inferred at all is found out where a crash does no harm.
         rejected_by_checker(path, full=True)
+    # Before onnx_ir reads the model, which drops these parts.
     rest = onnx.ModelProto()
     carry_over(proto, rest)
     try:
         model = from_proto(proto)
     except ModelError as error:
         raise ModelError(str(path), error.found, error.needed, error.todo) from error
+    # onnx_ir maps such files into memory. Here they are read when they are used.
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
@@ -108,12 +111,14 @@ def write(path: Path, file: OnnxFile, model: ir.Model) -> None:
         for value in graph.initializers.values()
         if value.const_value is not None
     )
+    # One file stays one file, as long as protobuf can hold it.
     if not file.external and size <= _EXTERNAL_ABOVE:
         proto = ir.to_proto(model)
         carry_over(file.rest, proto)
         path.write_bytes(proto.SerializeToString())
         return
     save_with_data(model, path)
+    # The graph is written again with what onnx_ir does not carry. Data files stay.
     if file.rest.ByteSize():
         proto = onnx.load(path, load_external_data=False)
         carry_over(file.rest, proto)
@@ -125,6 +130,7 @@ def _parsed(path: Path) -> onnx.ModelProto:
         status = os.stat(path)
     except OSError as error:
         raise _unreadable(path, error.strerror or "it cannot be opened") from error
+    # Reading a pipe or a device might never end.
     if not stat.S_ISREG(status.st_mode):
         raise _unreadable(path, "it is not a regular file")
     if status.st_size > _LARGEST_MESSAGE:
@@ -135,6 +141,7 @@ def _parsed(path: Path) -> onnx.ModelProto:
         proto.ParseFromString(path.read_bytes())
     except (DecodeError, OSError) as error:
         raise _unreadable(path, f"its content is not an ONNX model ({error})") from error
+    # protobuf reads many files of other kinds as a message of unknown fields.
     if proto.ir_version < 1 or not proto.HasField("graph") or not proto.opset_import:
         raise _unreadable(path, "its content is not an ONNX model (no graph or no operator set)")
     return proto

@@ -121,6 +121,7 @@ def find_layers(model: ir.Model) -> tuple[Layer, ...]:
     taken: set[str] = set()
     for scope, node, name in transposed_convolutions(model):
         unique, count = name, 1
+        # Names of nodes are optional and need not be unique in ONNX.
         while unique in taken:
             count += 1
             unique = f"{name}#{count}"
@@ -144,6 +145,7 @@ def _understand(context: Known, scope: Scope, node: ir.Node, name: str) -> Layer
     """A node as a layer; what stands in the way becomes its obstacle."""
     function = scope.function
     x, w, b = _operands(node)
+    # First, so that folded weights and biases are constants for all that follows.
     for operand in (w, b):
         fold(context.model, scope, operand)
     dtype = context.dtype(w, function) or context.dtype(x, function)
@@ -214,6 +216,7 @@ def _geometry(
     and bias.
     """
     x, w, b = _operands(node)
+    # Whatever is known of the four values, then the kernel, the channels, and the checks.
     x_shape, w_shape, y_shape, b_shape = (
         context.shape(value, scope.function) for value in (x, w, node.outputs[0], b)
     )
@@ -229,6 +232,7 @@ def _geometry(
         )
         if not agree:
             raise _ObstacleError(_contradiction("kernel_shape", kernel, taps))
+    # The default of the operator.
     groups = 1 if settings["group"] is None else settings["group"]
     # Channels: from the weight, or where that is computed, from whatever has a shape.
     per_group = _at(w_shape, 1)
@@ -239,7 +243,7 @@ def _geometry(
     )
     if c_in is None or c_out is None:
         raise _ObstacleError(_UNKNOWN_CHANNELS)
-    # ONNX Runtime rejects these; a wrong number of entries would be read as another geometry here.
+    # The operator's schema does not fix the lengths of its lists.
     for key, length in (("pads", 2 * n), ("strides", n), ("dilations", n), ("output_padding", n)):
         if settings[key] and len(settings[key]) != length:
             raise _ObstacleError(_contradiction(key, settings[key], kernel))
@@ -298,6 +302,7 @@ def _cropped(
             )
         ]
     else:
+        # ONNX lists all begins, then all ends.
         pads = (0,) * 2 * n if auto_pad == "VALID" else (settings["pads"] or (0,) * 2 * n)
         return replace(spec, padding=tuple(zip(pads[:n], pads[n:], strict=True))), None
     # SAME_UPPER cuts the odd pixel off the end, SAME_LOWER and output_shape off the begin.

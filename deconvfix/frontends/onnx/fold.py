@@ -58,11 +58,13 @@ def fold(model: ir.Model, place: _Place, value: ir.Value | None) -> None:
     if not is_stored(value, model.ir_version):
         return
     nodes = [*_expression(value, model.ir_version)]
+    # Folding would turn integers into floats, and the layer would not run in int8 any more.
     if any(is_quantizer(node, "DequantizeLinear", "QuantizeLinear") for node in nodes):
         return
     if any(node.op_type in _GROWING for node in nodes):
         return
     try:
+        # In its own type, as the result is stored, and unoptimised, as it runs once.
         part = serialized(cut_out({}, value, narrow=False), model, place.function, place.opset)
         (array,) = run_named(open_session(part, optimize=False), {})
     except (ExportError, ValueError):

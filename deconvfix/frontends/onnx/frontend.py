@@ -66,6 +66,7 @@ class OnnxFrontend:
 
     def apply(self, model: ir.Model, plan: Plan) -> ir.Model:
         """Rewrites the model in place."""
+        # Found once: surgery on one layer leaves the other nodes as they are.
         layers = {layer.name: layer for layer in find_layers(model)}
         surgeon = Surgeon(model)
         for decision in plan.replaced:
@@ -95,6 +96,7 @@ class OnnxFrontend:
             memory=data.memory,
         )
         fitted = self.apply(before.clone(), plan)
+        # Into the object that the caller has, as other parts refer to it.
         after.graph = fitted.graph
         after.functions.clear()
         after.functions.update(fitted.functions)

@@ -70,6 +70,7 @@ def as_feed(model: ir.Model, example_inputs: Any) -> Feed:
         args, kwargs = example_inputs
     else:
         args, kwargs = example_inputs, {}
+    # Inputs with an initializer have a default and may be given by name.
     names = [declared.name for declared in shapes_of(model)]
     optional = {str(value.name) for value in model.graph.inputs} - set(names)
     feed = {name: np.asarray(value) for name, value in zip(names, args, strict=False)}
@@ -105,16 +106,18 @@ def make_feeds(model: ir.Model) -> Iterator[Feed]:
         if any(n < 0 for n in sizes_known) or math.prod(sizes_known) > _LARGEST:
             what = f"no array of the shape {declared.shape} is made up"
             raise ModelError(f"input {declared.name!r}", what, "values to run the model on", _GIVE)
-    # Open sizes are tried in turn: networks that halve their input want powers of two.
+    # Fixed shapes leave one choice.
     fixed = all(isinstance(n, int) for declared in shapes for n in declared.shape or ())
     for length in _LENGTHS[:1] if fixed else _LENGTHS:
         sizes: dict[str, int] = {}
         for declared in shapes:
             for axis, size in enumerate(declared.shape or ()):
                 if isinstance(size, str):
+                    # An open first axis is the batch in nearly all files.
                     chosen = 1 if axis == 0 else length
                     if axis == 1 and declared.channels is not None:
                         chosen = declared.channels
+                    # One name is one size, wherever it stands.
                     sizes.setdefault(size, chosen)
         yield {
             declared.name: _made(declared, sizes, np.random.default_rng(0)) for declared in shapes
@@ -147,6 +150,7 @@ def variants(model: ir.Model, base: Feed) -> Iterator[tuple[str, Feed]]:
         choices.append(
             {symbol: have + 1 if symbol in first else 2 * have for symbol, have in sizes.items()}
         )
+    # Each open size alone, then all together, with sizes that are no multiple of 32.
     for choice in choices:
         rng = np.random.default_rng(1)
         feed = {
@@ -174,6 +178,7 @@ def _shapes(value: ir.Value) -> Shapes:
             weight = static_shape(node.inputs[1])
             groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
             if weight is not None and len(weight) > 1:
+                # Conv stores (C_out, C_in/g, *k), ConvTranspose (C_in, C_out/g, *k).
                 found = weight[1] if node.op_type == "Conv" else weight[0]
                 factor = groups if node.op_type == "Conv" else 1
                 channels = None if found is None else found * factor

@@ -61,11 +61,12 @@ def _compare(
     result = str((tail[-1] if tail else layer.node).outputs[0].name)
     dtype = np.float16 if layer.dtype == "float16" else np.float32
     rng = np.random.default_rng(5)
-    # The original's own numbers for weight and bias; drawn ones for what its inputs decide.
+    # What runs, on what: operands, shapes at the boundary, the part of the converted model.
     operands, running = _operands(before, layer, dtype, rng)
     shape = (2, spec.in_channels, *_sizes(layer))
     boundary: dict[str, Sequence[int | None]] = {str(x.name): shape}
     boundary |= {name: operands[role].shape for role, name in running.items()}
+    # By the number of the graph, as the two models have objects of their own.
     number = [scope[0] for scope in scopes(before)].index(layer.graph)
     part = _part(after, number, layer, boundary, result, dtype)
     inputs = _inputs(shape, dtype, rng)
@@ -86,6 +87,7 @@ def _compare(
     comparisons = []
     for kind, array in inputs:
         feed = {str(x.name): array} | {name: operands[role] for role, name in running.items()}
+        # A value of the boundary may be gone in the converted model.
         taken = {value.name for value in converted.get_inputs()}
         try:
             (actual,) = run_named(converted, {n: v for n, v in feed.items() if n in taken})
@@ -147,6 +149,7 @@ def _expected(
         terms = spec.in_channels // spec.groups * math.prod(spec.kernel_size)
         magnitudes = {name: np.abs(operand) for name, operand in operands.items()}
         (value,) = run_named(original, {"x": x, **operands})
+        # |W| (*) |x| + |b|, by the node itself.
         (magnitude,) = run_named(original, {"x": np.abs(x), **magnitudes})
         return Definition(value, rounding_unit(eps, terms) * magnitude.astype(np.float64))
     # In NumPy: no runtime has the other forms as one node, and that of a grown kernel is another one.
@@ -174,6 +177,7 @@ def _compare_steps(name: str, kind: str, actual: Array, expected: Array) -> Comp
     """Quantised outputs: rounding moves the few values that lie between two steps, by one step."""
     if actual.shape != expected.shape or actual.size == 0:
         return compare_arrays(name, kind, actual, expected, 0.0)
+    # In int64, as differences of unsigned numbers would wrap around.
     difference = np.abs(actual.astype(np.int64) - expected.astype(np.int64))
     flipped = float((difference > 0).mean())
     worst = float(difference.max())
@@ -194,6 +198,7 @@ def _sizes(layer: Layer) -> tuple[int, ...]:
     """Spatial sizes to compare on: the file's where they are fixed, else small and all different."""
     spec = layer.spec
     assert spec
+    # Different on each axis, so that swapped axes are seen.
     sizes = [have or 3 + axis for axis, have in enumerate(layer.input_size)]
     least = (1,) * spec.ndim if layer.dynamic_size is None else layer.dynamic_size.output_size
     for axis, have in enumerate(layer.input_size):
@@ -247,6 +252,7 @@ def _part(
         result: Name of the value that becomes the output.
         dtype: Of the inputs.
     """
+    # Values of graphs around are visible too, as the layer may read them.
     values = visible(scopes(model)[number])
     kind = ir.DataType.from_numpy(np.dtype(dtype))
     stops = {

@@ -52,6 +52,7 @@ def _walk(scope: Scope, graph: ir.Graph, prefix: str) -> Iterator[tuple[Scope, i
         name = prefix + (node.name or next((v.name for v in node.outputs if v.name), node.op_type))
         yield replace(scope, graph=graph), node, name
         for attribute in node.attributes.values():
+            # A reference to an attribute of the function around, which holds no graph here.
             if attribute.is_ref():
                 continue
             if attribute.type == ir.AttributeType.GRAPH:
@@ -105,6 +106,7 @@ def make_plain(model: ir.Model) -> None:
             stored = constant(pads, model.ir_version)
             if x is None or w is None or stored is None:
                 continue
+            # In place: consumers and names of the node's outputs stay.
             node.domain, node.op_type = "", "ConvTranspose"
             node.attributes["pads"] = ir.AttrInt64s(
                 "pads", [int(n) for n in stored.numpy().reshape(-1)]

@@ -92,11 +92,11 @@ def compare_models(
         plan: What was converted; without one the models are compared end to end only.
         paths: Files that hold the two, if there are such.
     """
-    # Inputs and outputs by name, then the layers alone, then the whole models.
+    # Names first: a run goes by the names of inputs and outputs.
     problems = _changed_interface(before, after)
     layers, notes = ([], []) if plan is None else compare_layers(before, after, plan)
     outputs = OutputParity()
-    # A form that changes the function on purpose is compared layer by layer with its definition.
+    # End to end, only models of the same function compare.
     exact = plan is None or all(decision.exact for decision in plan.decisions)
     changed = plan is None or bool(plan.changed)
     rounded = []
@@ -236,6 +236,7 @@ def _compare_outputs(
     """
     old, new = paths or (None, None)
     try:
+        # The original first: what it does not do either is no fault of the conversion.
         original = _sessions(before, old)
     except ExportError as error:
         if plan is None:
@@ -252,8 +253,9 @@ def _compare_outputs(
             f"The original runs in ONNX Runtime, and the converted model does not: {error.found}."
         )
         return OutputParity(problems=(problem,))
+    # Sessions of the disturbed original measure how far rounding moves the outputs.
     models = _Models(original, converted, _noisy(before, plan), _names_of_outputs(before))
-    # The user's inputs, or the first made-up ones that the original takes.
+    # Given inputs, or made-up ones, and then variants of each.
     feeds = [onnx_inputs.as_feed(before, example) for example in inputs]
     if not feeds:
         reasons: list[str] = []
@@ -320,6 +322,7 @@ def _loadable(model: ir.Model, path: Path | None) -> Iterator[bytes | str]:
         yield str(path)
         return
     if weight_bytes(model) < _SERIALIZED_BYTES:
+        # ONNX Runtime cannot find external files of a model that it gets as bytes.
         loaded = model.clone()
         ir.external_data.load_to_model(loaded)
         yield ir.to_proto(loaded).SerializeToString()
@@ -343,6 +346,7 @@ def _disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
     """A copy in which coefficients are off by one eps, and quantised layers by half a step."""
     model = model.clone()
     rng = np.random.default_rng(seed)
+    # A shared weight is moved once.
     done: set[ir.Value] = set()
     # Each coefficient once, however many nodes read it.
     for body in bodies(model):
@@ -361,6 +365,7 @@ def _disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
         scale = tail[-1].inputs[1]
         tensor = constant(scale, model.ir_version)
         assert tensor is not None
+        # Half a step is as far as two runtimes may round differently.
         step = float(np.asarray(tensor.numpy()).reshape(-1)[0])
         noise = rng.uniform(-0.5, 0.5, (1, layer.spec.out_channels, *(1,) * layer.spec.ndim)) * step
         dtype = np.asarray(tensor.numpy()).dtype
@@ -368,6 +373,7 @@ def _disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
         moved = ir.node("Add", [layer.node.outputs[0], stored.outputs[0]])
         for node in (stored, moved):
             node.outputs[0].name = names.fresh("disturbed")
+        # Noise at the layer's output, in front of what follows it.
         tail[0].replace_input_with(0, moved.outputs[0])
         layer.graph.insert_after(layer.node, [stored, moved])
     return model

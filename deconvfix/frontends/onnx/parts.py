@@ -22,6 +22,7 @@ def is_stored(value: ir.Value, ir_version: int) -> bool:
     node = value.producer()
     if node is None or node.op_type in RANDOM or not _is_understood(node):
         return False
+    # Constant nodes were answered above: a node without inputs is something else here.
     return bool(node.inputs) and all(
         operand is None or is_stored(operand, ir_version) for operand in node.inputs
     )
@@ -47,6 +48,7 @@ def cut_out(
         ValueError: If it depends on anything else.
     """
     own = _narrow if narrow else _as_it_is
+    # Recursion ends at the stops, whatever computes them.
     copies = dict(stops)
     nodes: list[ir.Node] = []
     constants: list[ir.Value] = []
@@ -63,13 +65,14 @@ def cut_out(
             constants.append(new)
             copies[value] = new
             return new
+        # Nodes with graphs inside read values by name, and references have no function here.
         if not _is_understood(node) or any(
             attribute.is_ref()
             or attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
             for attribute in node.attributes.values()
         ):
             raise ValueError(f"it depends on the node {node.name!r} ({node.op_type})")
-        # Operands first, so that the copies are in an order that runs.
+        # Operands come first, so the list of nodes is in an order that runs.
         inputs = [None if operand is None else copied(operand) for operand in node.inputs]
         outputs = [ir.Value(name=output.name) for output in node.outputs]
         attributes = [
@@ -79,6 +82,7 @@ def cut_out(
             for attribute in node.attributes.values()
         ]
         nodes.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs))
+        # All outputs at once, as nodes such as Split have several.
         copies.update(zip(node.outputs, outputs, strict=True))
         return copies[value]
 
@@ -105,6 +109,7 @@ def serialized(graph: ir.Graph, model: ir.Model, function: ir.Function | None, o
     for imports in (model.opset_imports, {} if function is None else function.opset_imports):
         graph.opset_imports.update(imports)
     graph.opset_imports[""] = opset
+    # From IR version 4 on initializers need not be inputs.
     part = ir.Model(graph, ir_version=max(model.ir_version, 4))
     ir.external_data.load_to_model(part)
     return bytes(ir.to_proto(part).SerializeToString())

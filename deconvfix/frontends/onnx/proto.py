@@ -32,6 +32,7 @@ class OnnxProtoFrontend(OnnxFrontend):
         self, converted: ir.Model, model: onnx.ModelProto, *, changed: bool, inplace: bool
     ) -> onnx.ModelProto:
         """The converted model as a proto, with what onnx_ir does not carry."""
+        # Nothing was replaced: the original itself goes back, to the byte.
         if not changed and inplace:
             return model
         result = onnx.ModelProto()
@@ -57,6 +58,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     """
     check_model(proto)
     if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
+        # On a copy, as the caller's proto must not change.
         dense = onnx.ModelProto()
         dense.CopyFrom(proto)
         for graph in _graphs(dense.graph):
@@ -72,6 +74,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
         raise
     except Exception as error:
         cause: BaseException = error
+        # onnx_ir wraps an error in one for each level of the graph.
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ModelError(
@@ -97,12 +100,14 @@ def carry_over(old: onnx.ModelProto, new: onnx.ModelProto) -> None:
         new.graph.quantization_annotation.extend(annotations)
         return
     stored = {tensor.name: index for index, tensor in enumerate(new.graph.initializer)}
+    # What the surgery changed stays dense, as its values are others now.
     kept = [
         tensor
         for tensor in sparse
         if tensor.values.name in stored
         and _same(new.graph.initializer[stored[tensor.values.name]], _dense(tensor))
     ]
+    # From the end, so that the other positions stay valid.
     for index in sorted((stored[tensor.values.name] for tensor in kept), reverse=True):
         del new.graph.initializer[index]
     new.graph.sparse_initializer.extend(kept)

@@ -55,6 +55,7 @@ class OnnxSamples:
                     "example inputs give the shapes to draw",
                     "Give `example_inputs` (--input NAME=1x64x8x8 at the command line)",
                 )
+        # Only the number of samples is open, so the first choice has the right sizes.
         made = next(make_feeds(self.model))
         return {
             declared.name: np.repeat(made[declared.name], _BATCH, 0)
@@ -91,6 +92,7 @@ def rebatched(model: ir.Model, batches: Iterable[Feed]) -> Iterator[Feed]:
     """
     shapes = shapes_of(model)
     dtypes = {declared.name: declared.dtype for declared in shapes}
+    # Inputs that disagree on their first axis have no common axis of samples.
     sizes = {declared.shape[0] for declared in shapes if declared.shape}
     fixed = next((n for n in sizes if isinstance(n, int)), None) if len(sizes) == 1 else None
     feeds = (

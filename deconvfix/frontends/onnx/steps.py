@@ -238,6 +238,7 @@ class Writer:
             The output, and its spatial sizes.
         """
         sizes = list(sizes)
+        # Sizes and channels are carried along: what is known keeps Reshape free of -1.
         zeros: Pairs | None = None
         for step, following in itertools.zip_longest(steps, steps[1:]):
             match step:
@@ -306,6 +307,7 @@ class Writer:
         n = len(step.reach)
         means = self.pad(x, [(0, 0), (0, 0), *((r, r) for r in step.reach)], "replicate")
         window = [r + 1 for r in step.reach]
+        # Two box means of width r + 1 are the triangle of width 2*r + 1 that the step asks for.
         for _ in range(2):
             means = self.op(
                 "AveragePool", means, kernel_shape=window, strides=[1] * n, pads=[0] * (2 * n)
@@ -371,6 +373,7 @@ class Writer:
             pair = [f"L{i}", f"r{i}"]
             copied = [axis for axis in axes if axis not in pair and axis not in sizes_of]
             known = [axis for axis in axes if axis not in pair and axis in sizes_of]
+            # With the last pair C moves to its place behind N.
             if i == split[-1]:
                 copied, known = ["N", "C", *copied[1:]], []
             ordered = [*copied, *known, *pair]
@@ -383,6 +386,7 @@ class Writer:
         """A channel of zeros is appended, and Gather takes it wherever no tap reaches."""
         blocks = math.prod(step.blocks)
         number = np.full((channels // blocks, *step.strides), channels, np.int64)
+        # Block f of an axis is its phase f*gap.
         reached = tuple(
             slice(0, block * gap, gap) for block, gap in zip(step.blocks, step.gaps, strict=True)
         )

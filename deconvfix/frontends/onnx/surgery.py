@@ -55,6 +55,7 @@ class Surgeon:
 
     def replace(self, layer: Layer, decision: Replaced) -> None:
         """Carries out one decision of a plan."""
+        # Noted before the node is gone: what only it has used is removed last.
         operands = layer.node.inputs[1:]
         if decision.target.keeps_layer:
             self._set_weight(layer, decision)
@@ -68,6 +69,7 @@ class Surgeon:
         new = decision.kernel(layer.read_weight())
         writer = Writer(self.store.names, layer.name, layer.opset)
         array = new.astype(layer.weight.dtype.numpy())
+        # Layers that share a weight share the new one, if they get the same.
         key = (decision.spec, decision.settings, _own(decision))
         value = self.store.put(writer, Operand.of(layer.node.inputs[1]), array, key)
         layer.node.replace_input_with(1, value)
@@ -101,6 +103,7 @@ class Surgeon:
             return
         producer = value.producer()
         if producer is not None:
+            # Another output of the same node may still be needed.
             if any(output.uses() or output.is_graph_output() for output in producer.outputs):
                 return
             operands = producer.inputs
@@ -150,6 +153,7 @@ def quantised_tail(node: ir.Node) -> list[ir.Node]:
         return []
     tail: list[ir.Node] = []
     value = node.outputs[0]
+    # What has a second reader, or is an output itself, must keep its layout.
     while not value.is_graph_output() and len(value.uses()) == 1:
         ((following, index),) = value.uses()
         if index != 0 or following.graph is not node.graph:
@@ -158,6 +162,7 @@ def quantised_tail(node: ir.Node) -> list[ir.Node]:
         if is_quantizer(following, "QuantizeLinear"):
             scale = following.inputs[1]
             tensor = None if scale is None else constant(scale, 0)
+            # A scale per channel counts channels, which the shuffle moves.
             return tail if tensor is not None and tensor.size == 1 else []
         if following.op_type not in _ELEMENTWISE or following.domain not in DEFAULT_DOMAINS:
             break
@@ -204,7 +209,7 @@ class _Operation:
         plain = bool(tail) or self.layer.opset <= NEWEST_WITHOUT_BROADCAST
         # The form as ONNX writes it: what comes before the shuffle, and what after.
         written = self._written(plain)
-        # Operands, the convolution, what was between the layer and its quantisation, the shuffle, the crop.
+        # Conv with its pads first, then the tail, the shuffle, and the crop.
         x, spec = self.node.inputs[0], self.spec
         assert x is not None
         weight = self._weight(written.weight)
@@ -254,6 +259,7 @@ class _Operation:
         """The form's steps, cut at the convolution; `plain`: nothing but a Conv before the shuffle."""
         spec, verbs = (self.spec, ()) if not plain else _dense(self.spec)
         compiled = self.form.compile(spec, self.settings)
+        # Without padding in the spec no crop comes first. The crop at the end does its work.
         if self.form.is_exact and _crops_first(compiled):
             crop = Crop(spec.padding)
             spec = replace(spec, padding=((0, 0),) * spec.ndim)
@@ -267,6 +273,7 @@ class _Operation:
 
     def _weight(self, verbs: tuple[Verb, ...]) -> ir.Value:
         operand = Operand.of(self.node.inputs[1])
+        # Fitted kernels are computed here in float64, and rounded once.
         if not self.form.is_exact:
             assert self.layer.weight
             kernel = self.decision.kernel(self.layer.read_weight())
@@ -296,6 +303,7 @@ class _Operation:
         spec, write = self.layer.spec, self.writer
         assert spec is not None
         n = spec.ndim
+        # Per axis K + op - s - L_out, which with L*s added is natural - L_out.
         rest = [
             big_k + op - s - length
             for big_k, op, s, length in zip(

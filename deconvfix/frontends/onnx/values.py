@@ -250,6 +250,7 @@ class Known:
         if tensor is not None:
             return tuple(int(n) for n in tensor.shape.numpy())
         shape = static_shape(value)
+        # Inference may know more than the file declares. Of both, known sizes count.
         if shape is None or None in shape:
             inferred = static_shape(self._inferred_value(value))
             if inferred is not None and (shape is None or len(shape) == len(inferred)):
@@ -344,6 +345,7 @@ class Known:
 
     def _inferred_value(self, value: ir.Value) -> ir.Value | None:
         if self._inferred is None:
+            # On a copy, as inference writes into the model, and once, when something asks.
             copied = self.model.clone()
             with quiet():
                 ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copied)

@@ -47,6 +47,7 @@ class Store:
             key: What was done to the old ones: equal keys give equal arrays.
         """
         old = operand.value
+        # Rearranged for another layer already.
         if (old, key) in self._stored:
             return self._stored[old, key]
         owner = old.graph
@@ -57,8 +58,10 @@ class Store:
             value = self.names.initializer(array, owner, f"{old.name}_{writer.prefix}")
             self._stored[old, key] = value
             return value
+        # Functions have no initializers, and old IR versions have them in the main graph alone.
         if not old.is_initializer() or owner is None or not (free or owner is self.model.graph):
             return writer.constant(array, (old.name or "weight").rpartition("/")[2])
+        # In its own place, so that the file keeps the weight's name.
         if operand.alone:
             old.const_value = ir.tensor(array, name=old.name)
             old.shape = ir.Shape(array.shape)
@@ -93,6 +96,7 @@ class Weights:
         """The same operand, of the given shape, in the layout of the convolution."""
         groups = self.spec.groups
         array = self.store.read(operand.value)
+        # Stored values now, quantised ones behind their node, everything else at run time.
         if array is not None:
             new = rearrange(verbs, array, groups)
             return self.store.put(self.writer, operand, new, (verbs, groups))
@@ -107,10 +111,12 @@ class Weights:
         self, node: ir.Node, alone: bool, verbs: tuple[Verb, ...], shape: tuple[int, ...]
     ) -> ir.Value | None:
         """The same QuantizeLinear or DequantizeLinear on rearranged values; None if it cannot be."""
+        # What the node has, what can be done with it, then values, scales, zero points, node.
         inner, scale_value, zero_value = [*node.inputs, None][:3]
         scale, zero = self.store.read(scale_value), self.store.read(zero_value)
         unreadable = scale is None or (zero_value is not None and zero is None)
         blocks = node.attributes.get("block_size")
+        # Blocks along an axis do not survive a rearrangement of it.
         if inner is None or scale is None or unreadable or (blocks is not None and blocks.value):
             return None
         channel_axis = min(1, len(shape) - 1)
@@ -151,6 +157,7 @@ class Weights:
         else:
             quantised = self.rearranged(Operand.of(inner, alone), verbs, shape)
         operands = [quantised]
+        # One scale for the whole tensor holds for any layout.
         for value, array in ((scale_value, scale), (zero_value, zero)):
             if value is None or array is None or not repeated:
                 operands += [] if value is None else [value]

@@ -59,6 +59,7 @@ class FittableProgram:
         self._copied = copied
         self._apply = apply
         self._plan = PlanInProgress(plan)
+        # A copy to look things up in, so that the program itself stays untouched.
         self._original, self._calls = copied(before)
 
     def order(self, names: Sequence[str]) -> Mapping[str, int]:
@@ -69,6 +70,7 @@ class FittableProgram:
     def trained(self, decision: Replaced) -> tuple[Array, Array | None]:
         """Of a call whose bias can be set; a weight that cannot is a refusal of the plan's."""
         weight = self._weight(decision)
+        # A fit to one call would change the other one.
         if len(weight.node.users) > 1:
             raise UnseenError(
                 "several calls use its weight", "Convert the module before it is exported"
@@ -78,6 +80,7 @@ class FittableProgram:
 
     def seen(self, decision: Replaced) -> Iterator[tuple[Tensor, Tensor]]:
         """One pair for each batch."""
+        # The layer's own call is still in the converted program, as the plan ends before it.
         so_far = self._apply(self._copied(self._before)[0], self._plan.before(decision.name))
         runs = (self._run(program, decision.name) for program in (so_far, self._before))
         for (x, _), (_, y) in zip(*runs, strict=True):
@@ -122,6 +125,7 @@ class FittableProgram:
         program, calls = self._copied(program)
         node, call = calls[name].node, calls[name].call
         transposed: Any = node.target
+        # A graph passes tensors at run time, so these become the only arguments.
         operands = [value for value in (call.input, call.weight, call.bias) if value is not None]
         arguments = (node.args, dict(node.kwargs))
         pairs: list[tuple[Tensor, Tensor]] = []
@@ -130,6 +134,7 @@ class FittableProgram:
             values = dict(zip(operands, tensors, strict=True))
             args, kwargs = torch.fx.map_arg(arguments, lambda operand: values[operand])
             pairs.append((tensors[0], transposed(*args, **kwargs)))
+            # Nothing behind the layer is needed.
             raise Reached
 
         node.target, node.args, node.kwargs = record, tuple(operands), {}

@@ -68,9 +68,11 @@ def read(path: str | os.PathLike[str], *, trust: bool = False) -> ExportedProgra
             str(path), "there is no such file", "a .pt2 file is needed", "Correct the path"
         )
     note_read(path)
+    # torch's own loader, which runs what pickles say.
     if trust:
         return _load(path, path)
     with scratch_folder() as folder:
+        # torch gets the copy alone, which holds nothing but what was looked at.
         copy = folder / f"vetted{SUFFIX}"
         with _archive(path, path) as source, zipfile.ZipFile(copy, "w") as vetted:
             _copy_data(path, source, vetted)
@@ -150,13 +152,14 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
             members = archive.infolist()
             if not members or len(members) > _MOST_MEMBERS:
                 raise zipfile.BadZipFile(f"{len(members)} members")
-            # Everything lies in one folder, so that no member can be meant by two names.
+            # torch takes the folder's name from the first member as well.
             root = members[0].filename.split("/")[0]
             size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
             seen = set()
             for member in members:
                 name = member.filename
                 parts = name.split("/")
+                # Tools unpack names as paths, so nothing may lead out of the folder.
                 if parts[0] != root or len(parts) < 2 or {"", ".", ".."} & set(parts):
                     found = "it is outside the archive's folder, as in files older than torch 2.8"
                     raise _refusal(path, name, found)
@@ -164,6 +167,7 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
                     raise _refusal(
                         path, repr(name), "its name has characters that torch never uses"
                     )
+                # Of two members of one name, readers of archives differ in which one they take.
                 if name in seen:
                     raise _refusal(path, name, "it occurs twice")
                 seen.add(name)
@@ -171,6 +175,7 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
                     raise _refusal(
                         path, name, "it is compressed or encrypted, which torch never does"
                     )
+            # Members that overlap could be far larger than the file.
             if sum(member.file_size for member in members) > size:
                 raise zipfile.BadZipFile("its members are larger than the file")
             yield archive
@@ -187,7 +192,9 @@ def _archive(path: Path, file: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
 
 def _copy_data(path: Path, source: zipfile.ZipFile, vetted: zipfile.ZipFile) -> None:
     """Copies what is data into `vetted`; raises for anything else."""
+    # Below the archive's own folder, whose name is free.
     members = {member.filename.split("/", 1)[1]: member for member in source.infolist()}
+    # What must be there comes first, so that the other messages can rely on it.
     for name in (*_FORMAT, _PROGRAM, *(config for _, config in _TENSORS.values())):
         if name not in members:
             raise ModelError(
@@ -203,6 +210,7 @@ def _copy_data(path: Path, source: zipfile.ZipFile, vetted: zipfile.ZipFile) -> 
     if problem:
         raise _refusal(path, _PROGRAM, problem)
     copied = {_PROGRAM, *_FORMAT, *_MARKS}
+    # Stored tensors: raw values alone, each in a member of the right name.
     for folder, (prefix, config) in _TENSORS.items():
         values = {
             name.removeprefix(folder): member.file_size
@@ -213,7 +221,7 @@ def _copy_data(path: Path, source: zipfile.ZipFile, vetted: zipfile.ZipFile) -> 
         if problem:
             raise _refusal(path, config, problem)
         copied |= {config, *(folder + name for name in values)}
-    # What was vetted is copied, what is known to be unneeded is left out, and all else is a refusal.
+    # Then the copy, member by member. What is neither known nor harmless is refused.
     for name, member in members.items():
         if name in copied or name.startswith(".data/"):
             with source.open(member) as old, vetted.open(f"model/{name}", "w") as new:
@@ -275,10 +283,12 @@ def _sample_inputs(
         return b""
     content = io.BytesIO(source.read(member))
     buffer = io.BytesIO()
+    # The sample inputs are an archive inside the archive, with the same rules.
     with _archive(path, content):
         pass
     content.seek(0)
     try:
+        # Inputs that were saved on a GPU must load on a machine without one.
         device = None if torch.cuda.is_available() else "cpu"
         torch.save(torch.load(content, map_location=device, weights_only=True), buffer)
     except Exception as error:

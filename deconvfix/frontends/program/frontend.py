@@ -83,6 +83,7 @@ class ExportedProgramFrontend:
     def apply(self, model: ExportedProgram, plan: Plan) -> ExportedProgram:
         """Rewrites graph and state in place; torch then checks the program."""
         calls = dict(_named_calls(model))
+        # Before anything changes, as a plan may ask for what one weight cannot be.
         _check_shared(calls, plan)
         stored_already: set[str] = set()
         for decision in plan.changed:
@@ -91,6 +92,7 @@ class ExportedProgramFrontend:
                 _fit(model, found, decision, stored_already)
             else:
                 rewrite(found)
+        # Once for all layers: lint and code generation look at whole graphs.
         finish(model.graph_module)
         model.validate()
         return model
@@ -101,6 +103,7 @@ class ExportedProgramFrontend:
         """Calibrated fits: what they found is in the plan, which is carried out again."""
         refuse_flat_inputs(data.flat)
         example = before.example_inputs if data.example_inputs is None else data.example_inputs
+        # Only tuning draws further batches, and programs are not tuned.
         batches, _ = calibration_inputs(TorchSamples(example, data.tuning.seed), data.inputs)
         with torch.no_grad():
             plan, notes = calibrate(
@@ -162,6 +165,7 @@ class ExportedProgramFrontend:
         """
         if not inputs and before.example_inputs is not None:
             inputs = [before.example_inputs]
+        # With the fitted kernels in the original, too, both compute the same function.
         if plan is not None and any(not layer.target.is_exact for layer in plan.replaced):
             before = self.prepare(before, None, inplace=False)
             calls = dict(_named_calls(before))
@@ -185,6 +189,7 @@ FRONTEND = ExportedProgramFrontend()
 
 def _named_calls(program: ExportedProgram) -> Iterator[tuple[str, GraphCall]]:
     """Calls by their modules' paths, where that is unique, and otherwise by their nodes."""
+    # Names of nodes are unique. Paths are not, where a layer runs several times.
     calls = list(find_calls(program.graph_module))
     paths = [_module_path(call.node) for _, call in calls]
     nodes = {name for name, _ in calls}
@@ -195,6 +200,7 @@ def _named_calls(program: ExportedProgram) -> Iterator[tuple[str, GraphCall]]:
 
 def _module_path(node: fx.Node) -> str | None:
     """The path of the torch.nn.ConvTranspose that the node was; None for calls in other code."""
+    # Entries go from the model to the innermost module: path and class of each.
     stack = node.meta.get("nn_module_stack") or {}
     path, kind = next(reversed(stack.values()), ("", ""))
     # Strict exports of branches put the model below a module of their own.
@@ -220,6 +226,7 @@ def _match(
     program: ExportedProgram, name: str, found: GraphCall, calls: Sequence[tuple[str, GraphCall]]
 ) -> Match:
     match = match_call(name, found)
+    # Needs and obstacles of the call first, then those of what the program stores.
     weight = stored(program, found, found.call.weight)
     if weight is None or match.spec is None:
         computed = Refusal(
@@ -276,6 +283,7 @@ def _set_weights(
         stored_already: Kernels that were stored for another call of the same layer; this one is added.
     """
     place = stored(program, found, found.call.weight)
+    # Another call of the same layer has stored it.
     if place is not None and place.key in stored_already:
         return
     if place is None or decision.spec != match_call("", found).spec:
@@ -285,6 +293,7 @@ def _set_weights(
             f"the plan was made for {decision.spec} with a stored weight",
             "Use the recipe that was made for this program",
         )
+    # Forms that keep the layer have no verbs, and keep its layout.
     verbs = decision.compiled().weight
     new = torch.from_numpy(decision.kernel(read_weight(place.tensor))).to(place.tensor.detach())
     if verbs:

@@ -45,6 +45,7 @@ _SYMPY_CALL = re.compile(
     r"|PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv|IsNonOverlappingAndDenseIndicator"
     r"|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|ToFloat|Identity"
 )
+# With these a short text makes a number of any size.
 _POWERS = frozenset({"Pow", "PowByNatural", "LShift"})
 _LARGEST_EXPONENT = 64
 # Of one expression: sympy takes minutes for a product of a thousand sizes.
@@ -111,6 +112,7 @@ def check_payloads(config: Any, prefix: str, sizes: dict[str, int]) -> str | Non
     for name, entry in entries.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("path_name"), str):
             return f"{name!r} is not described"
+        # A missing entry is refused too: torch's default may change.
         if entry.get("use_pickle") is not False:
             return f"{name!r} is stored as a pickle"
         member = entry["path_name"]
@@ -121,6 +123,7 @@ def check_payloads(config: Any, prefix: str, sizes: dict[str, int]) -> str | Non
         problem = next(_problems(entry), None)
         if problem:
             return problem
+        # An empty member stands for a tensor of zeros, whose size only the text says.
         if not sizes[member] and _elements(entry["tensor_meta"]) > _MOST_MADE_UP:
             return f"{name!r} has no values and a size of {_elements(entry['tensor_meta'])}"
     return None
@@ -161,6 +164,7 @@ def _each(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _parsed(text: Any) -> list[ast.AST] | None:
+    # Names with two underscores lead from any object to the interpreter.
     if not isinstance(text, str) or len(text) > 10_000 or "__" in text:
         return None
     try:
@@ -185,6 +189,7 @@ def _is_size(text: Any) -> bool:
 def _belongs_to_size(node: ast.AST) -> bool:
     match node:
         case ast.Call(func=ast.Name(id=name)):
+            # Only names are called, so no attribute of a module is reached.
             known = _SYMPY_CALL.fullmatch(name) is not None
             return known and (not _is_power(node) or _is_small(node))
         case ast.BinOp(op=ast.Pow() | ast.LShift()):
@@ -238,6 +243,7 @@ def _is_guard(text: Any) -> bool:
 
 def _belongs_to_guard(node: ast.AST) -> bool:
     match node:
+        # The function's name is a node of its own, which the cases below look at.
         case ast.Call(func=ast.Name() | ast.Attribute(), keywords=[]) | ast.Subscript():
             return True
         case ast.Attribute(attr=attribute):
@@ -258,6 +264,7 @@ def _is_tree(text: Any) -> bool:
     if text is None:
         return True
     try:
+        # torch imports what a type names, so only plain containers are let through.
         protocol, specification = json.loads(text)
         return protocol == 1 and _is_branch(specification)
     except (TypeError, ValueError, KeyError, RecursionError):
@@ -270,6 +277,7 @@ def _is_branch(specification: dict[str, Any]) -> bool:
         return context is None and specification["children_spec"] == []
     if kind not in _TREES:
         return False
+    # The context of a dict is its keys, and of a named tuple its class's name.
     keys = json.loads(context) if isinstance(context, str) else context
     plain = [keys] if not isinstance(keys, list) else keys
     return all(isinstance(item, int | None) or _is_text(_KEY)(item) for item in plain) and all(

@@ -41,14 +41,17 @@ class Stored:
     def set(self, new: Tensor) -> None:
         """Stores another tensor, a parameter if the old one is."""
         old = self.tensor
+        # torch checks that entries of the signature's parameters are parameters.
         is_parameter = isinstance(old, nn.Parameter)
         self.home[self.key] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+        # In the graph's own fake mode, as torch wants one mode for all values of a graph.
         fake = self.node.meta["val"].fake_mode
         self.node.meta["val"] = fake.from_tensor(self.home[self.key], static_shapes=True)
 
 
 def stored(program: ExportedProgram, found: GraphCall, argument: Any) -> Stored | None:
     """Where a program stores an argument of a call, if it does."""
+    # Placeholders of inner graphs are arguments, and not what the program stores.
     if found.owner is not program.graph_module or not isinstance(argument, fx.Node):
         return None
     targets = {
@@ -57,6 +60,7 @@ def stored(program: ExportedProgram, found: GraphCall, argument: Any) -> Stored 
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
     }
     key = targets.get(argument.name)
+    # Non-persistent buffers and constants are not in the state dict.
     for home in (program.state_dict, program.constants):
         if key is not None and isinstance(home.get(key), Tensor):
             return Stored(home, key, argument)
@@ -76,6 +80,7 @@ def why_fixed(
         calls: The nodes that may use it.
     """
     key = found.key
+    # By memory, as tied weights have several names.
     keys = [
         other
         for other, value in (*program.state_dict.items(), *program.constants.items())
@@ -85,6 +90,7 @@ def why_fixed(
     if len(keys) > 1:
         others = [other for other in keys if not other.startswith(f"{name}.")]
         return Refusal(f"its {what} is shared with {', '.join(others)}", one_place, HINT)
+    # Other users, such as a norm of the weight, would see the new values.
     if set(found.node.users) - set(calls):
         return Refusal(f"its {what} {key} is used elsewhere too", one_place, HINT)
     if key in program.graph_signature.buffers_to_mutate.values():

@@ -78,6 +78,7 @@ class FittableModule:
     """
 
     arrays = TENSORS
+    # Hooks see every call, whatever the size of its input.
     any_size = True
 
     def __init__(
@@ -91,6 +92,7 @@ class FittableModule:
     ) -> None:
         self.after = after
         self._before = copy_model(before).eval()
+        # Exact forms change no value, so only fitted layers make inputs differ.
         self._inexact = sum(not decision.exact for decision in plan.replaced)
         self._batches = batches
         self._flat = flat
@@ -118,8 +120,10 @@ class FittableModule:
         count = self._counts[name]
         # Nothing that runs before the first layer computes something else than in the original.
         first = name == next(iter(self._counts))
+        # All fitted layers run, so none in front of the first one is missing from the counts.
         unchanged = self._inexact == len(self._counts) and first and count == 1
         inputs = kept.inputs if unchanged and kept is not None else None
+        # As the model is fitted so far: the layers in front of this one are done.
         running = copy_model(self.after).eval() if inputs is None else None
         for number, batch in enumerate(self._batches):
             if running is not None:
@@ -143,6 +147,7 @@ class FittableModule:
     def put(self, decision: Replaced, solved: Solved) -> Replaced:
         """Into the module: exchanged layers are built again, for a border that was chosen."""
         module = self.after.get_submodule(decision.name)
+        # The padding mode is part of the steps, so a new layer is compiled.
         if isinstance(module, ConvertedConvTranspose):
             new = rebuilt_layer(module, decision.settings, solved.kernel, solved.bias)
             self.after = exchange(self.after, module, new)
@@ -176,6 +181,7 @@ def _calls_in_order(
                 hook.remove()
         for name in seen:
             counts[name] = max(counts.get(name, 0), seen.count(name))
+        # Later batches are not needed for the order once every layer has run.
         if len(counts) == len(names):
             break
     return counts
@@ -205,6 +211,7 @@ def _original(
             if name == next(iter(outputs)):
                 inputs.append(_input_of(args, kwargs).clone())
 
+        # In front of the user's hooks, whose changes are not the layer's own output.
         handles = [
             model.get_submodule(name).register_forward_hook(
                 partial(hook, name=name, inputs=inputs, outputs=outputs),
@@ -219,6 +226,7 @@ def _original(
             for handle in handles:
                 handle.remove()
         size += sum(tensor.nbytes for tensor in itertools.chain(inputs, *outputs.values()))
+        # Sizes are known only after a run, so one batch may go past the limit.
         if size > most_bytes:
             return None
         found.inputs.append(inputs)
@@ -234,6 +242,7 @@ def directions_of(model: nn.Module, name: str, decision: Replaced, flat: Sequenc
         OptionError: If that is no constant.
     """
     running = copy_model(model).eval()
+    # A layer that does not run on flat inputs leaves the list below empty.
     count = _calls_in_order(running, [name], flat).get(name, 1)
     inputs = [x for batch in flat for x, _ in _calls(running, name, batch, count)]
     check_constant(name, inputs, decision.spec.ndim)
@@ -252,6 +261,7 @@ def _calls(model: nn.Module, name: str, batch: Inputs, count: int) -> list[tuple
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         calls.append((_input_of(args, kwargs), output))
         if len(calls) == count:
+            # Nothing behind the last call is of interest.
             raise Reached
         # What follows may change them in place.
         x, y = calls.pop()

@@ -95,6 +95,7 @@ def read(path: str | os.PathLike[str], state_key: str | None = None) -> Checkpoi
             "Rename the file if it is such a checkpoint",
         )
     try:
+        # weights_only restricts the unpickler to tensors and plain containers.
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         objects = objects_in(path)
@@ -124,7 +125,7 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
             "an architecture with all its shapes is needed",
             "Run the model once before loading",
         )
-    # Training code puts "module.", "model." or "_orig_mod." before all names.
+    # All problems are collected before the load, as the message has their numbers.
     expected = model.state_dict()
     prefix = prefix_of(checkpoint.state, expected)
     state = {
@@ -152,7 +153,7 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
             f"the state dict of {type(model).__name__} is needed",
             "Check the architecture and its arguments, or choose another entry with the state key",
         )
-    # Only what the model has: the rest is named to the caller, not loaded.
+    # Entries that the model does not have are left out here and returned, so strict stays on.
     model.load_state_dict({name: state[name] for name in expected}, strict=True)
     used = {prefix + name for name in expected}
     return tuple(name for name in checkpoint.state if name not in used)
@@ -241,9 +242,11 @@ def write(
         name: value.detach().cpu().to((dtypes or {}).get(name, value.dtype))
         for name, value in model.state_dict().items()
     }
+    # Wrappers such as DataParallel put "module." in front of every name.
     prefix = prefix_of(source.state, state) if source else ""
     # The user's own loading code finds its names again.
     state = {prefix + name: value for name, value in state.items()}
+    # Forms that keep the layer keep its names. Others have new ones ("up.conv.weight").
     keeps_names = source is not None and source.state.keys() >= state.keys()
     if source is not None and keeps_names:
         state = {name: state.get(name, value) for name, value in source.state.items()}
@@ -254,11 +257,14 @@ def write(
         _save_safetensors(own, path, {**metadata, RECIPE_KEY: recipe.to_json()})
         return
     keys = source.state_key.split(".") if source and source.state_key else []
+    # An optimizer's state belongs to the old parameters, so it is kept only while names stay.
     content = source.content if source is not None and keeps_names else None
+    # A failed write would end the process inside torch, so errors wait until it is done.
     with open(path, "wb", buffering=0) as file:
         late = LateErrors(file)
         torch.save(nested(content, keys, state), cast("IO[bytes]", late))
         late.check()
+    # All members of torch's archives stand in one folder, so the recipe stands in it too.
     with zipfile.ZipFile(path, "a") as archive:
         folder = archive.namelist()[0].split("/")[0]
         archive.writestr(f"{folder}/{_MEMBER}", recipe.to_json())
@@ -268,6 +274,7 @@ def _save_safetensors(state: dict[str, Tensor], path: Path, metadata: dict[str, 
     try:
         save_file(state, path, metadata=metadata)
     except SafetensorError as error:
+        # The error has the number of the system's error in its text alone.
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -287,6 +294,7 @@ def stored_dtypes(
     """
     prefix = prefix_of(source.state, before)
     origins = {}
+    # Entries of converted layers are new: their dtype is that of the entry they are made from.
     for layer in plan.replaced:
         path = f"{layer.name}." if layer.name else ""
         origins[f"{path}conv.weight"] = f"{path}weight"
@@ -305,6 +313,7 @@ def _reason(error: Exception) -> str:
 def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
+            # The format is a JSON header and raw bytes, so nothing in it can run.
             metadata = dict(file.metadata() or {})
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
@@ -329,6 +338,7 @@ def _recipe_of(path: Path) -> Plan | None:
                 for member in archive.infolist():
                     if member.filename.partition("/")[2] == _MEMBER:
                         text, where = _recipe_member(path, archive, member), path
+    # The recipe inside the archive has precedence over a file beside it.
     if text is None and where != path and where.is_file():
         if where.stat().st_size > _LARGEST_RECIPE:
             return None
@@ -350,6 +360,7 @@ def _recipe_of(path: Path) -> Plan | None:
 def _recipe_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """As torch writes members: not compressed, so that it is no larger than the file."""
     try:
+        # A compressed member could unpack to any size.
         if member.compress_type != zipfile.ZIP_STORED or member.file_size > _LARGEST_RECIPE:
             raise zipfile.BadZipFile("it is compressed or too large")
         return archive.read(member)

@@ -57,6 +57,7 @@ def probe_module(model: nn.Module, example_inputs: Any, matches: Sequence[Match]
         matches: Its layers.
     """
     inputs = as_inputs(example_inputs)
+    # Only plain tensors are varied. All other leaves stay as they were given.
     leaves, structure = pytree.tree_flatten((inputs.args, inputs.kwargs))
     positions = [index for index, leaf in enumerate(leaves) if _is_plain(leaf)]
     names = names_of(model)
@@ -77,6 +78,7 @@ def probe_module(model: nn.Module, example_inputs: Any, matches: Sequence[Match]
     except DeconvfixError as error:
         return Probe(notes=(f"No diagnosis by running the model: {error.found}.",))
 
+    # The same run on other values, for constants and noise in the place of the examples.
     def run(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         changed = list(leaves)
         for position, array in zip(positions, arrays, strict=True):
@@ -106,6 +108,7 @@ def gradient_advice(model: nn.Module) -> Iterator[str]:
             continue
         kernel, stride, dilation = geometry
         spec = ConvTransposeSpec.create(1, 1, kernel, stride=stride, dilation=dilation)
+        # The gradient is a transposed convolution of this geometry.
         if max(stride) == 1 or not uneven_overlap(spec):
             continue
         missed = any(k < s for k, s in zip(kernel, stride, strict=True))
@@ -125,6 +128,7 @@ def _window(
     if ndim is None:
         return None
     pool: Any = module
+    # torch's pooling layers take the kernel's size for a stride that is None.
     stride = pool.kernel_size if pool.stride is None else pool.stride
     kernel, stride, dilation = (
         (sizes,) * ndim if isinstance(sizes, int) else tuple(sizes)
@@ -148,6 +152,7 @@ def _owner(
     call = observed.call
     spec = call.spec()
     same = [match for match in matches if match.spec == spec]
+    # The most certain way first. Several matches at one place take turns.
     for candidates in (
         [match for match in matches if match.name == path and call_path(path, match.op) is None],
         [match for match in same if call_path(match.name, match.op) == path],
@@ -169,6 +174,7 @@ def _answer(name: str, call: Call) -> LayerAnswer | None:
     if not x.numel():
         return None
     spec = call.spec()
+    # An unbatched input gets a batch axis: (C_in, *L) -> (1, C_in, *L).
     x = x[None] if x.dim() == spec.ndim + 1 else x
     # Other samples need not leave their device.
     samples = read_weight(x[:MOST_SAMPLES])
@@ -222,11 +228,14 @@ def _kernel(before: nn.Module, after: nn.Module, decision: Replaced) -> Kernel |
     spec = decision.spec
     if not isinstance(old, ConvTransposeModule):
         return None
+    # (C_in, C_out/g, *k) -> the largest tap of each pair of channels, (C_in, C_out/g)
     weight = np.abs(read_weight(old.weight))
     largest = weight.reshape(*weight.shape[:2], -1).max(-1)
     c_in, per_group = np.unravel_index(largest.argmax(), largest.shape)
     group = int(c_in) // (spec.in_channels // spec.groups)
+    # The weight's second axis counts the outputs of one group alone.
     c_out = group * (spec.out_channels // spec.groups) + int(per_group)
+    # Inputs on each side of the lit pixel, so that the border of the map is out of its reach.
     reach = [
         big_k // s + 2 for big_k, s in zip(spec.effective_kernel_size, spec.stride, strict=True)
     ]
@@ -242,6 +251,7 @@ def _kernel(before: nn.Module, after: nn.Module, decision: Replaced) -> Kernel |
     )
     answers = []
     for layer in (old, new):
+        # The difference takes away the bias, and whatever else a dark map gives.
         answer = run_model(layer, Inputs((lit,), {})) - run_model(layer, Inputs((dark,), {}))
         answers.append(_array(answer)[(0, c_out, *window)])
     return Kernel(decision.name, *answers)

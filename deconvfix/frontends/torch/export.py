@@ -225,10 +225,12 @@ def _first_that_runs(
         The model, its session, and a sentence for each opset that did not work.
     """
     notes: list[str] = []
+    # The newest opset goes first. An older one is the way out where its conversion fails.
     failure: ExportError | None = None
     for version in opsets:
         ir_model: ir.Model = export(version).model
         try:
+            # The version converter may leave the model at the opset that it was captured with.
             if ir_model.opset_imports.get("") != version:
                 raise ExportError(
                     "opset",
@@ -261,6 +263,7 @@ def _check(path: Path) -> None:
 def newest_opset() -> int:
     """The newest opset that the exporter writes and the installed ONNX Runtime loads."""
     newest = min(_NEWEST_CONVERTED, onnx.defs.onnx_opset_version())
+    # A runtime may know fewer opsets than the onnx package: a tiny model shows it.
     for opset in range(newest, OLDEST_OPSET, -1):
         value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
         result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
@@ -303,6 +306,7 @@ def _export(
             )
         except Exception as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
+            # A line that names a class says what torch.export cannot capture.
             detail = next((line for line in lines if "class '" in line), lines[0] if lines else "")
             raise ExportError(
                 type(model).__name__,
@@ -323,6 +327,7 @@ def _save(
         for value in model.graph.initializers.values()
         if value.const_value is not None
     )
+    # Below the limit one file is simpler to move. Above it protobuf cannot hold the model.
     if external_data or (external_data is None and size > _EXTERNAL_ABOVE):
         save_with_data(model, path)
     else:
@@ -331,6 +336,7 @@ def _save(
 
 def _operators(model: ir.Model) -> dict[str, int]:
     counts: dict[str, int] = {}
+    # Functions hold nodes of their own, which the main graph does not list.
     nodes = itertools.chain(
         model.graph.all_nodes(), *(f.all_nodes() for f in model.functions.values())
     )

@@ -44,6 +44,7 @@ __all__ = [
 
 PLAIN = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAZY = (nn.LazyConvTranspose1d, nn.LazyConvTranspose2d, nn.LazyConvTranspose3d)
+# "decoder.conv_transpose2d#2" is the second geometry that runs in the code of `decoder`.
 _FUNCTION_NAME = re.compile(
     r"^(?:(?P<path>.*)\.)?(?P<function>conv_transpose(\dd)?|convolution)(#\d+)?$"
 )
@@ -60,6 +61,7 @@ def is_layer(module: nn.Module) -> bool:
     return isinstance(module, (*PLAIN, *_LAZY)) or _is_quantized(module) or _is_script(module)
 
 
+# By name: most of torch.ao's classes are no subclasses of torch.nn's layers.
 def _is_quantized(module: nn.Module) -> bool:
     return "quantized" in type(module).__module__ and "ConvTranspose" in type(module).__name__
 
@@ -124,6 +126,7 @@ def match_module(
     assert isinstance(module, ConvTransposeModule)
     weight = next(module.parameters())
     on_meta = weight.is_meta
+    # What stands in the way of forms other than the exact one, the plainest reason first.
     not_own: Refusal | None = None
     if has_own_forward(module):
         not_own = Refusal(
@@ -139,6 +142,7 @@ def match_module(
         shared = [
             other
             for parameter in module.parameters()
+            # The layer's own parametrizations stand below its name, and are not another owner.
             for other in owners.get(id(parameter), [])
             if name and not other.startswith(f"{name}.")
         ]
@@ -172,6 +176,7 @@ def match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
     """Describes the functional calls in the code of the module `path`, one for each geometry."""
     found: dict[tuple[str, ConvTransposeSpec], list[Observed]] = {}
     for seen in observed:
+        # Calls of one function and geometry are one match, however often they run.
         found.setdefault((seen.call.function, seen.call.spec()), []).append(seen)
     totals: dict[str, int] = {}
     for function, _ in found:
@@ -179,6 +184,7 @@ def match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
     numbers = dict.fromkeys(totals, 0)
     for (function, spec), calls in found.items():
         numbers[function] += 1
+        # A number only where the name alone would not be unique.
         suffix = f"#{numbers[function]}" if totals[function] > 1 else ""
         weight = calls[0].call.weight
         yield Match(
@@ -212,6 +218,7 @@ def current_weight(module: nn.Module) -> Tensor:
     state whenever the weight is read in train mode.
     """
     weight: Tensor
+    # Old weight_norm, spectral_norm and pruning set `weight` in a pre-hook, at each call.
     hooks: list[Any] = list(module._forward_pre_hooks.values())
     for hook in hooks:
         if isinstance(hook, WeightNorm) and hook.name == "weight":
@@ -244,6 +251,7 @@ def _why_not_settable(module: nn.Module) -> Refusal | None:
     computed = None
     if parametrize.is_parametrized(module, "weight"):
         kinds = [type(kind).__name__ for kind in _parametrization(module)]
+        # Weight norm can hold any weight, as a direction and a norm.
         computed = None if kinds == ["_WeightNorm"] else ", ".join(kinds)
     for hook in module._forward_pre_hooks.values():
         if makes_weight(hook) and not isinstance(hook, WeightNorm):
@@ -260,6 +268,7 @@ def _why_not_settable(module: nn.Module) -> Refusal | None:
 def has_own_forward(module: nn.Module) -> bool:
     """Whether a layer runs other code than torch's own layer does."""
     plain = next((kind for kind in PLAIN if isinstance(module, kind)), None)
+    # Some libraries set a forward on the instance, which hides that of the class.
     return plain is not None and (
         type(module).forward is not plain.forward or "forward" in vars(module)
     )
@@ -279,6 +288,7 @@ def callers_by_code(model: nn.Module) -> list[str]:
     # One look at each class, however many modules are of it.
     for name, module in model.named_modules():
         cls = type(module)
+        # One verdict for each class: models repeat the same blocks many times.
         if cls not in verdicts:
             verdicts[cls] = any(
                 mentions_transposed(function)
@@ -325,6 +335,7 @@ def mentions_transposed(function: Any, depth: int = 3) -> bool:
     package = str(module_globals.get("__name__", "")).split(".")[0]
     for name in names:
         helper = module_globals.get(name)
+        # A helper of another package is a library's, and no code of the model.
         same_package = str(getattr(helper, "__module__", "")).split(".")[0] == package
         if (
             depth
@@ -337,6 +348,7 @@ def mentions_transposed(function: Any, depth: int = 3) -> bool:
 
 
 def _all_names(code: CodeType) -> set[str]:
+    # Lambdas, comprehensions and inner functions are constants of the code around them.
     nested = (_all_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return set(code.co_names).union(*nested)
 
@@ -351,4 +363,5 @@ def is_rerouted(module: nn.Module) -> bool:
 
 def keeps_some(module: nn.Module) -> bool:
     """Whether transposed convolutions run in this module because they were excluded."""
+    # An empty set means that all calls of the module are rerouted, so that none is kept.
     return EXCLUDED in vars(module) and vars(module)[EXCLUDED] != frozenset()

@@ -91,11 +91,12 @@ class TorchModuleFrontend:
         observed: dict[str, list[Observed]] = {}
         used_elsewhere: set[str] = set()
         notes: list[str] = []
+        # Calls by a run, on a copy: a run may change buffers.
         if example_inputs is not None:
             # A run shows every call, with its geometry and the module that made it.
             probe = copy_model(model)
             names = names_of(probe)
-            # The parameters of plain layers: one that another module reads cannot get other values.
+            # By identity: code that uses a layer's weight elsewhere uses the same tensor.
             homes = {
                 id(parameter): module
                 for module in probe.modules()
@@ -106,6 +107,7 @@ class TorchModuleFrontend:
             def record(seen: Observed) -> None:
                 observed.setdefault(innermost_name(seen.stack, names), []).append(seen)
 
+            # A parameter that is used outside its layer cannot be taken away with the layer.
             def touch(user: nn.Module | None, parameter: Tensor) -> None:
                 home = homes.get(id(parameter), user)
                 inside = home is None or any(user is module for module in home.modules())
@@ -120,15 +122,17 @@ class TorchModuleFrontend:
             for name in asks_for_class(model)
         ]
         owners = owners_of_parameters(model)
+        # Then the layers of the model itself, with what the run has shown of each.
         matches: dict[str, Match] = {}
         # Layers by their class, whether they ran or not; then the calls in other modules.
         layers = {name for name, module in model.named_modules() if is_layer(module)}
         for name, module in model.named_modules():
-            # Converted before, where it runs.
+            # Converted before: only its class is still that of a layer.
             if is_rerouted(module) and is_layer(module):
                 continue
             calls = observed.get(name, [])
             if is_layer(module):
+                # None says that nothing is known, an empty list that the layer does not run.
                 ran = None if example_inputs is None else calls
                 match = match_module(name, module, owners, ran)
                 if name in used_elsewhere:
@@ -142,7 +146,7 @@ class TorchModuleFrontend:
                         match = replace(match, name=f"{match.name}#1")
                     matches[match.name] = match
         if example_inputs is None:
-            # Without a run, code that names the function is all that can be found.
+            # Without a run the code alone can tell, and it tells no geometry.
             for path in callers_by_code(model):
                 if is_rerouted(model.get_submodule(path)):
                     continue
@@ -186,6 +190,7 @@ class TorchModuleFrontend:
                 rerouted.setdefault(module, set())
             else:
                 model = exchange(model, module, converted_layer(module, decision))
+        # A rerouted module catches every call inside it, so what stays must be excluded.
         untouched = set()
         # What stays, inside a module whose calls are rerouted, must not be caught there.
         for decision in plan.decisions:
@@ -193,8 +198,10 @@ class TorchModuleFrontend:
                 continue
             module = _module_of(model, decision)
             if module in rerouted and decision.spec:
+                # A call in the module's own code is told by its function and geometry.
                 rerouted[module].add((decision.op, decision.spec))
             elif module not in rerouted and _has_ancestor(model, decision, rerouted):
+                # A call further inside meets the modes of all modules around it.
                 untouched.add(module)
         for module, excluded in rerouted.items():
             reroute(module, frozenset(excluded))
@@ -210,6 +217,7 @@ class TorchModuleFrontend:
         """Calibrated fits, and distillation where it is asked for."""
         decisions = fitted_decisions(plan)
         samples = TorchSamples(data.example_inputs, data.tuning.seed)
+        # Calibration solves on the batches. Tuning draws from the supply where there is one.
         batches, supply = calibration_inputs(samples, data.inputs)
         flat = [] if data.flat is None else flat_inputs(data.flat, data.example_inputs)
         with torch.no_grad():
@@ -221,11 +229,13 @@ class TorchModuleFrontend:
                 memory=data.memory,
                 flat=bool(flat),
             )
+        # Tuning starts at the calibrated weights, which are close to the original already.
         after = fittable.after
         if any(decision.settings.init == "tuned" for decision in decisions):
             plan, more = tune(before, after, plan, batches, supply, data.tuning, flat, data.memory)
             notes = [*notes, *more]
         if flat:
+            # Layers in sequence multiply their periods: the product covers all of their grids.
             strides = [decision.spec.stride[-1] for decision in decisions]
             notes = [*notes, *grid_notes(before, after, flat, math.prod(strides))]
         return after, plan, notes
@@ -258,6 +268,7 @@ class TorchModuleFrontend:
         """Runs a copy under a dispatch mode and names what it still sees."""
         kept = [decision for decision in plan.decisions if decision.name in plan.stays]
         paths = [call_path(decision.name, decision.op) for decision in kept]
+        # A functional call is seen as a call of the module whose code it stands in.
         allowed = {d.name if path is None else path for d, path in zip(kept, paths, strict=True)}
         allowed |= {name for name, module in model.named_modules() if keeps_some(module)}
         for name, module in model.named_modules():

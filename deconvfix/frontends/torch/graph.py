@@ -89,6 +89,7 @@ class FxFrontend(TorchModuleFrontend):
         assert isinstance(model, fx.GraphModule)
         calls = dict(find_calls(model))
         layers = tuple(decision for decision in plan.decisions if decision.name not in calls)
+        # Layers as modules first: that leaves all nodes as they are.
         super().apply(model, Plan(plan.to, layers))
         for decision in plan.changed:
             if decision.name in calls:
@@ -129,6 +130,7 @@ class ReplaceTransposedConvs(PassBase):
 def find_calls(model: fx.GraphModule) -> Iterator[tuple[str, GraphCall]]:
     """The calls in a graph and in the graphs inside it, by the names of graph and node."""
     for path, owner in model.named_modules():
+        # Branches of torch.cond and bodies of loops are submodules that are graphs themselves.
         if not isinstance(owner, fx.GraphModule):
             continue
         for node in owner.graph.nodes:
@@ -157,10 +159,12 @@ def match_call(name: str, found: GraphCall) -> Match:
         # The geometry is that of the values; only the shape of the weight is read.
         known = fx.map_arg({**vars(call), "weight": None}, _example_of)
         geometry = [known[name] for name in GEOMETRY]
+        # Open sizes are symbolic numbers, on which a spec cannot be built without fixing them.
         if all(isinstance(n, int) for n in pytree.tree_leaves([[*weight.shape], geometry])):
             spec = Call(**cast(Any, {**known, "weight": weight})).spec()
         else:
             spec = _spec_of_example(weight, known)
+        # A batched tensor of vmap hides an axis of the operators' shapes.
         if x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
             obstacle = _INSIDE_VMAP
         elif x is not None:
@@ -187,6 +191,7 @@ def _spec_of_example(weight: Tensor, known: dict[str, Any]) -> ConvTransposeSpec
 
     Asking a symbolic number for its hint does not make it a fixed one.
     """
+    # A hint is the number that the export has seen.
     shape = [_hint(n) for n in weight.shape]
     hints = pytree.tree_map(_hint, {name: known[name] for name in GEOMETRY})
     if None in pytree.tree_leaves([shape, hints]):
@@ -208,6 +213,7 @@ def _value(model: fx.GraphModule, argument: Any) -> Tensor | None:
     """The tensor behind a node, as far as it is known before running."""
     if not isinstance(argument, fx.Node):
         return None
+    # torch.export notes values for all nodes. A symbolic trace has only its attributes.
     value = argument.meta.get("val")
     if value is None and argument.op == "get_attr":
         value = model
@@ -219,6 +225,7 @@ def _value(model: fx.GraphModule, argument: Any) -> Tensor | None:
 def rewrite(found: GraphCall) -> None:
     """Puts the sub-pixel form in the place of a call."""
     node, call = found.node, found.call
+    # Graphs of Python functions take the Python function. Graphs of aten take its operators.
     if not isinstance(node.target, torch._ops.OpOverload):
         node.target = torch_steps.conv_transpose
         node.args, node.kwargs = (), call.arguments
@@ -253,7 +260,9 @@ def inline(
     """
     # The form is run on the values of the export, so that symbols stay symbols in the new operators.
     values = [operand.meta["val"] for operand in operands]
+    # Symbolic sizes of the values are traced on, so dynamic shapes stay open.
     traced = make_fx(function, tracing_mode="symbolic", pre_dispatch=not decomposed)(*values)
+    # In a traced graph the placeholders stand in the order of the arguments.
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     mapping = dict(zip(placeholders, operands, strict=True))
     graph = node.graph
@@ -263,6 +272,7 @@ def inline(
     assert isinstance(result, fx.Node)
     for new in mapping.values():
         new.meta.setdefault("stack_trace", node.meta.get("stack_trace"))
+    # The symbols of the old value are those that the rest of the graph refers to.
     result.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(result)
     name = node.name

@@ -109,14 +109,15 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
     Raises:
         ModelError: If the model does not accept the inputs.
     """
-    # A model may write into its inputs, and the caller uses them again.
+    # A model that works in place must not change what the next run gets.
     inputs = map_tensors(lambda tensor: tensor.clone(), inputs)
-    # Random states that were never used are not touched: that would start the accelerator.
+    # Without CUDA in use its random state is not forked, which would start CUDA.
     accelerators = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         # What torch.compile has made of a module is run as the module: a search sees what it calls.
         eager = torch.compiler.set_stance("force_eager")
         with torch.random.fork_rng(devices=accelerators), torch.no_grad(), eager:
+            # Dropout or noise in forward must be the same for the models that are compared.
             torch.manual_seed(0)
             return model(*inputs.args, **inputs.kwargs)
     except Exception as error:
@@ -138,6 +139,7 @@ def running_modules() -> Iterator[list[nn.Module]]:
         stack.append(module)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
+        # A forward that raised may have left modules behind, above the one that ends now.
         while stack and stack.pop() is not module:
             pass
 
@@ -176,6 +178,7 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
             yield leaf
+        # Modules and classes are no results, and their attributes have no end.
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
             # Output classes that pytree does not know, such as plain dataclasses.
             if id(leaf) in seen:
@@ -228,6 +231,7 @@ def as_outputs(tensors: Sequence[Tensor]) -> list[Output]:
 
 def _output(tensor: Tensor) -> Output:
     if tensor.is_complex():
+        # NumPy's comparisons of real numbers apply to the two parts.
         tensor = torch.view_as_real(tensor.resolve_conj())
     if not tensor.is_floating_point():
         return Output(_array(tensor))
@@ -245,6 +249,7 @@ def psnr_on(before: nn.Module, after: nn.Module, batches: Sequence[Inputs]) -> f
     old, new = (
         [
             _array(output)
+            # On a copy, as buffers may change in a run.
             for running in [copy_model(model)]
             for inputs in batches
             for output in flat_tensors(run_model(running, inputs))
@@ -261,6 +266,7 @@ def input_variants(example: Inputs) -> list[tuple[str, Inputs]]:
     def noise(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
+        # Drawn on the CPU in float64, so that all dtypes and devices get the same noise.
         drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         return drawn.to(tensor)
 

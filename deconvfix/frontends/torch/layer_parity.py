@@ -66,10 +66,12 @@ def compare_layers(
             if decisions is not None and name not in decisions:
                 continue
             same = decisions is not None and decisions[name].exact
+            # Further calls run the same code on other values.
             own_calls = calls.get(name, [])[:2]
             comparisons += _compare_layer(
                 name, old, new, own_calls, decisions is not None, rounded if same else None
             )
+        # Functional calls have no module to compare, so the exact form runs on their arguments.
         elif name in calls and (isinstance(old, GraphModule) or (new and is_rerouted(new))):
             comparisons += [_compare_call(name, call) for call in calls[name][:4]]
     return comparisons
@@ -102,6 +104,7 @@ def bound_of(call: Call) -> Tensor:
     """The rounding unit of each output: eps * (|W| (*) |x| + |b|), more for very long sums."""
     if not call.weight.is_floating_point():
         return torch.zeros(())  # integers must be equal
+    # Terms of an output's sum: (C_in/g) * taps, an upper bound as a phase uses a part of them.
     terms = math.prod(call.weight.shape) // call.weight.shape[1] // int(call.groups)
     eps = rounding_unit(torch.finfo(call.weight.dtype).eps, terms)
     magnitude = replace(
@@ -118,6 +121,7 @@ def _stored_bound(call: Call, rounded: float) -> Tensor:
     if not call.weight.is_floating_point():
         return torch.zeros(())
     weight = call.weight.detach().abs()
+    # Stored in one dtype, the taps of a pair of channels move by up to an eps of the largest.
     largest = weight.amax(tuple(range(2, weight.dim())), keepdim=True).expand_as(weight)
     bound = bound_of(replace(call, weight=largest.contiguous()))
     return bound * (rounded / torch.finfo(call.weight.dtype).eps)
@@ -161,6 +165,7 @@ def _compare_layer(
     assert isinstance(old, ConvTransposeModule)
     new = copy_model(new)  # spectral norms change when they run
     comparisons = []
+    # Per case: run the new layer, choose what it must equal, compare.
     for kind, call in _cases(old, calls):
         x = call.input
         rerouted = is_rerouted(new)
@@ -178,6 +183,7 @@ def _compare_layer(
                 comparisons.append(
                     compare_tensors(name or "(model)", same, actual, expected, margin)
                 )
+            # A fitted kernel has no other truth than its own steps, computed in NumPy.
             expected, bound = _by_definition(new, x)
         elif planned and isinstance(new, ConvTransposeModule) and not rerouted:
             # A corrected weight in the same layer: only the layer itself can be wrong.
@@ -202,6 +208,7 @@ def _cases(layer: ConvTransposeModule, calls: list[Call]) -> Iterator[tuple[str,
         bias = None if layer.bias is None else layer.bias.to(dtype)
         shape = (2, spec.in_channels, *_small_sizes(spec))
     inputs = [("example inputs", call.input) for call in calls]
+    # Noise shows wrong phases, a constant wrong sums, zeros a wrong bias.
     _, *made_up = input_variants(as_inputs(weight.new_zeros(shape)))
     inputs += [(kind, variant.args[0]) for kind, variant in made_up]
     padding = tuple(begin for begin, _ in spec.padding)
@@ -246,5 +253,6 @@ def _small_sizes(spec: Any) -> tuple[int, ...]:
     for axis, (s, big_k, (b, e)) in enumerate(
         zip(spec.stride, spec.effective_kernel_size, spec.padding, strict=True)
     ):
+        # Enough for one output pixel, and some more, so many that axes of one geometry differ.
         sizes.append(max(1, math.ceil((b + e - big_k + 1) / s) + 1) + 3 + axis)
     return tuple(sizes)

@@ -72,6 +72,7 @@ class ConvertedConvTranspose(nn.Sequential):
         weight: Tensor,
         bias: Tensor | None,
     ) -> None:
+        # The kernel is rearranged once: the modules below are ordinary layers.
         compiled = form(form_name).compile(spec, settings)
         new_weight = torch_steps.rearrange_tensor(compiled.weight, weight, spec.groups)
         new_weight = _like_layout(new_weight, weight)
@@ -80,8 +81,10 @@ class ConvertedConvTranspose(nn.Sequential):
         children: OrderedDict[str, nn.Module] = OrderedDict()
         for step in compiled.steps:
             name, child = _child(step, new_weight, bias, spec)
+            # A second step of one kind gets a number.
             children[name if name not in children else f"{name}_{len(children)}"] = child
         super().__init__(children)
+        # Under torch's names, as user code reads the geometry of its layers.
         self.spec = spec
         self.form_name = form_name
         self.settings = settings
@@ -111,6 +114,7 @@ class ConvertedConvTranspose(nn.Sequential):
         Returns:
             (N, C_out, *L_out), or without N.
         """
+        # TorchScript compiles one branch alone, so nothing of `_run` has to be scriptable.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             assert output_size is None, "a scripted module has no output_size: trace or export it"
             for module in self:
@@ -235,6 +239,7 @@ def spatial_size(
         )
     if not all(type(size) is int for size in (*requested, *shape[-n:])):
         return requested  # symbolic, or traced: to ask would fix them
+    # From no output_padding to one of s - 1, as torch.nn.ConvTranspose2d checks it.
     least = replace(spec, output_padding=(0,) * n).output_size(tuple(shape[-n:]))
     most = tuple(low + s - 1 for low, s in zip(least, spec.stride, strict=True))
     if any(not low <= w <= high for low, w, high in zip(least, requested, most, strict=True)):
@@ -263,6 +268,7 @@ def _child(
                 dilation=step.dilation,
                 groups=step.groups,
                 bias=step.bias,
+                # Its own weight is replaced at once, so none is allocated.
                 device="meta",
             )
             conv.weight = _parameter(weight)
@@ -271,6 +277,7 @@ def _child(
                 conv.bias = _parameter(bias)
             return "conv", conv
         case steps.Pad(amounts, mode):
+            # torch's padding modules want the last axis first.
             flat = tuple(n for pair in reversed(amounts) for n in pair)
             if mode == "reflect":
                 return "pad", ReflectionPad(amounts)
@@ -283,6 +290,7 @@ def _child(
         case steps.LocalMeans(reach, groups):
             return "means", LocalMeans(reach, groups)
         case steps.PixelShuffle(factors):
+            # torch's own module where it applies, as other tools know it.
             if len(factors) == 2 and factors[0] == factors[1]:
                 return "shuffle", nn.PixelShuffle(factors[0])
             return "shuffle", PixelShuffle(factors)
@@ -303,6 +311,7 @@ def _parameter(value: Tensor) -> nn.Parameter:
 def _like_layout(new: Tensor, old: Tensor) -> Tensor:
     """Gives `new` its own memory, in channels_last order if `old` has that order."""
     order = _CHANNELS_LAST.get(old.dim())
+    # A kernel of one tap is contiguous in both orders and keeps the plain one.
     if order and old.is_contiguous(memory_format=order) and not old.is_contiguous():
         return new.clone(memory_format=order)
     return new.clone(memory_format=torch.contiguous_format)

@@ -67,12 +67,13 @@ def compare_modules(
         return summarize([], [], "meta", ["The model is on the meta device: there are no values."])
     if plan is not None and not plan.changed:
         return ParityReport(True, 0.0, 0.0, "float32", notes=("Nothing was converted.",))
+    # End to end, only models that compute the same function can be compared.
     exact = plan is None or all(decision.exact for decision in plan.decisions)
     examples = [as_inputs(example) for example in inputs]
     floats = [p.dtype for p in before.parameters() if p.is_floating_point()]
     rounded = max((torch.finfo(dtype).eps for dtype in floats), default=0.0)
     before, after, examples, dtype = _in_float64(before, after, examples)
-    # Layer by layer first: that names the layer if something is wrong.
+    # Layers first: their bounds are derived, and a departure there has a name.
     layers = compare_layers(before, after, examples, plan, rounded)
     # A kernel that divides does so up to the rounding of its dtype, which float64 sees.
     stored = []
@@ -103,6 +104,7 @@ def _in_float64(
 
     own = next((dtype_name(p) for p in before.parameters() if p.is_floating_point()), "float32")
     try:
+        # In float64 the rounding is so small that no wrong form can hide in it.
         wide_before, wide_after = copy_model(before).double(), copy_model(after).double()
         wide = [map_tensors(double, example) for example in examples]
         for model in (wide_before, wide_after):
@@ -119,6 +121,7 @@ def _changed_parameters(
     before: nn.Module, after: nn.Module, layers: Sequence[Comparison]
 ) -> tuple[str, ...]:
     """Without a run, whatever lies outside the compared layers must be the same to the bit."""
+    # Names that a converted layer adds or drops stand below its own.
     compared = tuple(f"{layer.what}." for layer in layers)
     new = after.state_dict()
     changed = [
@@ -152,6 +155,7 @@ class _Modules:
         return _outputs(self.after, inputs)
 
     def disturbed(self, inputs: Inputs) -> list[list[Output]]:
+        # Three draws, as a single one may happen to be small at some output.
         return [self.with_noise(inputs, seed, _EPS) for seed in (0, 1, 2)]
 
     def with_noise(self, inputs: Inputs, seed: int, scale: float) -> list[Output]:
@@ -191,12 +195,14 @@ def _compare_outputs(before: nn.Module, after: nn.Module, examples: list[Inputs]
 
 def _depend_on_layers(pair: _Modules, inputs: Inputs) -> bool:
     """Whether an error of one in a thousand in the layers would be seen at the outputs."""
+    # Noise of 1e-3 must move some output far more than noise of one rounding does.
     own = pair.original(inputs, "")
     moved = pair.with_noise(inputs, 3, 1e-3)
     rounded = pair.with_noise(inputs, 3, _EPS)
     for output, far, near in zip(own, moved, rounded, strict=True):
         if output.value.shape != far.value.shape:
             continue
+        # Integers and booleans, such as labels, either change or do not.
         if not is_inexact(output.value):
             if not equal_arrays(output.value, far.value):
                 return True
@@ -244,6 +250,7 @@ class _LayerNoise(TorchFunctionMode):
         super().__exit__(*exception)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # A function mode is off inside its own handler, so the call below is the plain one.
         call = parse(func, args, kwargs or {})
         result = func(*args, **(kwargs or {}))
         if call is None or not result.is_floating_point():
@@ -258,6 +265,7 @@ class _LayerNoise(TorchFunctionMode):
             bound: What one rounding explains, for each element.
         """
         eps = torch.finfo(result.dtype).eps
+        # `bound` contains eps already, and noise below the rounding of the dtype would vanish.
         scale = max(self.scale, eps) / eps
         # Unit variance from a hash of the position: inside vmap there is no random generator.
         position = torch.arange(result.numel(), dtype=torch.float64, device=result.device)

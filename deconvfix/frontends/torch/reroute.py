@@ -85,6 +85,7 @@ def _subclass(module: nn.Module, excluded: Excluded | None) -> None:
         # A forward that was set on the instance (some libraries do so) would hide the class's.
         if "forward" in vars(module):
             vars(module)[_OWN_FORWARD] = vars(module).pop("forward")
+        # A second call changes the set of exclusions alone: the class is rerouted already.
         cls = type(module)
         if parametrize.is_parametrized(module):
             # torch takes parametrizations off by going to the first base class, and deletes their
@@ -92,6 +93,7 @@ def _subclass(module: nn.Module, excluded: Excluded | None) -> None:
             base = _rerouted_class(cls.__bases__[0])
             unused = ("__dict__", "__weakref__")
             own = {name: value for name, value in vars(cls).items() if name not in unused}
+            # torch makes such a class for each instance, so it is not shared or cached.
             module.__class__ = type(cls.__name__, (base,), own)
         else:
             module.__class__ = _rerouted_class(cls)
@@ -99,6 +101,7 @@ def _subclass(module: nn.Module, excluded: Excluded | None) -> None:
     vars(module)[EXCLUDED] = excluded
 
 
+# One subclass per class: modules of one class stay instances of one class.
 @functools.cache
 def _rerouted_class(cls: Any) -> type[nn.Module]:
     """A subclass of the same name whose forward and public methods are rerouted."""
@@ -131,6 +134,7 @@ def _rerouted(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # Read at each call, as `reroute` may be called again with other exclusions.
         excluded = vars(self)[EXCLUDED]
         # The forward that somebody set on the instance is a bound method already.
         own = vars(self).get(_OWN_FORWARD) if is_forward else None
@@ -147,6 +151,7 @@ def _mode(excluded: Excluded | None) -> AbstractContextManager[Any]:
 @contextmanager
 def _passing() -> Iterator[None]:
     """Lets calls through that a rerouted module further out would convert."""
+    # The modes are told, not removed: functions of torch offer no way to leave one out.
     around = [
         mode
         for mode in torch.overrides._get_current_function_mode_stack()

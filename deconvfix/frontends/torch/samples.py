@@ -47,6 +47,7 @@ class TorchSamples:
 
     def supply(self, example: Inputs, distribution: str) -> Iterator[Inputs]:
         """Drawn in float64, in the dtypes and on the devices of the example."""
+        # On the CPU, so that the numbers do not depend on the device.
         generator = torch.Generator().manual_seed(self.seed + rank())
         draw = torch.randn if distribution == "normal" else torch.rand
 
@@ -55,6 +56,7 @@ class TorchSamples:
                 return tensor
             return draw(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
 
+        # Endless: tuning takes a fresh batch for each step.
         while True:
             yield map_tensors(drawn, example)
 
@@ -108,6 +110,7 @@ def cut(model: nn.Module, batches: Sequence[Inputs]) -> tuple[list[Inputs], bool
     sizes = [
         {len(tensor) if tensor.dim() else 0 for tensor in flat_tensors(batch)} for batch in batches
     ]
+    # Tensors of different lengths, or without axes, have no common axis of samples.
     if any(len(size) != 1 or 0 in size for size in sizes):
         return list(batches), False
     samples = [
@@ -115,6 +118,7 @@ def cut(model: nn.Module, batches: Sequence[Inputs]) -> tuple[list[Inputs], bool
         for batch, size in zip(batches, sizes, strict=True)
         for i in range(max(size))
     ]
+    # The largest group of samples that have the same shapes, from the first eight.
     probe = max(join(samples[:8]), key=lambda batch: len(flat_tensors(batch)[0]))
     half = len(flat_tensors(probe)[0]) // 2
     if half == 0:
@@ -127,6 +131,7 @@ def cut(model: nn.Module, batches: Sequence[Inputs]) -> tuple[list[Inputs], bool
     for one, other in zip(part, whole, strict=True):
         if one.dim() == 0 or len(one) != half or one.shape[1:] != other.shape[1:]:
             return list(batches), False
+        # Batches of other sizes may take other kernels, so more than one rounding may differ.
         if not torch.allclose(one, other[:half], rtol=1e-3, atol=1e-3 * float(other.abs().max())):
             return list(batches), False
     return samples, True
@@ -139,6 +144,7 @@ def _sample(batch: Inputs, index: int) -> Inputs:
 
 def split(samples: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
     """Samples to fit to, and samples held out; the same ones where there are too few."""
+    # At regular places, so that an ordered series is held out evenly.
     heldout = list(samples[HELDOUT_EVERY - 1 :: HELDOUT_EVERY])
     if not heldout:
         return list(samples), list(samples)
@@ -150,6 +156,7 @@ def join(samples: Sequence[Inputs]) -> list[Inputs]:
     """Batches of those samples that have the same shapes; samples of their own kind stay alone."""
     groups: dict[tuple[Any, ...], list[Inputs]] = {}
     for sample in samples:
+        # torch.cat needs equal shapes, and would promote different dtypes.
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in flat_tensors(sample))
         groups.setdefault(shapes, []).append(sample)
     return [_concatenated(group) for group in groups.values()]

@@ -86,6 +86,7 @@ def find_state(
         return dict(content), "", ()
     # Nested: the names that training codes use for the best weights go first.
     paths = _state_paths(content)
+    # Averaged weights (EMA) go before those of the last step: they are what users deploy.
     ranked = sorted(
         (path for path in paths if path.split(".")[-1] in _STATE_KEYS),
         key=lambda path: _STATE_KEYS.index(path.split(".")[-1]),
@@ -98,6 +99,7 @@ def find_state(
             "it must be clear which one is the model",
             "Name it with the state key (--state-key)",
         )
+    # With a path the first branch answers, so this recursion ends after one step.
     return find_state(path, content, chosen)
 
 
@@ -107,6 +109,7 @@ def _state_paths(content: Any, prefix: str = "", depth: int = 3) -> list[str]:
         return []
     found = []
     for key, value in content.items():
+        # A dict of tensors is a leaf: what it holds belongs to one model.
         if isinstance(key, str) and is_state(value):
             found.append(f"{prefix}{key}")
         elif isinstance(key, str):
@@ -125,10 +128,12 @@ def prefix_of(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> st
         return ""
     candidates: list[str] = []
     for probe in expected:
+        # Whole dotted parts alone: "xup.weight" ends in "up.weight" and is another layer.
         ends = [name.removesuffix(probe) for name in state if name.endswith(probe)]
         candidates = [prefix for prefix in ends if prefix == "" or prefix.endswith(".")]
         if candidates:  # the names of a converted layer are new; any other tells the prefix
             break
+    # The prefix that fits the most names, and the shortest one of equals.
     return max(
         candidates or [""],
         key=lambda prefix: (sum(prefix + name in state for name in expected), -len(prefix)),
@@ -145,6 +150,7 @@ def objects_in(path: Path) -> str:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            # torch.save writes one pickle, and tensors as raw members.
             [member] = [m for m in archive.infolist() if m.filename.endswith("/data.pkl")]
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > _LARGEST_PICKLE:
                 return ""
@@ -155,8 +161,10 @@ def objects_in(path: Path) -> str:
     found: dict[str, str] = {}
     key = ""
     for instruction, argument, _ in instructions:
+        # A dict's key is, as a rule, the last string pushed before its value is built.
         if instruction.name in ("BINUNICODE", "SHORT_BINUNICODE"):
             key = str(argument)
+        # Protocol 2, torch.save's default, names classes by GLOBAL "module name".
         elif instruction.name == "GLOBAL":
             name = str(argument).replace(" ", ".")
             if name in unsafe:

@@ -29,6 +29,7 @@ class ReflectionPad(nn.Module):
     def __init__(self, amounts: steps.Pairs) -> None:
         super().__init__()
         self.amounts = amounts
+        # torch.nn.functional.pad wants the last axis first.
         self.numbers = [n for pair in reversed(amounts) for n in pair]
 
     def forward(self, input: Tensor) -> Tensor:
@@ -49,6 +50,7 @@ class Crop(nn.Module):
     def __init__(self, amounts: steps.Pairs) -> None:
         super().__init__()
         self.amounts = amounts
+        # TorchScript knows lists of integers of any length, and tuples of a fixed one alone.
         self.begins = [begin for begin, _ in amounts]
         self.ends = [end for _, end in amounts]
 
@@ -88,11 +90,13 @@ class Upsample(nn.Upsample):
     """torch.nn.Upsample by whole factors, also for unbatched inputs."""
 
     def __init__(self, factors: tuple[int, ...], interpolation: steps.Interpolation) -> None:
+        # For torch's own text of the module. What runs are the attributes below.
         super().__init__(scale_factor=factors, mode=interpolation)
         self.factors = factors
         self.interpolation: steps.Interpolation = interpolation
         self.scales = [float(factor) for factor in factors]
         self.torch_mode = torch_steps.mode_of(interpolation, len(factors))
+        # torch refuses align_corners with nearest interpolation.
         self.corners = None if interpolation == "nearest" else False
 
     def forward(self, input: Tensor) -> Tensor:

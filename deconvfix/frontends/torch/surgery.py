@@ -55,12 +55,15 @@ _MODULE_STATE = frozenset(vars(nn.Module()))
 
 def why_not_exchanged(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
     """Why a layer keeps its module and has its call rerouted instead."""
+    # Users may test for the class, or call its other methods, so it must stay.
     if type(module) not in PLAIN or has_own_forward(module):
         return "its class is not torch's own"
+    # Old-style hooks make the weight from other parameters, whose names must stay.
     if "weight" not in module._parameters or "bias" not in module._parameters:
         return "its parameters are computed by a hook"
     if set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
         return "it has more than torch's own layer has"
+    # A copy in one place would end the sharing.
     if any(len(owners[id(parameter)]) > 1 for parameter in module.parameters()):
         return "its parameters are shared"
     return None
@@ -88,6 +91,7 @@ def converted_layer(module: nn.Module, decision: Replaced) -> ConvertedConvTrans
     weight, bias = current_weight(module), module.bias
     kernel = weight.detach()
     if not decision.target.is_exact:
+        # A fit runs in float64, and its result is rounded to the layer's dtype once.
         kernel = torch.from_numpy(decision.kernel(read_weight(weight))).to(weight)
     new = ConvertedConvTranspose(
         decision.spec,
@@ -97,6 +101,7 @@ def converted_layer(module: nn.Module, decision: Replaced) -> ConvertedConvTrans
         None if bias is None else bias.detach(),
     )
     for name, parameter in new.named_parameters():
+        # Frozen layers stay frozen.
         source = bias if name.endswith("bias") else weight
         parameter.requires_grad_(source is not None and source.requires_grad)
     return take_over(new, module)
@@ -126,12 +131,14 @@ def rebuilt_layer(
 
 def take_over(new: Layer, old: nn.Module) -> Layer:
     """Gives `new` the mode, hooks and attributes of the layer that it stands for."""
+    # The dictionaries themselves, as handles that the user holds refer to them.
     for name in _HOOKS:
         setattr(new, name, getattr(old, name))
     new._forward_pre_hooks = OrderedDict(
         (key, hook) for key, hook in new._forward_pre_hooks.items() if not makes_weight(hook)
     )
     for name, value in vars(old).items():
+        # Attributes that the user has set on the layer; parameters are converted, not copied.
         if name not in vars(new) and not isinstance(value, Tensor):
             object.__setattr__(new, name, value)
     return new.train(old.training)
@@ -141,6 +148,7 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     """Puts `new` wherever `old` is registered."""
     if model is old:
         return new
+    # One layer may be registered in several places.
     for parent in model.modules():
         for name, child in parent._modules.items():
             if child is old:
@@ -168,6 +176,7 @@ def set_weight(module: nn.Module, decision: Replaced) -> None:
         decision.spec, decision.settings, read_weight(current_weight(module))
     )
     assert isinstance(module, ConvTransposeModule)
+    # The kernel may have grown, and its padding with it, so that the output keeps its size.
     module.kernel_size = new_spec.kernel_size
     module.padding = tuple(begin for begin, _ in new_spec.padding)
     put_weight(module, kernel, None, decision.name)
@@ -188,8 +197,10 @@ def put_weight(
     assert isinstance(module, ConvTransposeModule)
     new = torch.from_numpy(kernel).to(module.weight)
     if parametrize.is_parametrized(module, "weight"):
+        # torch's setter calls right_inverse of the parametrization.
         module.weight = new
     elif "weight_v" in module._parameters:
+        # Old weight_norm: the weight is g * v / |v|, so v may be the new weight itself.
         norm = next(
             hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)
         )
@@ -201,6 +212,7 @@ def put_weight(
     if bias is not None:
         assert module.bias is not None
         module.bias.copy_(torch.from_numpy(bias))
+    # Read back: a parametrization without an exact inverse gives another weight than was set.
     error = float((current_weight(module) - new).abs().max())
     bound = 16 * torch.finfo(new.dtype).eps * float(new.abs().max())
     if "weight" in module._buffers or not error <= bound:
@@ -217,6 +229,7 @@ def _assign(parameter: Tensor, value: Tensor) -> None:
     if parameter.shape == value.shape:
         parameter.copy_(value)
     else:
+        # A grown kernel has another shape. The parameter stays the same object.
         parameter.data = value.contiguous()
 
 

@@ -55,7 +55,9 @@ class _Optimizer:
             self.parts[0] = torch.optim.Muon(
                 parameters[:matrices],
                 momentum=_MUON_MOMENTUM,
+                # Decay would pull Z w to zero, and away from the original.
                 weight_decay=0.0,
+                # Steps as large as Adam's, so that its rate can be a fixed share of Adam's.
                 adjust_lr_fn="match_rms_adamw",
             )
         if matrices < len(parameters):
@@ -72,6 +74,7 @@ class _Optimizer:
     def load_state(self, states: dict[int, dict[str, Tensor]]) -> None:
         """Takes over what `states` gave."""
         for first, part in self.parts.items():
+            # Numbers of the whole descent become those of the part, which count from zero.
             end = self.matrices if first < self.matrices else math.inf
             own = {i - first: state for i, state in states.items() if first <= i < end}
             groups = part.state_dict()["param_groups"]
@@ -145,6 +148,7 @@ class Descent:
 
     def run(self) -> tuple[float, Best]:
         """The loss at the start, and the best state, which the parameters have in the end."""
+        # The fingerprint is taken before `load` moves the parameters.
         start = self._state()
         fingerprint = "" if self.resume is None else self.resume.fingerprint(start)
         saved = None if self.resume is None else self.resume.load(fingerprint, self.parameters)
@@ -155,12 +159,15 @@ class Descent:
             best = start
         else:
             at, best, states = saved
+            # A resumed run sees the batches that an uninterrupted one would see.
             for _ in range(at.batches):
                 next(self.batches)
+        # Trials of learning rates first, then the run with the best of them.
         while True:
             rate, trying = _next_rate(at.tried)
             if self.tuning.learning_rate is not None:
                 rate, trying = self.tuning.learning_rate, False
+            # Trials begin at one point, so that their gains compare.
             if states is None:
                 self._restore(start if trying else best)
             share = _TRIAL if trying else 1 - at.used
@@ -168,9 +175,11 @@ class Descent:
             if not trying:
                 break
             states = None
+            # A trial that diverged has no gain, and its rate is not chosen.
             gain = math.log(at.first / last) if 0 < last < math.inf else -math.inf
             at.tried.append((rate, gain))
             at.used += share
+            # The next trial or run counts from zero. What is best so far stays.
             at.step, at.spent, at.last, at.pause = 0, 0.0, 0.0, _PAUSE
             at.lowest, at.worse = math.inf, 0
             at.steps_before = at.best_steps
@@ -196,14 +205,18 @@ class Descent:
         if states:
             optimizer.load_state(states)
         evaluated = states is not None
+        # Seconds that an interrupted run has spent count towards its budget.
         started = time.monotonic() - at.spent
         while True:
+            # The mean over the processes: all of them must stop at the same step.
             [at.spent] = average(time.monotonic() - started)
             fraction = at.spent / seconds if steps is None else at.step / steps
+            # Before a step, so that the run ends with an evaluation of its last state.
             if fraction >= min(at.last + at.pause, 1.0) and not evaluated:
                 loss, at.last = self.heldout_loss(), fraction
                 if steps is None:
                     [took] = average(time.monotonic() - started - at.spent)
+                    # Slow evaluations are made less often.
                     at.pause = max(_PAUSE, took / seconds / _SHARE_OF_TIME)
                 at.worse = 0 if loss < at.lowest else at.worse + 1
                 at.lowest = min(at.lowest, loss)
@@ -218,6 +231,7 @@ class Descent:
                 if self.resume is not None:
                     self.resume.save(fingerprint, at, self.parameters, best, optimizer.states())
             evaluated = False
+            # A short warm-up, then a straight line to zero: the last steps settle.
             optimizer.set_rate(rate * min(1.0, fraction / _WARM_UP + 0.02) * (1 - fraction))
             optimizer.zero_grad()
             self.loss(next(self.batches)).backward()

@@ -43,9 +43,12 @@ def directions(seen: Sequence[Tensor], spec: ConvTransposeSpec) -> Array:
     pixels = torch.cat([_middle(x, spec.ndim) for x in seen]).double().cpu().numpy()
     found = []
     for group in np.split(pixels, spec.groups, axis=1):  # (pixels, C_in/g)
+        # The rows of V^T span what the group gets: (directions, C_in/g)
         _, sizes, rows = np.linalg.svd(group, full_matrices=False)
         found.append(rows * (sizes > _RANK * max(sizes[0], 1e-300))[:, None])
+    # (groups, directions, C_in/g) -> (groups, C_in/g, directions)
     stacked = np.stack(found).swapaxes(1, 2)
+    # Columns that are zero in all groups go. One that is zero in some stays, for equal shapes.
     strong: Array = stacked[:, :, np.abs(stacked).sum((0, 1)) > 0]
     return strong
 
@@ -60,6 +63,7 @@ def check_constant(name: str, seen: Sequence[Tensor], ndim: int) -> None:
         middle = _middle(x, ndim)
         for axis in range(x.dim() - ndim, x.dim()):
             length = x.shape[axis]
+            # A neighbour along each axis: on a constant both are equal.
             beside = x.narrow(axis, max(0, length // 2 - 1), 1)
             off = float((_middle(beside, ndim) - middle).abs().max())
             if length < 3 or off > _CONSTANT * float(middle.abs().max()):
@@ -104,6 +108,7 @@ def _ripple(values: Sequence[Tensor], period: int) -> float | None:
             return None
         for axis in range(2, value.dim()):
             length = value.shape[axis]
+            # Whole periods, as a part of one would not have the mean of all phases.
             size = min(length, 2 * period)
             value = value.narrow(axis, (length - size) // 2, size)
         value = value.double()

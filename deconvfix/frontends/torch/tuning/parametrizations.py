@@ -52,12 +52,15 @@ class Subspace(nn.Module):
         kernel = w.unflatten(0, (-1, self.basis.shape[1])).mT @ self.basis.mT
         if self.offset is not None:
             kernel = kernel + self.offset
+        # (C_in, C_out/g, copies * taps) -> (C_in, C_out/g, copies, taps)
         kernel = kernel.unflatten(-1, (self.design.copies, -1))
+        # -> (g, C_in/g, C_out/g, copies, taps) -> (g, copies, C_in/g, C_out/g, taps)
         shaped: Tensor = kernel.unflatten(0, (self.groups, -1)).movedim(3, 1).reshape(self.shape)
         return shaped
 
     def right_inverse(self, kernel: Tensor) -> Tensor:
         """The numbers w of a kernel of the form: Z is orthogonal to the offset."""
+        # (C_in, C_out/g, free) -> (C_in * free, C_out/g), the transpose of what `forward` does.
         numbers = self.design.numbers(read_weight(kernel), self.groups)
         return torch.from_numpy(numbers.swapaxes(1, 2).reshape(-1, numbers.shape[1])).to(kernel)
 
@@ -83,7 +86,9 @@ class KeptAlong(nn.Module):
 
     def forward(self, kernel: Tensor) -> Tensor:
         """The kernel, with what `start` has along the directions."""
+        # (C_in, C_out/g, *taps) -> (g, C_in/g, C_out/g * taps)
         change = (kernel - self.start).flatten(1).unflatten(0, (len(self.along), -1))
+        # A projection, as columns of `along` are orthonormal or zero.
         kept = self.along @ (self.along.mT @ change)
         moved: Tensor = self.start + (change - kept).flatten(0, 1).reshape(kernel.shape)
         return moved

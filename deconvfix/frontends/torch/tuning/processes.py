@@ -41,5 +41,6 @@ def average(*values: float) -> list[float]:
     """Means over all processes, so that every process decides alike."""
     sums = torch.tensor([*values, 1.0], dtype=torch.float64)
     total([sums])
+    # The last entry has become the number of processes.
     mean: list[float] = (sums[:-1] / sums[-1]).tolist()
     return mean

@@ -89,14 +89,17 @@ class Resume:
         states: dict[int, dict[str, Any]],
     ) -> None:
         """Writes the file, whole or not at all; of several processes the first one does."""
+        # All processes hold the same state.
         if rank() != 0:
             return
         tensors = {f"now.{i}": tensor.detach() for i, tensor in enumerate(parameters)}
         tensors |= {f"best.{i}": tensor for i, tensor in enumerate(best)}
         for i, state in states.items():
+            # Steps are plain numbers in some states, and the format holds tensors alone.
             tensors |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
         metadata = {"format": _FORMAT, "fingerprint": fingerprint, **_as_json(position)}
         with output_folder(self.path, overwrite=True) as folder:
+            # safetensors refuses tensors that share memory.
             copies = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
             save_file(copies, folder / self.path.name, metadata=metadata)
 
@@ -125,6 +128,7 @@ class Resume:
                 if name.startswith("adam."):
                     _, i, key = name.split(".")
                     adam.setdefault(int(i), {})[key] = tensor
+            # Last, when all else could be read.
             with torch.no_grad():
                 for i, parameter in enumerate(parameters):
                     parameter.copy_(tensors[f"now.{i}"])

@@ -90,6 +90,7 @@ def tune(
     """
     decisions = fitted_decisions(plan)
     names = [decision.name for decision in decisions]
+    # On copies, as training changes the classes of layers.
     teacher = copy_model(before).eval().requires_grad_(False)
     student = copy_model(after).eval().requires_grad_(tuning.train_all)
     for decision in decisions:
@@ -122,6 +123,7 @@ def tune(
         resume,
     )
     first, best = descent.run()
+    # Only weights go back, folded into the form, so no parametrization stays in the model.
     _transfer(student, after, names)
     note = (
         f"Tuned: the loss on {len(heldout)} held-out samples went from {first:.3g} to "
@@ -157,6 +159,7 @@ class _Loss:
     def __call__(self, samples: Sequence[Inputs]) -> Tensor:
         """The mean over the samples, with a gradient."""
         losses = []
+        # Samples of one shape run together, unless they influence each other.
         for batch in join(samples) if self.independent else samples:
             if self.kept:
                 inputs, old = batch.args
@@ -171,6 +174,7 @@ class _Loss:
     def mean(self, samples: Sequence[Inputs], size: int) -> float:
         """The mean over many samples, so many at a time, and over the processes."""
         parts = [samples[begin : begin + size] for begin in range(0, len(samples), size)]
+        # Weighted by size, as the last part may be smaller.
         total = sum(float(self(part)) * len(part) for part in parts)
         [mean] = average(total / len(samples))
         return mean
@@ -182,10 +186,12 @@ def _trained(student: nn.Module) -> tuple[list[Any], list[Any]]:
         kernels.original
         for kernels in student.modules()
         if isinstance(kernels, parametrize.ParametrizationList)
+        # A kernel kept along directions is no matrix of features and outputs.
         and type(kernels[0]) is Subspace
         and min(kernels.original.shape) >= _SHORTEST_SIDE
     ]
     moving = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    # By identity: comparing tensors compares their elements.
     others = [
         parameter for parameter in moving if all(parameter is not matrix for matrix in matrices)
     ]
@@ -249,14 +255,17 @@ def _freed(
     layer = student.get_submodule(name)
     design, offset = _kernels(name, plan, before)
     if isinstance(layer, ConvertedConvTranspose):
+        # Upsampling is a step of its own, so the convolution may have any kernel.
         if design.copies == 1:
             layer.requires_grad_(True)
             return student
         chosen = form(layer.form_name)
         verbs = chosen.compile(layer.spec, layer.settings).weight
+        # Back to the layout of a transposed convolution, which trains faster.
         back = inverse(verbs, layer.kernel_shape, layer.groups)
         kernel = carry_out(back, layer.convolution.weight)
         grown, _ = chosen.spread(layer.spec, layer.settings, read_weight(kernel))
+        # The local means are further input channels.
         wide = replace(grown, in_channels=len(kernel))
         means = layer.get_submodule("means")
         assert isinstance(means, LocalMeans)
@@ -270,6 +279,7 @@ def _freed(
         kernels: nn.Module = Subspace(design, offset, layer.groups, up.weight)
     else:
         kernels = KeptAlong(along, read_weight(kernel), kernel)
+        # A bias answers to every input, so it would change what must stay on the flat ones.
         if up.bias is not None:
             up.bias.requires_grad_(False)
     parametrize.register_parametrization(up, "weight", kernels)
@@ -289,6 +299,7 @@ def _plain(spec: ConvTransposeSpec, weight: Tensor, bias: Tensor | None) -> Any:
         spec.groups,
         bias is not None,
         spec.dilation,
+        # Its weight is replaced at once, so none is allocated.
         device="meta",
     )
     new.weight = nn.Parameter(weight.detach().clone())
@@ -318,6 +329,7 @@ def _transfer(
     """Writes what was trained into the model, in place, each layer under its own parametrization."""
     own = dict(after.named_parameters())
     for key, parameter in student.named_parameters():
+        # Names that training left alone: other layers, biases, and resize-convolutions.
         if key in own and own[key].shape == parameter.shape:
             own[key].copy_(parameter)
     for name in names:
@@ -341,10 +353,12 @@ def _trained_kernel(module: nn.Module) -> Array:
     parametrizations: Any = module.parametrizations
     [kernels] = parametrizations.weight
     if isinstance(kernels, KeptAlong):
+        # The projection in float64: its rounding would be a change along the directions.
         kernels = copy_model(kernels).double()
         with torch.no_grad():
             return read_weight(kernels(parametrizations.weight.original.double()))
     matrix = read_weight(parametrizations.weight.original)
+    # (C_in * free, C_out/g) -> (C_in, free, C_out/g) -> (C_in, C_out/g, free)
     numbers = matrix.reshape(-1, kernels.design.basis.shape[1], matrix.shape[1]).swapaxes(1, 2)
     kernel = kernels.design.kernel(numbers, kernels.groups)
     if kernels.fixed is not None:

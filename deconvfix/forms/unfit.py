@@ -1,0 +1,48 @@
+"""Weights that no form may change, whatever it would do to them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.errors import Refusal
+from deconvfix.forms.base import ReadWeight
+from deconvfix.grid.fixed_basis import fixed_basis
+
+__all__ = ["why_unfit"]
+
+
+def why_unfit(
+    spec: ConvTransposeSpec, dtype: str, read_weight: ReadWeight | None, *, named: bool
+) -> Refusal | None:
+    """Why a layer keeps its weights; None if they may be changed.
+
+    Args:
+        spec: The layer.
+        dtype: Of its weight, in torch's words.
+        read_weight: Gives the weight, where it is stored.
+        named: Whether the user asked for this layer, not for all of them.
+    """
+    if dtype.startswith(("int", "uint", "bool")):
+        return Refusal(
+            f"its weight is {dtype}",
+            "another form computes new weights, which are no integers",
+            "Convert this layer to 'subpixel', or exclude it",
+        )
+    if read_weight is None:
+        return None
+    weight = read_weight()
+    if not np.isfinite(weight).all():
+        return Refusal(
+            "its weight holds NaN or infinite values",
+            "another form is computed from the weight",
+            "Correct the checkpoint, or exclude this layer",
+        )
+    basis = None if named else fixed_basis(spec, weight)
+    if basis is None:
+        return None
+    return Refusal(
+        f"its weight is a fixed basis, {basis}",
+        "another form would take what it computes on purpose for a grid",
+        "Convert this layer to 'subpixel', or name it with include to change it all the same",
+    )
