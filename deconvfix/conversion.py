@@ -134,7 +134,6 @@ def inspect(
     """
     check_sample_rate(sample_rate)
     frontend, model = enter(model)
-    # Only the shapes of lazy layers change a model, and only example inputs give them.
     prepared = frontend.prepare(model, example_inputs, inplace=example_inputs is None)
     findings = frontend.find(prepared, example_inputs)
     probe = frontend.probe(prepared, example_inputs, findings.matches)
@@ -267,7 +266,6 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     fitter = fitter_of(frontend, request.calibration, inits) if inits else None
     calibration = request.calibration
     given = None
-    # An iterator can be read once, and the samples are needed several times.
     if fitter is not None and calibration is not None and not isinstance(calibration, str):
         calibration = given = list(calibration)
     inputs = request.example_inputs
@@ -338,9 +336,8 @@ def prove(
             although the request is strict.
     """
     frontend, before, after, plan = tried.frontend, tried.before, tried.after, tried.plan
-    # The proof first; what a fitted form changes on purpose is measured only of what was proven.
     examples = [] if request.example_inputs is None else [request.example_inputs]
-    # A mistake must not be measured as an intended change.
+    # First, so that a mistake is never measured as an intended change.
     parity: ParityReport | None = (verify or frontend.verify)(before, after, examples, plan)
     if parity is not None and not parity.comparisons and plan.changed and not examples:
         note = "Nothing could be compared without running the model: give example inputs."
@@ -377,11 +374,14 @@ def prove(
 
 def parity_error(parity: ParityReport, where: str) -> ParityError:
     """The error for a proof that failed; `where` names the model if no layer is to blame."""
+    todo = "Exclude the layer named here, and report this as a bug with its geometry"
+    if parity.first_departure is None:
+        todo = "No single layer departs: report this as a bug with the operators of the model"
     return ParityError(
         parity.first_departure or where,
         " ".join(parity.problems).rstrip("."),
         "the converted model must agree with the original up to rounding",
-        "Exclude the layer named here, and report this as a bug with its geometry",
+        todo,
     )
 
 

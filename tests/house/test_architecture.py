@@ -37,7 +37,7 @@ WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")
 DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
-    "calibrate", "calls", "check", "checkpoint", "diagnose", "export", "external",
+    "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "external",
     "file", "find", "fold", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
     "nodes", "parity", "parts", "proto", "reroute", "runtime_parity", "samples", "shown", "state_dicts",
     "step_modules", "steps", "surgery", "text", "tuning", "values", "weights",
