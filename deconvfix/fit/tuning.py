@@ -1,4 +1,4 @@
-"""What a distillation may use: budget, seed and loss. Data only; `frontends.torch_tune` carries it out."""
+"""What a distillation may use: budget, seed and loss. Data only; `frontends.torch.tuning` carries it out."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
         if not tail or layer.spec is None or (replaced is not None and layer.name not in replaced):
             continue
         scale = tail[-1].inputs[1]
-        tensor = constant(scale, model.ir_version)
+        tensor = constant(scale, 0)
         assert tensor is not None
         # Half a step is as far as two runtimes may round differently.
         step = float(np.asarray(tensor.numpy()).reshape(-1)[0])

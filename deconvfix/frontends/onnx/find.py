@@ -44,6 +44,8 @@ _DYNAMIC_SLICE = 10
 _RUNNING_PAD = 2
 # Functions hold no initializers, and before this opset Constant nodes hold no integers.
 _FUNCTION_CONSTANTS = 9
+# Longer kernels are longer than any map; what a file claims may be anything.
+_MOST_TAPS = 2**20
 _ATTRIBUTES = (
     "auto_pad",
     "dilations",
@@ -178,7 +180,7 @@ def _understand(context: Known, scope: Scope, node: ir.Node, name: str) -> Layer
         layer = replace(layer, attributes=given)
         spec, input_size = _geometry(context, scope, node, settings)
         spec, dynamic_size = _cropped(spec, settings, input_size)
-        _checkopset_of(context, scope, weight is not None, dynamic_size is not None)
+        _check_opset(context, scope, weight is not None, dynamic_size is not None)
     except _ObstacleError as error:
         return replace(layer, obstacle=error.refusal)
     except SpecError as error:
@@ -224,6 +226,8 @@ def _geometry(
     kernel = settings["kernel_shape"] or (None if w_shape is None else w_shape[2:])
     if kernel is None or any(k is None for k in kernel):
         raise _ObstacleError(_UNKNOWN_KERNEL)
+    if any(k > _MOST_TAPS for k in kernel):
+        raise _ObstacleError(_too_many_taps(kernel))
     n = len(kernel)
     if w_shape is not None:
         taps = w_shape[2:]
@@ -266,7 +270,7 @@ def _geometry(
     return spec, input_size
 
 
-def _checkopset_of(context: Known, scope: Scope, is_stored: bool, is_dynamic: bool) -> None:
+def _check_opset(context: Known, scope: Scope, is_stored: bool, is_dynamic: bool) -> None:
     """Raises where the operator set lacks what the new nodes need."""
     if is_dynamic and scope.opset < _DYNAMIC_SLICE:
         raise _ObstacleError(_needs_newer_slice(scope.opset))
@@ -351,6 +355,14 @@ _NEEDS_PAD = Refusal(
     "ONNX Runtime runs the operators that rearrange it from opset 2 on",
     "Convert the file first (onnx.version_converter)",
 )
+
+
+def _too_many_taps(kernel: Sequence[int]) -> Refusal:
+    return Refusal(
+        f"its kernel has {' x '.join(map(str, kernel))} taps",
+        f"at most {_MOST_TAPS:,} along an axis are supported",
+        "Check the file",
+    )
 
 
 def _not_floating(dtype: str) -> Refusal:

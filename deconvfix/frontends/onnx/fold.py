@@ -6,33 +6,42 @@ run, and the value is noted beside the expression (`values.FOLDED`), which stays
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import Any, Protocol
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from deconvfix.errors import ExportError
-from deconvfix.frontends.onnx.parts import cut_out, is_stored, serialized
-from deconvfix.frontends.onnx.values import FOLDED, constant, is_quantizer
+from deconvfix.frontends.onnx.parts import cut_out, expression, serialized
+from deconvfix.frontends.onnx.values import (
+    FOLDED,
+    behind_identity,
+    constant,
+    is_quantizer,
+    stored_tensor,
+)
 from deconvfix.parity.runtime import open_session, run_named
 
 __all__ = ["fold"]
 
-# Operators that make more than they get: a few bytes of a file could fill any memory.
-_GROWING = (
-    *(
-        "ConstantOfShape",
-        "Expand",
-        "EyeLike",
-        "OneHot",
-        "Pad",
-        "Range",
-        "Resize",
-        "Tile",
-        "Upsample",
-    ),
-    *("If", "Loop", "Scan"),
+Array = NDArray[Any]
+
+# Operators that give at most as much as their largest operand, and those that broadcast. Others could fill
+# any memory from a few bytes of a file.
+_SAME_SIZE = frozenset({
+    "Abs", "BatchNormalization", "Cast", "CastLike", "Ceil", "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp",
+    "Flatten", "Floor", "Identity", "Log", "LpNormalization", "Neg", "Not", "Reciprocal", "ReduceL1",
+    "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Round", "Sigmoid", "Sign", "Sin", "Sinh", "Slice",
+    "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Tan", "Tanh", "Transpose", "Unsqueeze",
+})  # fmt: skip
+_BROADCAST = frozenset(
+    {"Add", "Div", "Max", "Mean", "Min", "Mod", "Mul", "PRelu", "Pow", "Sub", "Sum", "Where"}
 )
+# Of a weight: half a gigabyte in float32.
+_MOST_ELEMENTS = 2**27
 
 
 class _Place(Protocol):
@@ -55,29 +64,56 @@ def fold(model: ir.Model, place: _Place, value: ir.Value | None) -> None:
     """
     if value is None or constant(value, model.ir_version) is not None:
         return
-    if not is_stored(value, model.ir_version):
-        return
-    nodes = [*_expression(value, model.ir_version)]
+    nodes = expression(value, model.ir_version)
     # Folding would turn integers into floats, and the layer would not run in int8 any more.
-    if any(is_quantizer(node, "DequantizeLinear", "QuantizeLinear") for node in nodes):
+    if not nodes or any(is_quantizer(n, "DequantizeLinear", "QuantizeLinear") for n in nodes):
         return
-    if any(node.op_type in _GROWING for node in nodes):
-        return
+    known: dict[ir.Value, Array] = {}
     try:
-        # In its own type, as the result is stored, and unoptimised, as it runs once.
-        part = serialized(cut_out({}, value, narrow=False), model, place.function, place.opset)
-        (array,) = run_named(open_session(part, optimize=False), {})
-    except (ExportError, ValueError):
+        # One node after the other: what each can give is known from what it gets, before it runs.
+        for node in nodes:
+            operands = {
+                operand: _read(operand, known, model.ir_version)
+                for operand in node.inputs
+                if operand
+            }
+            if _largest(node, [operands[o] for o in node.inputs if o]) > _MOST_ELEMENTS:
+                return
+            stops = {
+                operand: ir.val(
+                    f"operand{number}", ir.DataType.from_numpy(array.dtype), array.shape
+                )
+                for number, (operand, array) in enumerate(operands.items())
+            }
+            feed = {str(stops[operand].name): array for operand, array in operands.items()}
+            for output in node.outputs:
+                # In its own type, as the result is stored, and unoptimised, as it runs once.
+                part = cut_out(stops, output, narrow=False)
+                session = open_session(
+                    serialized(part, model, place.function, place.opset), optimize=False
+                )
+                (known[output],) = run_named(session, feed)
+    except (ExportError, ValueError, TypeError):
         return  # ONNX Runtime has no kernel for it, so it stays what is computed while the model runs
-    value.meta[FOLDED] = ir.tensor(array, name=value.name)
+    made = behind_identity(value)
+    assert made is not None
+    made.meta[FOLDED] = ir.tensor(known[made], name=made.name)
 
 
-def _expression(value: ir.Value, ir_version: int) -> Iterator[ir.Node]:
-    """The nodes of an expression of constants, some of them more than once."""
-    node: Any = value.producer()
-    if node is None or constant(value, ir_version) is not None:
-        return
-    yield node
-    for operand in node.inputs:
-        if operand is not None:
-            yield from _expression(operand, ir_version)
+def _read(value: ir.Value, known: dict[ir.Value, Array], ir_version: int) -> Array:
+    if value in known:
+        return known[value]
+    tensor = stored_tensor(value, ir_version)
+    if tensor is None:
+        raise ValueError("it is no constant")
+    return np.asarray(tensor.numpy())
+
+
+def _largest(node: ir.Node, operands: list[Array]) -> int:
+    """The most elements that a node can give; too many where that is not known."""
+    sizes = [array.size for array in operands]
+    if node.op_type in _SAME_SIZE:
+        return max(sizes)
+    if node.op_type in _BROADCAST:
+        return math.prod(np.broadcast_shapes(*(array.shape for array in operands)))
+    return sum(sizes) if node.op_type == "Concat" else _MOST_ELEMENTS + 1

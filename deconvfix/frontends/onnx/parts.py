@@ -9,23 +9,47 @@ import onnx_ir as ir
 
 from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, RANDOM, is_quantizer, stored_tensor
 
-__all__ = ["WIDE", "cut_out", "is_stored", "serialized"]
+__all__ = ["WIDE", "cut_out", "expression", "is_stored", "serialized"]
 
 # What ONNX Runtime does not run in every operator on a CPU.
 WIDE = (ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
+# Weight norms take ten.
+_MOST_NODES = 200
 
 
 def is_stored(value: ir.Value, ir_version: int) -> bool:
     """Whether a value is a constant, or computed from constants alone."""
-    if stored_tensor(value, ir_version) is not None:
-        return True
-    node = value.producer()
-    if node is None or node.op_type in RANDOM or not _is_understood(node):
-        return False
-    # Constant nodes were answered above: a node without inputs is something else here.
-    return bool(node.inputs) and all(
-        operand is None or is_stored(operand, ir_version) for operand in node.inputs
-    )
+    return expression(value, ir_version) is not None
+
+
+def expression(value: ir.Value, ir_version: int) -> list[ir.Node] | None:
+    """The nodes that compute a value from constants alone, each behind those that it needs.
+
+    Returns:
+        An empty list for a constant; None if anything else takes part, or more nodes than an expression of
+        weights has. (A file may share parts so that a walk without a memory would never end.)
+    """
+    nodes: dict[ir.Node, None] = {}
+    # A value is looked at twice: first its operands are put before it, then its node is noted.
+    stack = [(value, False)]
+    while stack:
+        current, has_operands = stack.pop()
+        if stored_tensor(current, ir_version) is not None:
+            continue
+        node = current.producer()
+        if node is None or node.op_type in RANDOM or not _is_understood(node):
+            return None
+        # Constant nodes were answered above: a node without inputs is something else here.
+        if not node.inputs or len(nodes) > _MOST_NODES or len(stack) > 10 * _MOST_NODES:
+            return None
+        if node in nodes:
+            continue
+        if has_operands:
+            nodes[node] = None
+            continue
+        stack.append((current, True))
+        stack += [(operand, False) for operand in node.inputs if operand is not None]
+    return list(nodes)
 
 
 def _is_understood(node: ir.Node) -> bool:
@@ -86,7 +110,10 @@ def cut_out(
         copies.update(zip(node.outputs, outputs, strict=True))
         return copies[value]
 
-    output = copied(result)
+    try:
+        output = copied(result)
+    except RecursionError as error:
+        raise ValueError("it depends on too long a chain of nodes") from error
     if result.dtype is not None:  # else ONNX Runtime infers it
         output.dtype = ir.DataType.FLOAT if narrow and result.dtype in WIDE else result.dtype
     return ir.Graph(

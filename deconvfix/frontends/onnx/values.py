@@ -24,6 +24,7 @@ __all__ = [
     "Known",
     "Names",
     "Operand",
+    "behind_identity",
     "bodies",
     "check_model",
     "constant",
@@ -151,14 +152,15 @@ def constant(value: ir.Value | None, ir_version: int) -> ir.TensorProtocol | Non
 
     An initializer that is a graph input too may be overridden by the caller, since IR version 4.
     """
-    value = _behind_identity(value)
+    value = behind_identity(value)
     if value is not None and FOLDED in value.meta:
         folded: ir.TensorProtocol = value.meta[FOLDED]
         return folded
     return stored_tensor(value, ir_version)
 
 
-def _behind_identity(value: ir.Value | None) -> ir.Value | None:
+def behind_identity(value: ir.Value | None) -> ir.Value | None:
+    """Where a value comes from that Identity nodes only pass on."""
     while value is not None:
         producer = value.producer()
         if producer is None or not _is_identity(producer):
@@ -169,7 +171,7 @@ def _behind_identity(value: ir.Value | None) -> ir.Value | None:
 
 def stored_tensor(value: ir.Value | None, ir_version: int) -> ir.TensorProtocol | None:
     """The same without folded expressions: what the file holds."""
-    value = _behind_identity(value)
+    value = behind_identity(value)
     if value is None or (value.is_graph_input() and ir_version >= 4):
         return None
     try:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -30,9 +30,6 @@ from deconvfix.frontends.torch.inputs import (
 from deconvfix.frontends.torch.runtime_parity import compare_with_torch
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.parity.runtime import Session, open_session
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["OLDEST_OPSET", "ExportReport", "export_onnx", "newest_opset"]
 

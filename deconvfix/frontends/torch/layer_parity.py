@@ -173,7 +173,7 @@ def _compare_layer(
         for hook in new._forward_pre_hooks.values():
             if makes_weight(hook):
                 hook(new, (x,))
-        actual = torch_steps.conv_transpose(**call.arguments) if rerouted else new.forward(x)
+        actual = _rerouted(new, call) if rerouted else new.forward(x)
         expected, bound = _run_call(call), bound_of(call)
         fitted = isinstance(new, ConvertedConvTranspose) and not form(new.form_name).is_exact
         if planned and isinstance(new, ConvertedConvTranspose) and fitted:
@@ -193,6 +193,14 @@ def _compare_layer(
             expected = _run_call(replace(call, weight=weight, bias=new.bias, padding=padding))
         comparisons.append(compare_tensors(name or "(model)", kind, actual, expected, bound))
     return comparisons
+
+
+def _rerouted(layer: nn.Module, call: Call) -> Tensor:
+    """What a layer whose call is converted where it runs gives, with the weights that it has now."""
+    assert isinstance(layer, ConvTransposeModule)
+    bias = None if layer.bias is None else layer.bias.to(call.weight)
+    own = replace(call, weight=current_weight(layer).to(call.weight), bias=bias)
+    return torch_steps.conv_transpose(**own.arguments)
 
 
 def _cases(layer: ConvTransposeModule, calls: list[Call]) -> Iterator[tuple[str, Call]]:

@@ -252,7 +252,7 @@ def spatial_size(
 
 def read_weight(weight: Tensor) -> NDArray[np.float64]:
     """A copy of the weight as float64 in NumPy."""
-    return weight.detach().to("cpu", torch.float64).numpy()
+    return weight.detach().to("cpu", torch.float64, copy=True).numpy()
 
 
 def _child(

@@ -122,7 +122,8 @@ def _changed_parameters(
 ) -> tuple[str, ...]:
     """Without a run, whatever lies outside the compared layers must be the same to the bit."""
     # Names that a converted layer adds or drops stand below its own.
-    compared = tuple(f"{layer.what}." for layer in layers)
+    # A model that is a layer itself has no names but its own.
+    compared = tuple("" if layer.what == "(model)" else f"{layer.what}." for layer in layers)
     new = after.state_dict()
     changed = [
         name

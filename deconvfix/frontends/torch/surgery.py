@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -134,9 +133,9 @@ def take_over(new: Layer, old: nn.Module) -> Layer:
     # The dictionaries themselves, as handles that the user holds refer to them.
     for name in _HOOKS:
         setattr(new, name, getattr(old, name))
-    new._forward_pre_hooks = OrderedDict(
-        (key, hook) for key, hook in new._forward_pre_hooks.items() if not makes_weight(hook)
-    )
+    for key, hook in list(new._forward_pre_hooks.items()):
+        if makes_weight(hook):
+            del new._forward_pre_hooks[key]
     for name, value in vars(old).items():
         # Attributes that the user has set on the layer; parameters are converted, not copied.
         if name not in vars(new) and not isinstance(value, Tensor):

@@ -1,5 +1,7 @@
 """Weights that an expression of constants makes: stored in the result, and every form can be had."""
 
+import time
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -174,3 +176,34 @@ def test_file_is_not_marked():
     """What was found out about values is in no file."""
     converted = deconvfix.convert(model(*EXPRESSIONS["Mul"]), exclude="*").model
     assert b"deconvfix.folded" not in converted.SerializeToString()
+
+
+def test_expression_behind_identity():
+    nodes, stored = EXPRESSIONS["Mul"]
+    nodes = [N("Mul", ["k", "s"], ["m"]), N("Identity", ["m"], ["w"])]
+    (layer,) = deconvfix.convert(model(nodes, stored), to="notch").report.layers
+    assert layer.decision == "replaced"
+
+
+HOSTILE = {
+    "shared parts": [N("Add", [f"w{i}", f"w{i}"], [f"w{i + 1}"]) for i in range(60)],
+    "a long chain": [N("Neg", [f"w{i}"], [f"w{i + 1}"]) for i in range(3000)],
+    "doubled again and again": [
+        N("Concat", [f"w{i}", f"w{i}"], [f"w{i + 1}"], axis=3) for i in range(60)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_expressions_end_at_once(kind):
+    """A walk without a memory takes 2^60 steps, recursion ends Python, and 60 doublings fill any memory."""
+    nodes = HOSTILE[kind]
+    last = N("Identity", [f"w{len(nodes)}"], ["w"])
+    hostile = model([*nodes, last], {"w0": WEIGHT})
+    started = time.monotonic()
+    (layer,) = deconvfix.inspect(hostile).layers
+    assert time.monotonic() - started < 20
+    if kind == "doubled again and again":
+        assert "taps" in layer.refusal
+    else:
+        assert layer.kernel_size == (4, 3)
