@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deconvfix.errors import Refusal
 from deconvfix.forms import FORMS
-from deconvfix.forms.base import KEEP, Candidate, Recommendation, Settings
+from deconvfix.forms.base import KEEP, Candidate, Merit, Recommendation, Settings
 from deconvfix.forms.unfit import why_unfit
 from deconvfix.grid.kernel import sum_rule_holds
 from deconvfix.plan import Match
@@ -40,15 +40,15 @@ def recommend(match: Match, *, visible: bool = True) -> Recommendation | None:
             f"No weight may be changed: {unfit.found}. The exact form computes the same function."
         )
         return Recommendation(exact.name, reason, exact.relative_macs(spec, Settings()))
-    if not visible:
+    weight = None if match.read_weight is None else match.read_weight()
+    has_grid = None if weight is None else not sum_rule_holds(spec, weight, match.dtype)
+    candidate = Candidate(spec, weight, has_grid, match.lacks)
+    offers = [offer for form in FORMS if (offer := form.recommend(candidate)) is not None]
+    merit, best = max(offers, key=lambda offer: offer[0])
+    if not visible and merit < Merit.SAME_FUNCTION:
         reason = (
             "The outputs have no visible grid on constant inputs: the exact form changes nothing. Prefer "
             "another form only where you see a grid on inputs of your own."
         )
         return Recommendation(exact.name, reason, exact.relative_macs(spec, Settings()))
-    weight = None if match.read_weight is None else match.read_weight()
-    has_grid = None if weight is None else not sum_rule_holds(spec, weight, match.dtype)
-    candidate = Candidate(spec, weight, has_grid, match.lacks)
-    offers = [offer for form in FORMS if (offer := form.recommend(candidate)) is not None]
-    _, best = max(offers, key=lambda offer: offer[0])
     return best

@@ -228,7 +228,7 @@ def test_drawn_samples_are_counted():
 
 def test_the_shift_of_colours_is_measured():
     """By definition: the mean of each channel on the inputs, after minus before."""
-    model, x = decoder(), torch.rand(3, 4, 9, 8)
+    model, x = decoder(), torch.rand(2, 3, 9, 8)
     got = deconvfix.convert(model, to="equalized", example_inputs=(x,))
     with torch.no_grad():
         before, after = model(x).double(), got.model(x).double()
