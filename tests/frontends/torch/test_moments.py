@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -46,6 +47,7 @@ def test_moments_are_sums(case, name, settings):
             assert all(map(np.array_equal, one, other))
 
 
+@hypothesis.settings(max_examples=50)  # each is slow: both sides of every phase of a layer
 @given(cases(), fitted_forms, settings_drawn)
 def test_numpy_and_torch_agree_bit_for_bit(case, name, settings):
     """Sums of products of small integers, of their means and of half-pixel weights, are exact in binary
