@@ -12,7 +12,14 @@ import onnx_ir as ir
 from deconvfix.errors import Refusal
 from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, bodies, constant
 
-__all__ = ["Scope", "foreign", "make_plain", "opset_of", "transposed_convolutions"]
+__all__ = [
+    "Scope",
+    "foreign",
+    "has_dynamic_pads",
+    "make_plain",
+    "opset_of",
+    "transposed_convolutions",
+]
 
 # ONNX Runtime's own, whose inputs are (X, W, Pads, B).
 _DYNAMIC_PADS = ("com.microsoft", "ConvTransposeWithDynamicPads")
@@ -96,6 +103,15 @@ def opset_of(imports: Any) -> int:
     return int(next((imports[domain] for domain in DEFAULT_DOMAINS if domain in imports), 1))
 
 
+def has_dynamic_pads(model: ir.Model) -> bool:
+    """Whether there is something for `make_plain` to do."""
+    return any(
+        (node.domain, node.op_type) == _DYNAMIC_PADS
+        for body in bodies(model)
+        for node in body.all_nodes()
+    )
+
+
 def make_plain(model: ir.Model) -> None:
     """Writes each ConvTransposeWithDynamicPads of stored padding as a ConvTranspose, in place."""
     for body in bodies(model):
@@ -108,9 +124,12 @@ def make_plain(model: ir.Model) -> None:
                 continue
             # In place: consumers and names of the node's outputs stay.
             node.domain, node.op_type = "", "ConvTranspose"
-            node.attributes["pads"] = ir.AttrInt64s(
-                "pads", [int(n) for n in stored.numpy().reshape(-1)]
-            )
+            # ONNX Runtime ignores the pads for SAME_*, and goes by them for VALID.
+            auto_pad = node.attributes.get("auto_pad")
+            if auto_pad is None or not str(auto_pad.value).startswith("SAME"):
+                node.attributes.pop("auto_pad", None)
+                amounts = [int(n) for n in stored.numpy().reshape(-1)]
+                node.attributes["pads"] = ir.AttrInt64s("pads", amounts)
             # The names of the operands stay: (X, W, Pads, B) becomes (X, W, B).
             node.resize_inputs(3 if b is not None else 2)
             if b is not None:

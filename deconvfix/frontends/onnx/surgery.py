@@ -106,8 +106,9 @@ class Surgeon:
             # Another output of the same node may still be needed.
             if any(output.uses() or output.is_graph_output() for output in producer.outputs):
                 return
-            operands = producer.inputs
-            assert producer.graph is not None
+            if producer.graph is None:
+                return  # removed already, by another way to it
+            operands = dict.fromkeys(producer.inputs)
             producer.graph.remove(producer, safe=True)
             for operand in operands:
                 self._remove_if_unused(operand)

@@ -185,6 +185,14 @@ def test_expression_behind_identity():
     assert layer.decision == "replaced"
 
 
+def test_value_that_one_node_reads_twice():
+    nodes = [N("Neg", ["k"], ["n"]), N("Mul", ["n", "n"], ["w"])]
+    original = model(nodes, {"k": WEIGHT})
+    converted = deconvfix.convert(original).model
+    assert np.array_equal(run(original, {"x": X})[0], run(converted, {"x": X})[0])
+    assert not {"Neg", "Mul"} & {node.op_type for node in converted.graph.node}
+
+
 HOSTILE = {
     "shared parts": [N("Add", [f"w{i}", f"w{i}"], [f"w{i + 1}"]) for i in range(60)],
     "a long chain": [N("Neg", [f"w{i}"], [f"w{i + 1}"]) for i in range(3000)],

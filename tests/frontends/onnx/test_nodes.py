@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
@@ -51,6 +52,24 @@ def test_stored_padding_is_plain(bias, pads):
         x = RANDOM.integers(-3, 4, (1, 4, *size)).astype(np.float32)
         (want,), (got,) = (run(each, {"x": x}) for each in (original, conversion.model))
         assert np.array_equal(want, got)
+
+
+@pytest.mark.parametrize("auto_pad", ["VALID", "SAME_UPPER", "SAME_LOWER", "NOTSET"])
+def test_automatic_padding_as_onnx_runtime_reads_it(auto_pad):
+    """It goes by the pads for VALID, too, and ignores them for SAME_*."""
+    original = dynamic_pads(auto_pad=auto_pad)
+    x = RANDOM.integers(-3, 4, (1, 4, 5, 6)).astype(np.float32)
+    conversion = deconvfix.convert(original, example_inputs={"x": x}, strict=True)
+    (want,), (got,) = (run(each, {"x": x}) for each in (original, conversion.model))
+    assert np.array_equal(want, got)
+
+
+def test_inspect_leaves_the_model_alone():
+    model = ir.from_proto(dynamic_pads())
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    (layer,) = deconvfix.inspect(model).layers
+    assert layer.refusal is None
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
 @pytest.mark.parametrize("form", ["equalized", "notch", "resize"])
