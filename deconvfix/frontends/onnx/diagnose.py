@@ -13,6 +13,7 @@ from deconvfix.errors import DeconvfixError
 from deconvfix.frontends.base import LayerAnswer, Probe
 from deconvfix.frontends.onnx import inputs as onnx_inputs
 from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.nodes import make_plain
 from deconvfix.frontends.onnx.parity import session_of
 from deconvfix.frontends.onnx.values import constant
 from deconvfix.parity.runtime import run_named
@@ -34,6 +35,7 @@ def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
     names = tuple(feed)
     count = len(model.graph.outputs)
     watched = model.clone()
+    make_plain(watched)
     layers = [
         layer
         for layer in find_layers(watched)

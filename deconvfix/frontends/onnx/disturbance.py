@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from deconvfix.frontends.onnx.find import find_layers
+from deconvfix.frontends.onnx.nodes import make_plain
 from deconvfix.frontends.onnx.surgery import quantised_tail
 from deconvfix.frontends.onnx.values import (
     Names,
@@ -45,6 +46,7 @@ def one_eps_off(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 def disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
     """A copy in which coefficients are off by one eps, and quantised layers by half a step."""
     model = model.clone()
+    make_plain(model)
     rng = np.random.default_rng(seed)
     # A shared weight is moved once.
     done: set[ir.Value] = set()

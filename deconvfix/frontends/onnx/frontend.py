@@ -20,7 +20,7 @@ from deconvfix.frontends.onnx import parity as onnx_parity
 from deconvfix.frontends.onnx.calibrate import FittableModel
 from deconvfix.frontends.onnx.diagnose import probe_model
 from deconvfix.frontends.onnx.find import Layer, find_layers
-from deconvfix.frontends.onnx.nodes import has_dynamic_pads, make_plain
+from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
 from deconvfix.frontends.onnx.values import check_model
@@ -50,18 +50,11 @@ class OnnxFrontend:
             ModelError: If the model is malformed.
         """
         check_model(model)
-        if inplace:
-            return model  # it may only be looked at; `apply` makes it plain
-        prepared = model.clone()
-        make_plain(prepared)
-        return prepared
+        return model if inplace else model.clone()
 
     def find(self, model: ir.Model, example_inputs: Any | None) -> Findings:
         """Transposed convolutions by the names of their nodes; nothing is run."""
-        if has_dynamic_pads(model):
-            model = model.clone()
-            make_plain(model)
-        return Findings(tuple(map(_match, find_layers(model))))
+        return Findings(tuple(map(_match, find_layers(plain(model)))))
 
     def probe(self, model: ir.Model, example_inputs: Any | None, matches: Sequence[Match]) -> Probe:
         """See `diagnose.probe_model`."""
@@ -71,8 +64,8 @@ class OnnxFrontend:
 
     def apply(self, model: ir.Model, plan: Plan) -> ir.Model:
         """Rewrites the model in place."""
-        # Found once: surgery on one layer leaves the other nodes as they are.
         make_plain(model)
+        # Found once: surgery on one layer leaves the other nodes as they are.
         layers = {layer.name: layer for layer in find_layers(model)}
         surgeon = Surgeon(model)
         for decision in plan.replaced:
@@ -96,7 +89,7 @@ class OnnxFrontend:
         samples = OnnxSamples(before, data.example_inputs, data.tuning.seed)
         feeds, _ = calibration_inputs(samples, data.inputs)
         plan, notes = calibrate(
-            FittableModel(before, plan, feeds, self.apply),
+            FittableModel(plain(before), plan, feeds, self.apply),
             plan,
             choose_padding=data.choose_padding,
             memory=data.memory,

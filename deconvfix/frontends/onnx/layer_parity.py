@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deconvfix.core.rearrange import rearrange
 from deconvfix.errors import ExportError
 from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.nodes import plain
 from deconvfix.frontends.onnx.parts import cut_out, is_stored, serialized
 from deconvfix.frontends.onnx.surgery import quantised_tail
 from deconvfix.frontends.onnx.values import (
@@ -36,6 +37,7 @@ def compare_layers(
     before: ir.Model, after: ir.Model, plan: Plan
 ) -> tuple[list[Comparison], list[str]]:
     """Every converted layer on its own, and a note for each that cannot be cut out of its model."""
+    before = plain(before)
     layers = {layer.name: layer for layer in find_layers(before)}
     comparisons: list[Comparison] = []
     notes: list[str] = []

@@ -10,14 +10,15 @@ from typing import Any
 import onnx_ir as ir
 
 from deconvfix.errors import Refusal
+from deconvfix.frontends.onnx.fold import fold
 from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, bodies, constant
 
 __all__ = [
     "Scope",
     "foreign",
-    "has_dynamic_pads",
     "make_plain",
     "opset_of",
+    "plain",
     "transposed_convolutions",
 ]
 
@@ -78,6 +79,10 @@ def _is_transposed(model: ir.Model, node: ir.Node) -> bool:
     words = [node.op_type]
     if operator is not None and operator.type == ir.AttributeType.STRING:
         words.append(str(operator.value))
+    if "convolution" in words or "_convolution" in words:
+        # torch's general one: (input, weight, bias, stride, padding, dilation, transposed, ...).
+        flag = constant(node.inputs[6] if len(node.inputs) > 6 else None, model.ir_version)
+        return flag is None or bool(flag.numpy().any())
     return any(map(_CALLED.search, words))
 
 
@@ -103,34 +108,38 @@ def opset_of(imports: Any) -> int:
     return int(next((imports[domain] for domain in DEFAULT_DOMAINS if domain in imports), 1))
 
 
-def has_dynamic_pads(model: ir.Model) -> bool:
-    """Whether there is something for `make_plain` to do."""
-    return any(
+def plain(model: ir.Model) -> ir.Model:
+    """The model itself, or a copy in which `make_plain` had something to do."""
+    dynamic = (
         (node.domain, node.op_type) == _DYNAMIC_PADS
         for body in bodies(model)
         for node in body.all_nodes()
     )
+    if any(dynamic):
+        model = model.clone()
+        make_plain(model)
+    return model
 
 
 def make_plain(model: ir.Model) -> None:
-    """Writes each ConvTransposeWithDynamicPads of stored padding as a ConvTranspose, in place."""
-    for body in bodies(model):
-        for node in list(body.all_nodes()):
-            if (node.domain, node.op_type) != _DYNAMIC_PADS:
-                continue
-            x, w, pads, b = [*node.inputs, None, None, None, None][:4]
-            stored = constant(pads, model.ir_version)
-            if x is None or w is None or stored is None:
-                continue
-            # In place: consumers and names of the node's outputs stay.
-            node.domain, node.op_type = "", "ConvTranspose"
-            # ONNX Runtime ignores the pads for SAME_*, and goes by them for VALID.
-            auto_pad = node.attributes.get("auto_pad")
-            if auto_pad is None or not str(auto_pad.value).startswith("SAME"):
-                node.attributes.pop("auto_pad", None)
-                amounts = [int(n) for n in stored.numpy().reshape(-1)]
-                node.attributes["pads"] = ir.AttrInt64s("pads", amounts)
-            # The names of the operands stay: (X, W, Pads, B) becomes (X, W, B).
-            node.resize_inputs(3 if b is not None else 2)
-            if b is not None:
-                node.replace_input_with(2, b)
+    """Writes each ConvTransposeWithDynamicPads of constant padding as a ConvTranspose, in place."""
+    for scope, node, _ in list(transposed_convolutions(model)):
+        if (node.domain, node.op_type) != _DYNAMIC_PADS:
+            continue
+        x, w, pads, b = [*node.inputs, None, None, None, None][:4]
+        fold(model, scope, pads)
+        stored = constant(pads, model.ir_version)
+        if x is None or w is None or stored is None:
+            continue
+        # In place: consumers and names of the node's outputs stay.
+        node.domain, node.op_type = "", "ConvTranspose"
+        # ONNX Runtime ignores the pads for SAME_*, and goes by them for VALID.
+        auto_pad = node.attributes.get("auto_pad")
+        if auto_pad is None or not str(auto_pad.value).startswith("SAME"):
+            node.attributes.pop("auto_pad", None)
+            amounts = [int(n) for n in stored.numpy().reshape(-1)]
+            node.attributes["pads"] = ir.AttrInt64s("pads", amounts)
+        # The names of the operands stay: (X, W, Pads, B) becomes (X, W, B).
+        node.resize_inputs(3 if b is not None else 2)
+        if b is not None:
+            node.replace_input_with(2, b)

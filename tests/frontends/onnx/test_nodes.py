@@ -7,6 +7,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import deconvfix
+from deconvfix.frontends.onnx import disturbance, frontend, nodes
 from tests.support.onnx_files import run as command
 from tests.support.onnx_models import run
 
@@ -64,6 +65,44 @@ def test_automatic_padding_as_onnx_runtime_reads_it(auto_pad):
     assert np.array_equal(want, got)
 
 
+def test_padding_that_constants_make_is_plain():
+    """As exporters write it: two lists, put together and cast."""
+    original = dynamic_pads()
+    (stored,) = [tensor for tensor in original.graph.initializer if tensor.name == "p"]
+    begins, ends = np.split(numpy_helper.to_array(stored).astype(np.int32), 2)
+    original.graph.initializer.remove(stored)
+    original.graph.initializer.extend(
+        [numpy_helper.from_array(begins, "begins"), numpy_helper.from_array(ends, "ends")]
+    )
+    for place, node in enumerate([
+        helper.make_node("Concat", ["begins", "ends"], ["both"], axis=0),
+        helper.make_node("Cast", ["both"], ["p"], to=7),
+    ]):  # fmt: skip
+        original.graph.node.insert(place, node)
+    x = RANDOM.integers(-3, 4, (1, 4, 5, 6)).astype(np.float32)
+    conversion = deconvfix.convert(original, example_inputs={"x": x}, strict=True)
+    assert not [node for node in conversion.model.graph.node if node.op_type == OP]
+    (want,), (got,) = (run(each, {"x": x}) for each in (original, conversion.model))
+    assert np.array_equal(want, got)
+
+
+def test_proof_runs_the_operator_itself(monkeypatch):
+    """A padding that is read wrongly must be seen: the original is run as it was given."""
+    correct = nodes.make_plain
+
+    def wrong(model):
+        correct(model)
+        for node in model.graph.all_nodes():
+            if node.op_type == "ConvTranspose":
+                node.attributes["pads"] = ir.AttrInt64s("pads", [0, 1, 2, 1])
+
+    for module in (nodes, frontend, disturbance):
+        monkeypatch.setattr(module, "make_plain", wrong)
+    x = RANDOM.integers(-3, 4, (1, 4, 5, 6)).astype(np.float32)
+    with pytest.raises(deconvfix.ParityError):
+        deconvfix.convert(dynamic_pads(), example_inputs={"x": x})
+
+
 def test_inspect_leaves_the_model_alone():
     model = ir.from_proto(dynamic_pads())
     before = ir.to_proto(model).SerializeToString(deterministic=True)
@@ -100,20 +139,28 @@ FOREIGN = {
     "channels last": helper.make_node(
         "ConvTranspose", ["x", "w"], ["y"], "up", domain="com.ms.internal.nhwc"
     ),
+    "torch's general one": helper.make_node(
+        "ATen",
+        ["x", "w", "", "", "", "", "t"],
+        ["y"],
+        "up",
+        domain="org.pytorch.aten",
+        operator="convolution",
+    ),
     "an operator of torch": helper.make_node(
         "ATen", ["x", "w"], ["y"], "up", domain="org.pytorch.aten", operator="conv_transpose2d"
     ),
 }
 
 
-def foreign(kind):
+def foreign(kind, transposed=True):
     node = FOREIGN[kind]
     graph = helper.make_graph(
         [node],
         "g",
         [helper.make_tensor_value_info("x", 1, [1, 4, 5, 6])],
         [helper.make_tensor_value_info("y", 1, None)],
-        [numpy_helper.from_array(WEIGHT, "w")],
+        [numpy_helper.from_array(WEIGHT, "w"), numpy_helper.from_array(np.array(transposed), "t")],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(node.domain, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
@@ -138,6 +185,10 @@ def test_other_operators_are_none(op_type):
     model = foreign("a custom operator")
     model.graph.node[0].op_type = op_type
     assert deconvfix.inspect(model).layers == ()
+
+
+def test_general_convolution_of_torch_that_is_not_transposed():
+    assert deconvfix.inspect(foreign("torch's general one", transposed=False)).layers == ()
 
 
 def test_function_of_such_a_name_is_searched():
