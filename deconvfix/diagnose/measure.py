@@ -330,7 +330,9 @@ def outputs_with_grids(
         # An output may have a channel axis or none: the first number of axes that fits counts.
         for ndim in sorted({len(period) for period in stacked.values()}):
             values = with_channels(output, ndim)
-            grids = {} if values is None else _grids(layers, stacked, sizes, values.shape[2:])
+            grids: dict[str, Period] = {}
+            if values is not None:
+                grids = _grids(layers, stacked, sizes, probe.unseen, values.shape[2:])
             if values is not None and any(max(period) > 1 for period in grids.values()):
                 shown[index] = (values, grids)
                 break
@@ -352,6 +354,7 @@ def _grids(
     layers: Sequence[Match],
     stacked: Mapping[str, Period],
     sizes: Mapping[str, tuple[int, ...]],
+    unseen: Sequence[str],
     output_size: tuple[int, ...],
 ) -> dict[str, Period]:
     """The periods of the layers' grids in an output: as seen, or as assumed for those not seen."""
@@ -362,6 +365,6 @@ def _grids(
             continue
         if match.name in sizes and min(sizes[match.name]) > 0:
             grids[match.name] = measured_period(match.spec.stride, sizes[match.name], output_size)
-        elif not sizes:
+        elif not sizes or match.name in unseen:
             grids[match.name] = stacked[match.name]
     return grids

@@ -210,6 +210,7 @@ class Probe:
         inputs: The example inputs that are arrays, which `run` takes.
         outputs: The outputs; an empty array stands for one that is no array.
         run: Gives the outputs for other inputs; None if the model was not run.
+        unseen: Names of layers that may have run, too, but could not be looked at.
         advice: Sentences about what else makes a grid.
         notes: Sentences about what could not be seen.
     """
@@ -218,6 +219,7 @@ class Probe:
     inputs: tuple[NDArray[Any], ...] = ()
     outputs: tuple[NDArray[Any], ...] = ()
     run: Run | None = None
+    unseen: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

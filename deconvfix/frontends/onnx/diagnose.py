@@ -36,9 +36,10 @@ def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
     count = len(model.graph.outputs)
     watched = model.clone()
     make_plain(watched)
+    found = find_layers(watched)
     layers = [
         layer
-        for layer in find_layers(watched)
+        for layer in found
         if layer.graph is watched.graph and layer.spec is not None and layer.weight is not None
     ]
     # ONNX Runtime gives outputs alone, so what the layers read becomes an output too.
@@ -62,6 +63,7 @@ def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
         # The model's own outputs come first.
         return _arrays(run_named(session, dict(zip(names, arrays, strict=True)))[:count])
 
+    looked_at = {layer.name for layer in layers}
     answers = [
         _answer(layer, values.get(str(_name_of_input(layer))), watched.ir_version)
         for layer in layers
@@ -71,6 +73,7 @@ def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
         inputs=tuple(feed.values()),
         outputs=tuple(_arrays(results[:count])),
         run=run,
+        unseen=tuple(layer.name for layer in found if layer.name not in looked_at),
     )
 
 

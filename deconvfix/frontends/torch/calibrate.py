@@ -105,6 +105,12 @@ class FittableModule:
         self._counts = _calls_in_order(self._before, names, self._batches)
         most = kept_bytes(self._memory)
         self._original = _original(self._before, self._counts, self._batches, most)
+        # A layer may run more often on a later batch than on those that told the order.
+        if self._original is None:
+            self._counts = _calls_in_order(self._before, names, self._batches, every=True)
+        else:
+            for name in self._counts:
+                self._counts[name] = max(len(seen[name]) for seen in self._original.outputs)
         return self._counts
 
     def trained(self, decision: Replaced) -> tuple[Array, Array | None]:
@@ -162,9 +168,12 @@ def _with_float64(tensor: Tensor) -> Tensor:
 
 
 def _calls_in_order(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Inputs]
+    model: nn.Module, names: Sequence[str], batches: Sequence[Inputs], *, every: bool = False
 ) -> dict[str, int]:
-    """How often each layer runs on a batch (the most seen), in the order of the first calls."""
+    """How often each layer runs on a batch (the most seen), in the order of the first calls.
+
+    Without `every`, batches behind the one that completes the order are not run.
+    """
     counts: dict[str, int] = {}
     for batch in batches:
         seen: list[str] = []
@@ -181,8 +190,7 @@ def _calls_in_order(
                 hook.remove()
         for name in seen:
             counts[name] = max(counts.get(name, 0), seen.count(name))
-        # Later batches are not needed for the order once every layer has run.
-        if len(counts) == len(names):
+        if len(counts) == len(names) and not every:
             break
     return counts
 
@@ -243,7 +251,7 @@ def directions_of(model: nn.Module, name: str, decision: Replaced, flat: Sequenc
     """
     running = copy_model(model).eval()
     # A layer that does not run on flat inputs leaves the list below empty.
-    count = _calls_in_order(running, [name], flat).get(name, 1)
+    count = _calls_in_order(running, [name], flat, every=True).get(name, 1)
     inputs = [x for batch in flat for x, _ in _calls(running, name, batch, count)]
     check_constant(name, inputs, decision.spec.ndim)
     return directions(inputs, decision.spec)

@@ -195,6 +195,7 @@ def put_weight(
     """
     assert isinstance(module, ConvTransposeModule)
     new = torch.from_numpy(kernel).to(module.weight)
+    before = [(tensor, tensor.detach().clone()) for tensor in module.parameters()]
     if parametrize.is_parametrized(module, "weight"):
         # torch's setter calls right_inverse of the parametrization.
         module.weight = new
@@ -215,6 +216,8 @@ def put_weight(
     error = float((current_weight(module) - new).abs().max())
     bound = 16 * torch.finfo(new.dtype).eps * float(new.abs().max())
     if "weight" in module._buffers or not error <= bound:
+        for tensor, value in before:
+            tensor.data = value
         raise ModelError(
             name or "(model)",
             f"its weight is computed from other parameters, and differs by {error:.3g} when set",

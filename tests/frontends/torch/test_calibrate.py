@@ -8,7 +8,9 @@ from torch import nn
 
 import deconvfix
 from deconvfix.errors import OptionError
+from deconvfix.frontends.torch.calibrate import FittableModule
 from deconvfix.frontends.torch.checkpoint import load, write
+from deconvfix.frontends.torch.inputs import as_inputs
 from deconvfix.plan import Plan
 from tests.support.networks import Net, error_of, layers_of_every_kind, ripples, smooth_batches
 
@@ -225,3 +227,31 @@ def test_a_regression_that_takes_too_much_memory_is_left_out(to, grow):
     assert not any("GiB" in each for each in whole.report.notes)
     with pytest.raises(OptionError, match="memory: the value is 0"):
         deconvfix.convert(model, memory=0, **options)
+
+
+class Repeats(nn.Module):
+    """A layer that runs once on short inputs and twice on long ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose1d(3, 3, 4, stride=2, padding=1)
+
+    def forward(self, x):
+        y = self.up(x)
+        return self.up(y * 3) if x.shape[-1] > 10 else y
+
+
+@pytest.mark.parametrize("most", [2**30, 0], ids=["kept", "computed again"])
+def test_a_second_call_in_a_later_batch_is_seen(most, monkeypatch):
+    """The first batch tells the order, but not how often a layer runs."""
+    monkeypatch.setattr("deconvfix.frontends.calibrate._MOST_KEPT", most)
+    batches = [*smooth_batches((4, 3, 9)), *smooth_batches((4, 3, 12))]
+    torch.manual_seed(0)
+    model = Repeats()
+    given = [as_inputs(batch) for batch in batches]
+    fittable = FittableModule(
+        model, model, deconvfix.convert(model, to="equalized").plan, given, (), 8.0
+    )
+    assert fittable.order(["up"]) == {"up": 2}
+    seen = list(fittable.seen(deconvfix.convert(model, to="equalized").plan["up"]))
+    assert len(seen) == len(smooth_batches((4, 3, 9))) + 2 * len(smooth_batches((4, 3, 12)))

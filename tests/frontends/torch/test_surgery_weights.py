@@ -1,5 +1,6 @@
 """Layers whose weights are normed, parametrized or pruned."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import deconvfix
+from deconvfix.errors import ModelError
+from deconvfix.frontends.torch.surgery import put_weight
 from tests.support.modules import (
     Negative,
     X,
@@ -173,3 +176,22 @@ def test_weight_that_cannot_be_set_is_refused_by_equalized(make):
     """A refusal in the plan, so that the other layers are still converted."""
     conversion = convert(nn.Sequential(make(), up(4, 3)), X, to="equalized")
     assert [each.decision for each in conversion.plan.decisions] == ["refused", "replaced"]
+
+
+class Forgetful(nn.Module):
+    """A parametrization that does not invert itself."""
+
+    def forward(self, x):
+        return x / 2
+
+    def right_inverse(self, x):
+        return x
+
+
+def test_weight_that_could_not_be_set_is_what_it_was():
+    layer = parametrized(Forgetful())[0]
+    before = [value.clone() for value in layer.parameters()]
+    kernel = np.ones(layer.weight.shape)
+    with pytest.raises(ModelError, match="differs by"):
+        put_weight(layer, kernel, None, "up")
+    assert all(map(torch.equal, before, layer.parameters()))

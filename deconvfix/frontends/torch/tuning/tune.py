@@ -9,6 +9,7 @@ in eval mode, and its best state goes back into the model.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -112,7 +113,7 @@ def tune(
     loss = _Loss(teacher, student, tuning.loss or mean_squared, independent, taught is not None)
     resume = None
     if tuning.resume is not None:
-        resume = Resume(Path(tuning.resume), _identity(tuning, plan))
+        resume = Resume(Path(tuning.resume), _identity(tuning, plan, samples, flat))
     descent = Descent(
         parameters,
         len(matrices),
@@ -206,10 +207,23 @@ def _drawn_at_once(teacher: nn.Module, sample: Inputs) -> int:
     return max(_GIVEN, min(_DRAWN, _MOST_VALUES // max(1, values)))
 
 
-def _identity(tuning: Tuning, plan: Plan) -> dict[str, Any]:
+def _identity(
+    tuning: Tuning, plan: Plan, samples: Sequence[Inputs], flat: Sequence[Inputs]
+) -> dict[str, Any]:
     """What must be the same for a distillation to go on; its budget may be another."""
     names = ("seed", "learning_rate", "batch_size", "train_all")
-    return {name: getattr(tuning, name) for name in names} | {"plan": plan.to_json()}
+    digest = hashlib.sha256()
+    for given in (*samples, *flat):
+        for tensor in flat_tensors([given.args, given.kwargs]):
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat_bytes = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(flat_bytes.numpy().tobytes())
+    return {name: getattr(tuning, name) for name in names} | {
+        "plan": plan.to_json(),
+        # A function has no identity that outlives its process but its name.
+        "loss": getattr(tuning.loss, "__qualname__", None if tuning.loss is None else "a loss"),
+        "inputs": digest.hexdigest(),
+    }
 
 
 def _taught(

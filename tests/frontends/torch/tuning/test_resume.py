@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+import deconvfix
 from deconvfix import Tuning
 from deconvfix.errors import OptionError
+from tests.support.networks import smooth_batches
 from tests.support.tuned import convert, decoder, state_of
 
 
@@ -40,3 +42,23 @@ def test_a_run_goes_on_only_from_its_own_state(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(OptionError, match="the distillation cannot resume from it"):
         convert(decoder(), Tuning(steps=10, resume=path))
+
+
+def test_a_run_does_not_go_on_with_other_inputs_or_another_loss(tmp_path):
+    path = tmp_path / "run.safetensors"
+    options = {"to": "equalized", "init": "tuned"}
+    batches = smooth_batches((4, 3, 5, 6))
+    tuning = Tuning(steps=10, resume=path)
+
+    def absolute(new, old):
+        return (new - old).abs().mean()
+
+    deconvfix.convert(decoder(), calibration=batches, tuning=tuning, **options)
+    # The same ones go on.
+    deconvfix.convert(decoder(), calibration=batches, tuning=tuning, **options)
+    for changed in (
+        {"calibration": [batch * 1.5 for batch in batches], "tuning": tuning},
+        {"calibration": batches, "tuning": Tuning(steps=10, resume=path, loss=absolute)},
+    ):
+        with pytest.raises(OptionError, match="other inputs or other options"):
+            deconvfix.convert(decoder(), **changed, **options)
