@@ -9,7 +9,20 @@ from deconvfix.errors import Refusal
 from deconvfix.forms.base import ReadWeight
 from deconvfix.grid.fixed_basis import fixed_basis
 
-__all__ = ["why_unfit"]
+__all__ = ["not_finite", "why_unfit"]
+
+
+def not_finite(what: str) -> Refusal:
+    """For a weight or bias that no form can take, the exact one included.
+
+    A rearranged kernel has taps that are zero, and the border is padded with zeros: NaN or infinity times
+    zero is NaN, where the transposed convolution has no product at all.
+    """
+    return Refusal(
+        f"its {what} holds NaN or infinite values",
+        "finite numbers are needed",
+        "Correct the checkpoint, or exclude this layer",
+    )
 
 
 def why_unfit(
@@ -33,11 +46,7 @@ def why_unfit(
         return None
     weight = read_weight()
     if not np.isfinite(weight).all():
-        return Refusal(
-            "its weight holds NaN or infinite values",
-            "another form is computed from the weight",
-            "Correct the checkpoint, or exclude this layer",
-        )
+        return not_finite("weight")
     basis = None if named else fixed_basis(spec, weight)
     if basis is None:
         return None

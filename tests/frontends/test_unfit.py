@@ -56,13 +56,26 @@ KINDS = [module, program, file]
 
 
 @pytest.mark.parametrize("make", KINDS)
-@pytest.mark.parametrize("to", CHANGING)
+@pytest.mark.parametrize("to", [*CHANGING, "subpixel"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_not_a_number(make, to, value):
     report = converted(make, broken(value), to=to).report
     assert report.layers[0].decision == "refused"
     assert "its weight holds NaN or infinite values" in report.layers[0].reason
     assert "verified" not in report.verdict()
+
+
+@pytest.mark.parametrize("make", [module, program])
+def test_bias_that_is_not_a_number(make):
+    model = layer(broken(0.0))
+    model[0].bias = nn.Parameter(torch.tensor([1.0, float("nan"), 2.0]))
+    x = (torch.zeros(1, 4, 5, 6),)
+    if make is program:
+        model = torch.export.export(model, x)
+    (found,) = deconvfix.convert(model, example_inputs=x).report.layers
+    assert found.decision == "refused"
+    assert "its bias holds NaN or infinite values" in found.reason
+    assert "its bias holds NaN" in deconvfix.inspect(model).layers[0].refusal
 
 
 @pytest.mark.parametrize("make", KINDS)

@@ -23,6 +23,7 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import ConvTranspose
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import Init, Need
+from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, refuse_flat_inputs
 from deconvfix.frontends.program.calibrate import FittableProgram
@@ -228,6 +229,10 @@ def _match(
     match = match_call(name, found)
     # Needs and obstacles of the call first, then those of what the program stores.
     weight = stored(program, found, found.call.weight)
+    for what, argument in (("weight", found.call.weight), ("bias", found.call.bias)):
+        held = stored(program, found, argument)
+        if held is not None and not held.tensor.is_meta and not held.tensor.isfinite().all():
+            match = replace(match, obstacle=match.obstacle or not_finite(what))
     if weight is None or match.spec is None:
         computed = Refusal(
             "its weight is computed while the program runs, or belongs to a graph inside it",

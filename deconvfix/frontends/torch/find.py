@@ -18,6 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import Refusal
 from deconvfix.forms.base import Need
+from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.torch.calls import Observed, dtype_obstacle
 from deconvfix.frontends.torch.inputs import dtype_name
 from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight, spec_of
@@ -164,12 +165,20 @@ def match_module(
         dtype=dtype_name(weight),
         input_sizes=sizes,
         calls=calls,
-        obstacle=dtype_obstacle(weight),
+        obstacle=dtype_obstacle(weight) or (None if on_meta else _not_finite(module)),
         lacks=lacking(
             {Need.STORED_WEIGHT: not_own, Need.SETTABLE_WEIGHT: _why_not_settable(module)}
         ),
         read_weight=None if on_meta else lambda: read_weight(current_weight(module)),
     )
+
+
+def _not_finite(module: nn.Module) -> Refusal | None:
+    """Norms and parametrizations make the weight of parameters, which are looked at here."""
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            return not_finite("bias" if name.endswith("bias") else "weight")
+    return None
 
 
 def match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
