@@ -381,7 +381,7 @@ def parity_error(parity: ParityReport, where: str) -> ParityError:
         parity.first_departure or where,
         " ".join(parity.problems).rstrip("."),
         "the converted model must agree with the original up to rounding",
-        todo,
+        parity.remedy or todo,
     )
 
 

@@ -84,6 +84,7 @@ class ParityReport:
             rounding; None if none does.
         problems: Sentences: what failed.
         notes: Sentences: what limits the evidence.
+        remedy: What to do about the problems, where that is known; a sentence.
         ran: Whether both models ran from their inputs to their outputs, and those were compared. Without
             that the layers alone were.
     """
@@ -96,6 +97,7 @@ class ParityReport:
     first_departure: str | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    remedy: str = ""
     ran: bool = False
 
     def to_dict(self) -> dict[str, Any]:

@@ -84,6 +84,62 @@ def test_daubechies_wavelets():
     assert described(bank, [2]) is None, "not orthogonal"
 
 
+@pytest.mark.parametrize("window", ["Hann", "Hamming", "rectangular"])
+@pytest.mark.parametrize("size", [6, 8, 12, 16])
+def test_inverse_fourier_transform_of_few_taps(size, window):
+    real, imaginary = fourier(size, window)
+    both = np.concatenate([real, imaginary]).astype(np.float32).astype(float)
+    assert "Fourier" in described(both, [size // 2])
+    rng = np.random.default_rng(0)
+    assert described(both + 0.05 * rng.standard_normal(both.shape), [size // 2]) is None
+
+
+# Synthesis filters of JPEG 2000, low and high pass.
+BIORTHOGONAL = {
+    "5/3": ([0.5, 1, 0.5], [-0.125, -0.25, 0.75, -0.25, -0.125]),
+    "9/7": (
+        [-0.091271763114, -0.057543526229, 0.591271763114, 1.11508705,
+         0.591271763114, -0.057543526229, -0.091271763114],
+        [0.026748757411, 0.016864118443, -0.078223266529, -0.266864118443, 0.602949018236,
+         -0.266864118443, -0.078223266529, 0.016864118443, 0.026748757411],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ndim", [1, 2])
+@pytest.mark.parametrize("name", BIORTHOGONAL)
+def test_biorthogonal_wavelets(name, ndim):
+    low, high = (np.array(taps) for taps in BIORTHOGONAL[name])
+    # Both in the middle of a kernel, of one length.
+    pair = [np.pad(taps, (11 - len(taps)) // 2) for taps in (low, high)]
+    rows = pair if ndim == 1 else [np.multiply.outer(a, b) for a in pair for b in pair]
+    bank = np.stack(rows)[:, None]
+    assert "biorthogonal" in described(bank, [2] * ndim)
+    assert described(bank, [3] * ndim) is None
+    assert described(np.concatenate([bank[:1], bank[:-1]]), [2] * ndim) is None
+    assert (
+        described(bank + 0.01 * np.random.default_rng(0).standard_normal(bank.shape), [2] * ndim)
+        is None
+    )
+
+
+def test_linear_upsampling_is_no_wavelet():
+    """Equal phase sums alone, which is what has no grid."""
+    row = np.array([0.25, 0.75, 0.75, 0.25])
+    assert described(np.stack([row, row])[:, None], [2]) is None
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_insertion_of_zeros(groups):
+    """The step before a synthesis filter bank of multi-band vocoders."""
+    weight = np.zeros((4, 4 // groups, 4))
+    weight[range(4), np.arange(4) % (4 // groups), 0] = 4.0
+    assert "insertion of zeros" in described(weight, [4], groups=groups)
+    assert "zeros" not in str(described(weight, [1], groups=groups)), "a permutation of channels"
+    weight[2, 2 % (4 // groups), 0] = 3.0
+    assert described(weight, [4], groups=groups) is None
+
+
 @pytest.mark.parametrize(
     ("c_in", "taps", "stride"),
     [(33, 64, 16), (513, 1024, 256), (16, 16, 8), (64, 16, 8), (4, 63, 4), (8, 4, 2), (16, 4, 4)],

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from deconvfix.errors import ModelError, Refusal
@@ -23,7 +24,8 @@ from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
-from deconvfix.frontends.onnx.values import check_model
+from deconvfix.frontends.onnx.values import check_model, constant, is_quantizer
+from deconvfix.frontends.onnx.weights import scales_of
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Options, Plan, lacking, make_plan
@@ -54,7 +56,11 @@ class OnnxFrontend:
 
     def find(self, model: ir.Model, example_inputs: Any | None) -> Findings:
         """Transposed convolutions by the names of their nodes; nothing is run."""
-        return Findings(tuple(map(_match, find_layers(plain(model)))))
+        model = plain(model)
+        layers = find_layers(model)
+        floats = [layer.name for layer in layers if _becomes_floats(layer, model.ir_version)]
+        notes = [] if not floats else [_FLOATS.format(names=", ".join(floats))]
+        return Findings(tuple(map(_match, layers)), tuple(notes))
 
     def probe(self, model: ir.Model, example_inputs: Any | None, matches: Sequence[Match]) -> Probe:
         """See `diagnose.probe_model`."""
@@ -168,6 +174,25 @@ def _match(layer: Layer) -> Match:
         },
         read_weight=None if layer.weight is None else layer.read_weight,
     )
+
+
+_FLOATS = (
+    "{names}: once it is converted, its weight is computed as floats in each run. The stored integers "
+    "have scales in blocks, or for input channels in groups, which the weight of a convolution cannot have."
+)
+
+
+def _becomes_floats(layer: Layer, ir_version: int) -> bool:
+    """Whether a quantised weight cannot stay stored as integers."""
+    value = layer.node.inputs[1] if layer.spec is not None else None
+    node = None if value is None else value.producer()
+    if node is None or layer.spec is None or not is_quantizer(node, "DequantizeLinear"):
+        return False
+    scale = constant(node.inputs[1], ir_version)
+    if scale is None:
+        return False
+    array = np.asarray(scale.numpy())
+    return scales_of(node, array, layer.spec.weight_shape, layer.spec) is None
 
 
 def _not_own(layer: Layer) -> Refusal | None:

@@ -101,20 +101,43 @@ def compare_models(
             outputs = _compare_outputs(before, after, inputs, plan, paths)
     problems += outputs.problems
     notes += outputs.notes
-    if _is_quantised(before) and _departs_only_optimised([*layers, *outputs.comparisons]):
+    remedy = ""
+    if (
+        _is_quantised(before)
+        and _departs_only_optimised([*layers, *outputs.comparisons])
+        and integers_saturate()
+    ):
         problems.append(_SATURATES)
+        remedy = _REDUCE_RANGE
     compared = layers or outputs.comparisons
     if not compared and plan is not None and not plan.changed and not problems:
         return ParityReport(True, 0.0, 0.0, "float32", notes=("Nothing was converted.",))
-    return summarize(layers, outputs.comparisons, "float32", problems, notes)
+    report = summarize(layers, outputs.comparisons, "float32", problems, notes)
+    return replace(report, remedy=remedy)
 
 
 # Of integer kernels that add two products of bytes in 16 bits, as those for CPUs without VNNI do.
 _SATURATES = (
     "The function is the same: run as it stands, the converted model agrees. ONNX Runtime's optimised run of "
-    "integers departs on this CPU, whose integer kernels saturate: quantise with reduce_range=True, or "
-    "verify where the model will run"
+    "integers departs on this CPU, whose integer kernels saturate."
 )
+_REDUCE_RANGE = "Quantise with reduce_range=True, or verify where the model will run"
+
+
+def integers_saturate() -> bool:
+    """Whether ONNX Runtime's sums of products of bytes saturate on this CPU."""
+    return sum_of_products(255, 127) != 4 * 255 * 127
+
+
+def sum_of_products(unsigned: int, signed: int) -> int:
+    """Four times the product of two bytes, as ONNX Runtime's integer kernels compute it."""
+    a, b = ir.val("a", ir.DataType.UINT8, [1, 4]), ir.val("b", ir.DataType.INT8, [4, 1])
+    node = ir.node("MatMulInteger", [a, b])
+    node.outputs[0].name, node.outputs[0].dtype = "y", ir.DataType.INT32
+    graph = ir.Graph([a, b], node.outputs, nodes=[node], opset_imports={"": 13}, name="bytes")
+    session = open_session(ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString())
+    feed = {"a": np.full((1, 4), unsigned, np.uint8), "b": np.full((4, 1), signed, np.int8)}
+    return int(run_named(session, feed)[0].item())
 
 
 def _is_quantised(model: ir.Model) -> bool:

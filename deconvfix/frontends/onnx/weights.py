@@ -2,13 +2,13 @@
 
 Stored ones are rearranged now, everything else in the graph. Through QuantizeLinear and DequantizeLinear
 the rearrangement goes on to what they quantise: per channel, axis 1 of the transposed convolution's
-weight becomes axis 0, each scale and zero point repeated for the phases of its channel; axis 0, of a layer
-without groups, becomes axis 1.
+weight becomes axis 0, each scale and zero point repeated for the phases of its channel. Axis 0, the input
+channels, becomes axis 1 in a layer without groups, and stays axis 0 in a depthwise one.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +26,40 @@ from deconvfix.frontends.onnx.values import (
     is_quantizer,
 )
 
-__all__ = ["Store", "Weights"]
+__all__ = ["Scales", "Store", "Weights", "scales_of"]
+
+# Whom the scales of quantised values serve: all of them, output channels, or input channels, of which a
+# depthwise layer has one in each group.
+Scales = Literal["all", "outputs", "inputs", "groups"]
+
+
+def scales_of(
+    node: ir.Node, scale: NDArray[Any], shape: tuple[int, ...], spec: ConvTransposeSpec
+) -> Scales | None:
+    """How the scales of a quantised weight or bias lie.
+
+    Args:
+        node: Its QuantizeLinear or DequantizeLinear.
+        scale: The scales.
+        shape: Of the weight or bias.
+        spec: The layer.
+
+    Returns:
+        None where they would differ within the rows and columns of the convolution's weight, so that it
+        cannot be stored as integers.
+    """
+    blocks = node.attributes.get("block_size")
+    if blocks is not None and blocks.value:
+        return None
+    if scale.size <= 1:
+        return "all"
+    axis = (node.attributes["axis"].as_int() if "axis" in node.attributes else 1) % len(shape)
+    # A bias has the output channels alone.
+    if len(shape) > 1 and axis == 0:
+        if spec.groups == 1:
+            return "inputs"
+        return "groups" if spec.groups == spec.in_channels else None
+    return "outputs" if axis == min(1, len(shape) - 1) else None
 
 
 class Store:
@@ -114,26 +147,20 @@ class Weights:
         # What the node has, what can be done with it, then values, scales, zero points, node.
         inner, scale_value, zero_value = [*node.inputs, None][:3]
         scale, zero = self.store.read(scale_value), self.store.read(zero_value)
-        unreadable = scale is None or (zero_value is not None and zero is None)
-        blocks = node.attributes.get("block_size")
-        # Blocks along an axis do not survive a rearrangement of it.
-        if inner is None or scale is None or unreadable or (blocks is not None and blocks.value):
+        unreadable = zero_value is not None and zero is None
+        if inner is None or scale is None or unreadable:
             return None
-        channel_axis = min(1, len(shape) - 1)
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-        per_channel = scale.size > 1
-        # Scales of input channels (TensorRT's layout) stay as they are: the channels keep their order, and
-        # become axis 1. In a layer of groups they would differ from row to row.
-        per_input = per_channel and len(shape) > 1 and axis % len(shape) == 0
-        if per_input and self.spec.groups > 1:
-            return None
-        if per_channel and not per_input and axis % len(shape) != channel_axis:
+        layout = scales_of(node, scale, shape, self.spec)
+        if layout is None:
             return None
         # How the scales of the channels become those of the phases: a weight's serve every group.
         probe = rearrange(verbs, np.zeros(shape, np.bool_), self.spec.groups)
         phases = len(probe) // self.spec.out_channels
-        served = self.spec.groups if channel_axis else 1
-        repeated = per_channel and not per_input
+        served = self.spec.groups if len(shape) > 1 else 1
+        if layout == "groups":
+            # One scale for the rows of its group.
+            phases, served = len(probe) // self.spec.groups, 1
+        repeated = layout in ("outputs", "groups")
 
         def per_phase(channels: NDArray[Any]) -> NDArray[Any]:
             return np.tile(np.repeat(channels, phases), served) if repeated else channels
@@ -148,7 +175,7 @@ class Weights:
                 assert zero is not None
                 kept = rearrange(verbs, np.ones(shape, np.bool_), self.spec.groups)
                 zeros = per_phase(zero.reshape(-1)).reshape(-1, *(1,) * (new.ndim - 1))
-                zeros = np.moveaxis(zeros, 0, 1) if per_input else zeros
+                zeros = np.moveaxis(zeros, 0, 1) if layout == "inputs" else zeros
                 new = np.where(kept, new, zeros)
                 key = (*key, zero.tobytes())
             quantised = self.store.put(self.writer, Operand.of(inner, alone), new, key)
@@ -169,6 +196,6 @@ class Weights:
         result = self.writer.op(node.op_type, *operands, domain=node.domain)
         attributes = self.writer.nodes[-1].attributes
         attributes.update({k: attribute for k, attribute in node.attributes.items() if k != "axis"})
-        if per_channel:
-            attributes["axis"] = ir.AttrInt64("axis", 1 if per_input else 0)
+        if layout != "all":
+            attributes["axis"] = ir.AttrInt64("axis", 1 if layout == "inputs" else 0)
         return result

@@ -369,6 +369,32 @@ def test_scales_of_input_channels_stay_with_stored_integers(zero, strides):
     assert [a.i for a in again.attribute if a.name == "axis"] == [1]
 
 
+@pytest.mark.parametrize("zero", [False, True], ids=["", "with zero points"])
+@pytest.mark.parametrize("strides", [[2, 2], [2, 5]], ids=str)
+def test_scales_of_input_channels_of_a_depthwise_layer(strides, zero):
+    """Each serves the rows of its group, so the integers stay."""
+    stored = {"q": integers((4, 3, 4, 3), 1, INT8), "s": np.array([0.5, 1, 2, 4], np.float32)}
+    stored |= {"z": np.array([1, 0, -1, 2], np.int8)} if zero else {}
+    dequantize = node("DequantizeLinear", "q s z" if zero else "q s", "w", axis=0)
+    up = node("ConvTranspose", "x w", "y", name="up", strides=strides, group=4)
+    inputs = [value("x", ["N", 4, "H", "W"])]
+    converted = check(model([dequantize, up], inputs, [value("y", 4)], stored), FEED).model
+    (kept,) = [tensor for tensor in converted.graph.initializer if tensor.name == "q"]
+    assert kept.data_type == TensorProto.INT8
+    (again,) = [n for n in converted.graph.node if n.op_type == "DequantizeLinear"]
+    assert [a.i for a in again.attribute if a.name == "axis"] == [0]
+
+
+def test_scales_of_input_channels_in_groups_are_noted():
+    """They would differ within a row: the weight is computed as floats, and the report says so."""
+    stored = {"q": integers((4, 3, 4, 3), 1, INT8), "s": np.array([0.5, 1, 2, 4], np.float32)}
+    dequantize = node("DequantizeLinear", "q s", "w", axis=0)
+    up = node("ConvTranspose", "x w", "y", name="up", strides=[2, 2], group=2)
+    inputs = [value("x", ["N", 4, "H", "W"])]
+    proto = model([dequantize, up], inputs, [value("y", 4)], stored)
+    assert any("computed as floats" in note for note in check(proto, FEED).report.notes)
+
+
 BLOCKS = {"axis 0": (0, 2, (2, 3, 3, 2)), "axis 1": (1, 3, (4, 1, 3, 2)), "per input": (0, 0, (4,))}
 
 
