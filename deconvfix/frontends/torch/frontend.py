@@ -12,6 +12,7 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -67,6 +68,9 @@ from deconvfix.plan import Decision, Match, Plan, Replaced
 
 __all__ = ["FRONTEND", "TorchModuleFrontend"]
 
+# Models that nobody else has seen yet, by their id: no optimizer holds their parameters.
+_COPIES: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+
 
 class TorchModuleFrontend:
     """See the module's text."""
@@ -75,8 +79,11 @@ class TorchModuleFrontend:
 
     def prepare(self, model: nn.Module, example_inputs: Any | None, *, inplace: bool) -> nn.Module:
         """A copy; lazy layers get their shapes from the example inputs."""
-        if not inplace:
+        if inplace:
+            _COPIES.pop(id(model), None)
+        else:
             model = copy_model(model)
+            _COPIES[id(model)] = model
         if example_inputs is not None and any(map(is_uninitialized, model.modules())):
             # The run is for the shapes: running statistics go back to what they were.
             before = {name: buffer.clone() for name, buffer in _buffers(model)}
@@ -174,6 +181,7 @@ class TorchModuleFrontend:
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """Exchanges layers and reroutes calls as the plan says."""
         owners = owners_of_parameters(model)
+        is_copy = _COPIES.get(id(model)) is model
         trained = dict(model.named_parameters())
         rerouted: dict[nn.Module, set[tuple[str, ConvTransposeSpec]]] = {}
         # A layer is corrected or exchanged. What cannot be exchanged (a layer with code, hooks or an owner of
@@ -207,8 +215,9 @@ class TorchModuleFrontend:
             reroute(module, frozenset(excluded))
         for module in untouched:
             keep(module)
-        left = {id(parameter) for parameter in model.parameters()}
-        warn_of_optimizers((name, p) for name, p in trained.items() if id(p) not in left)
+        if not is_copy:
+            left = {id(parameter) for parameter in model.parameters()}
+            warn_of_optimizers((name, p) for name, p in trained.items() if id(p) not in left)
         return model
 
     def fit_to_data(

@@ -82,6 +82,15 @@ def test_an_optimizer_of_the_original_is_no_concern():
     del optimizer
 
 
+def test_an_optimizer_of_a_converted_model_is_named():
+    """A copy is the user's own once it was returned."""
+    model = deconvfix.convert(nn.Sequential(Net(), Net()), include="0.*").model
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.warns(UserWarning, match=r"AdamW holds 1\.up\.weight"):
+        deconvfix.convert(model, inplace=True)
+    del optimizer
+
+
 class Asks(Net):
     def forward(self, x):
         y = self.up(x)
