@@ -27,7 +27,7 @@ from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, refuse_flat_inputs
 from deconvfix.frontends.program.calibrate import FittableProgram
-from deconvfix.frontends.program.weights import HINT, stored, why_fixed
+from deconvfix.frontends.program.weights import HINT, dequantises, stored, why_fixed
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import PADDING_ARGUMENT, is_transposed
@@ -48,6 +48,11 @@ from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Match, Plan, Replaced, lacking
 
 __all__ = ["FRONTEND", "ExportedProgramFrontend"]
+
+_QUANTISED = (
+    "{names}: its weight is stored as integers. Once it is converted, the weight is rearranged as floats in "
+    "each run, and no integer kernel takes the layer. Convert the model before it is quantised."
+)
 
 
 class ExportedProgramFrontend:
@@ -71,7 +76,9 @@ class ExportedProgramFrontend:
     def find(self, model: ExportedProgram, example_inputs: Any | None) -> Findings:
         """Transposed convolutions in the program and the graphs inside it; nothing is run."""
         calls = list(_named_calls(model))
-        return Findings(tuple(_match(model, name, call, calls) for name, call in calls))
+        quantised = [name for name, found in calls if dequantises(found.call.weight)]
+        notes = (_QUANTISED.format(names=", ".join(quantised)),) if quantised else ()
+        return Findings(tuple(_match(model, name, call, calls) for name, call in calls), notes)
 
     def probe(
         self, model: ExportedProgram, example_inputs: Any | None, matches: Sequence[Match]

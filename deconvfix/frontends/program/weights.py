@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind
 from deconvfix.errors import Refusal
 from deconvfix.frontends.torch.graph import GraphCall
 
-__all__ = ["HINT", "Stored", "stored", "why_fixed"]
+__all__ = ["HINT", "Stored", "dequantises", "stored", "why_fixed"]
 
 HINT = "Convert this layer to 'subpixel', or exclude it"
 
@@ -65,6 +65,11 @@ def stored(program: ExportedProgram, found: GraphCall, argument: Any) -> Stored 
         if key is not None and isinstance(home.get(key), Tensor):
             return Stored(home, key, argument)
     return None
+
+
+def dequantises(argument: Any) -> bool:
+    """Whether an argument of a call is what torch's quantisation of exported programs (PT2E) stores."""
+    return isinstance(argument, fx.Node) and "dequantize_per_" in str(argument.target)
 
 
 def why_fixed(

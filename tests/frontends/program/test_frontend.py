@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from torch import nn
@@ -388,3 +389,30 @@ def test_calls_inside_vmap_wait_for_a_decomposition():
     assert "it runs inside torch.vmap" in layer.reason
     conversion = deconvfix.convert(program.run_decompositions())
     assert list(decisions(conversion).values()) == ["replaced"]
+
+
+class Quantised(nn.Module):
+    """What torch's quantisation of exported programs leaves of a layer's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.randint(-127, 128, (4, 3, 4, 3), dtype=torch.int8))
+        self.register_buffer("scales", torch.tensor([0.5, 1.0, 2.0]))
+        self.register_buffer("zeros", torch.zeros(3, dtype=torch.int64))
+
+    def forward(self, x):
+        weight = torch.ops.quantized_decomposed.dequantize_per_channel(
+            self.weight, self.scales, self.zeros, 1, -127, 127, torch.int8
+        )
+        return F.conv_transpose2d(x, weight, stride=2)
+
+
+def test_integers_that_become_floats_are_noted():
+    torch.manual_seed(0)
+    x = torch.randint(-3, 4, (1, 4, 5, 6)).float()
+    program = torch.export.export(Quantised(), (x,))
+    conversion = deconvfix.convert(program)
+    assert torch.equal(conversion.model.module()(x), program.module()(x))
+    assert any("its weight is stored as integers" in note for note in conversion.report.notes)
+    plain = deconvfix.convert(torch.export.export(nn.ConvTranspose2d(4, 3, 2), (x,)))
+    assert not any("integers" in note for note in plain.report.notes)
