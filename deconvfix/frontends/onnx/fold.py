@@ -31,15 +31,20 @@ Array = NDArray[Any]
 # Operators that give at most as much as their largest operand, and those that broadcast. Others could fill
 # any memory from a few bytes of a file.
 _SAME_SIZE = frozenset({
-    "Abs", "BatchNormalization", "Cast", "CastLike", "Ceil", "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp",
-    "Flatten", "Floor", "Identity", "Log", "LpNormalization", "Neg", "Not", "Reciprocal", "ReduceL1",
-    "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-    "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Round", "Sigmoid", "Sign", "Sin", "Sinh", "Slice",
-    "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Tan", "Tanh", "Transpose", "Unsqueeze",
+    "Abs", "BatchNormalization", "Cast", "CastLike", "Ceil", "Clip", "Compress", "Cos", "Cosh", "CumSum",
+    "DepthToSpace", "Elu", "Erf", "Exp", "Flatten", "Floor", "HardSigmoid", "HardSwish", "Identity",
+    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LpNormalization", "Neg", "Not",
+    "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Round",
+    "ScatterElements", "ScatterND", "Sigmoid", "Sign", "Sin", "Sinh", "Size", "Slice", "Softmax",
+    "Softplus", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Tan", "Tanh", "Transpose", "Trilu",
+    "Unsqueeze",
 })  # fmt: skip
 _BROADCAST = frozenset(
     {"Add", "Div", "Max", "Mean", "Min", "Mod", "Mul", "PRelu", "Pow", "Sub", "Sum", "Where"}
 )
+# A shape has as many elements as its operand has axes.
+_MOST_AXES = 64
 # Of a weight: half a gigabyte in float32.
 _MOST_ELEMENTS = 2**27
 
@@ -116,4 +121,28 @@ def _largest(node: ir.Node, operands: list[Array]) -> int:
         return max(sizes)
     if node.op_type in _BROADCAST:
         return math.prod(np.broadcast_shapes(*(array.shape for array in operands)))
-    return sum(sizes) if node.op_type == "Concat" else _MOST_ELEMENTS + 1
+    first, second = [*operands, np.zeros(0), np.zeros(0)][:2]
+    # In Python's integers, which do not wrap around. What an operand says is bounded only here.
+    numbers = [int(n) for n in second.reshape(-1)[:_MOST_AXES]] if second.dtype.kind in "iu" else []
+    match node.op_type:
+        case "Concat":
+            return sum(sizes)
+        case "Shape":
+            return _MOST_AXES
+        case "Expand" if all(n > 0 for n in numbers):
+            return math.prod(np.broadcast_shapes(first.shape, tuple(numbers)))
+        case "Tile" if len(numbers) == first.ndim:
+            return first.size * math.prod(map(abs, numbers))
+        case "Pad" if len(numbers) == 2 * first.ndim:
+            return math.prod(size + sum(map(abs, numbers)) for size in first.shape)
+        case "Gather":
+            return _without_shortest(first) * second.size
+        case "MatMul" | "Gemm":
+            # Without the axis that is summed over, whichever it is.
+            return _without_shortest(first) * _without_shortest(second)
+    return _MOST_ELEMENTS + 1
+
+
+def _without_shortest(array: Array) -> int:
+    """An upper bound of the size without one axis."""
+    return array.size // max(1, min(array.shape, default=1))

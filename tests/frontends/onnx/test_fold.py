@@ -38,6 +38,21 @@ EXPRESSIONS = {
         ],
         {"k": WEIGHT, "s": SCALE, "axes": np.array([1, 2, 3])},
     ),
+    "Tile": ([N("Tile", ["k", "repeats"], ["w"])], {"k": WEIGHT[:1], "repeats": np.array([4, 1, 1, 1])}),
+    "Expand": (
+        [N("Expand", ["s", "shape"], ["e"]), N("Mul", ["k", "e"], ["w"])],
+        {"k": WEIGHT, "s": SCALE, "shape": np.array([4, 6, 4, 3])},
+    ),
+    "Pad": (
+        [N("Pad", ["k", "amounts"], ["w"])],
+        {"k": WEIGHT[:, :, :3], "amounts": np.array([0, 0, 1, 0, 0, 0, 0, 0])},
+    ),
+    "Gather": ([N("Gather", ["k", "order"], ["w"], axis=2)], {"k": WEIGHT, "order": np.array([3, 1, 2, 0])}),
+    "MatMul": ([N("MatMul", ["k", "mix"], ["w"])], {"k": WEIGHT, "mix": np.eye(3, dtype=np.float32)[::-1]}),
+    "its own shape": (
+        [N("Shape", ["s"], ["shape"]), N("Reshape", ["k", "shape"], ["r"]), N("Mul", ["r", "t"], ["w"])],
+        {"k": WEIGHT.reshape(4, 1, 1, -1)[..., :1], "s": SCALE, "t": WEIGHT},
+    ),
     "shared by two branches": (
         [N("Neg", ["k"], ["n"]), N("Max", ["n", "k"], ["w"])],
         {"k": WEIGHT},
@@ -142,8 +157,13 @@ NOT_CONSTANT = {
         [],
     ),
     "what may fill any memory": (
-        [N("Expand", ["k", "shape"], ["w"])],
-        {"k": WEIGHT, "shape": np.array([1])},
+        [N("Expand", ["s", "n"], ["e"]), N("ReduceMax", ["e"], ["m"]), N("Mul", ["k", "m"], ["w"])],
+        {"k": WEIGHT, "s": SCALE, "n": np.array([4, 2**40, 1, 1])},
+        [],
+    ),
+    "what may fill any memory with copies": (
+        [N("Tile", ["k", "n"], ["e"]), N("ReduceMax", ["e"], ["m"]), N("Mul", ["k", "m"], ["w"])],
+        {"k": WEIGHT, "n": np.array([2**30, 2**30, 1, 1])},
         [],
     ),
 }
