@@ -189,6 +189,7 @@ class Need(Enum):
 
     STORED_WEIGHT = "a stored weight of the layer's own"
     SETTABLE_WEIGHT = "a weight that can be set to other values"
+    OWN_MODULE = "a module that runs torch's own layer and nothing else"
     NEAREST_UPSAMPLING = "nearest-neighbour upsampling"
     LINEAR_UPSAMPLING = "linear upsampling"
     LOCAL_MEANS = "local means"
@@ -279,7 +280,7 @@ class Form(ABC):
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:
         """What a layer must have before its weight is looked at; the first that it lacks is the refusal."""
-        return (Need.STORED_WEIGHT,)
+        return (Need.STORED_WEIGHT, Need.OWN_MODULE)
 
     def why_untouched(self, settings: Settings) -> str | None:
         """Why every layer stays as it is, whatever it is: a clause for the report; None if it does not."""

@@ -70,8 +70,11 @@ class Equalized(Form):
     can_grow: ClassVar[bool] = True
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:
-        """A stored weight that can be set."""
-        return (Need.STORED_WEIGHT, Need.SETTABLE_WEIGHT)
+        """A stored weight that can be set; a plain layer where calls must be seen, or arguments change."""
+        needs = (Need.STORED_WEIGHT, Need.SETTABLE_WEIGHT)
+        if settings.grow or settings.init in FITTED_TO_DATA:
+            return (*needs, Need.OWN_MODULE)
+        return needs
 
     def why_untouched(self, settings: Settings) -> str | None:
         """At strength 0 nothing is done to a layer, so nothing can stand in the way."""
@@ -220,7 +223,9 @@ class Equalized(Form):
     def recommend(self, candidate: Candidate) -> tuple[Merit, Recommendation] | None:
         """For layers with a grid whose own weights can be corrected: nothing else changes in the model."""
         weight = candidate.weight
-        if not candidate.has_grid or weight is None or candidate.lacks_any(self.needs(Settings())):
+        # Recommended with a fit to data alone.
+        needs = self.needs(Settings(init="calibrated"))
+        if not candidate.has_grid or weight is None or candidate.lacks_any(needs):
             return None
         if isinstance(self.settle(candidate.spec, Settings(), lambda: weight), Refusal):
             return None

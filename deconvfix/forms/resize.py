@@ -132,7 +132,7 @@ class ResizeForm(Form):
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:
         """A stored weight, and the upsampling that was chosen."""
-        return (Need.STORED_WEIGHT, UPSAMPLING[settings.interpolation])
+        return (Need.STORED_WEIGHT, Need.OWN_MODULE, UPSAMPLING[settings.interpolation])
 
     def settle(
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
@@ -290,7 +290,7 @@ class ResizeForm(Form):
     def recommend(self, candidate: Candidate) -> tuple[Merit, Recommendation] | None:
         """Where the kernel divides: the same function, often much cheaper. Else it removes the grid."""
         weight = candidate.weight
-        if weight is None or Need.STORED_WEIGHT in candidate.lacks:
+        if weight is None or candidate.lacks_any((Need.STORED_WEIGHT, Need.OWN_MODULE)):
             return None
         if not candidate.has_grid:
             return self._recommend_divided(candidate, weight)

@@ -205,7 +205,8 @@ class Subpixel(Form):
         cost = self.relative_macs(candidate.spec, settled.settings)
         at_cost = f"at x{cost:.2f} multiply-accumulates"
         merit = Merit.KEEPS_THE_GRID
-        only = candidate.lacks.get(Need.STORED_WEIGHT)
+        lacking = (candidate.lacks.get(need) for need in (Need.STORED_WEIGHT, Need.OWN_MODULE))
+        only = next(filter(None, lacking), None)
         if candidate.has_grid is None:
             reason = (
                 "Its weight is computed while the model runs, so only the exact form is possible, "

@@ -157,6 +157,8 @@ class Observed:
     call: Call
 
 
+# Attributes of tensors that tell nothing of their values.
+_METADATA = ("device", "dtype", "is_leaf", "layout", "ndim", "requires_grad", "shape")
 Record = Callable[[Observed], None]
 Touch = Callable[[nn.Module | None, Tensor], None]
 
@@ -173,7 +175,9 @@ class _Observe(TorchFunctionMode):
         call = parse(func, args, kwargs or {})
         if call is not None:
             self.record(Observed(tuple(self.stack), call))
-        if self.touch is not None:
+        # A question about a parameter's kind is no use of its values.
+        asks = getattr(getattr(func, "__self__", None), "__name__", "") in _METADATA
+        if self.touch is not None and not asks:
             for value in (*args, *(kwargs or {}).values()):
                 if isinstance(value, nn.Parameter):
                     self.touch(self.stack[-1] if self.stack else None, value)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterator
-from types import CodeType
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,9 +26,7 @@ from deconvfix.plan import Match, lacking
 __all__ = [
     "EXCLUDED",
     "PLAIN",
-    "asks_for_class",
     "call_path",
-    "callers_by_code",
     "current_weight",
     "has_own_forward",
     "is_layer",
@@ -39,8 +36,8 @@ __all__ = [
     "makes_weight",
     "match_calls",
     "match_module",
-    "mentions_transposed",
     "owners_of_parameters",
+    "parameter_of_call",
 ]
 
 PLAIN = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -127,37 +124,20 @@ def match_module(
     assert isinstance(module, ConvTransposeModule)
     weight = next(module.parameters())
     on_meta = weight.is_meta
-    # What stands in the way of forms other than the exact one, the plainest reason first.
-    not_own: Refusal | None = None
+    # Code of its own stands in the way of another layer in its place. In place, the weight can be corrected
+    # if it is seen to be used as it is stored.
+    own_code = None
     if has_own_forward(module):
-        not_own = Refusal(
+        own_code = Refusal(
             f"{type(module).__name__} has its own forward",
             "another form replaces torch's forward of the layer",
             _RERUN_HINT,
         )
-    elif on_meta:
-        not_own = Refusal(
-            "its weight is on the meta device", "values are needed for a fit", _RERUN_HINT
-        )
-    else:
-        shared = [
-            other
-            for parameter in module.parameters()
-            # The layer's own parametrizations stand below its name, and are not another owner.
-            for other in owners.get(id(parameter), [])
-            if name and not other.startswith(f"{name}.")
-        ]
-        if shared:
-            kinds = [
-                key
-                for key, parameter in module.named_parameters()
-                if len(owners.get(id(parameter), [])) > 1
-            ]
-            not_own = Refusal(
-                f"its {' and '.join(kinds)} is shared with {', '.join(shared)}",
-                "a fitted weight is specific to one layer",
-                _RERUN_HINT,
-            )
+    as_stored = bool(observed) and all(
+        seen.call.weight is seen.stack[-1].weight and seen.call.spec() == spec_of(module)
+        for seen in observed or ()
+    )
+    not_own = own_code if own_code and not as_stored else _why_not_own(name, module, owners)
     return Match(
         name=name,
         op=op,
@@ -167,9 +147,40 @@ def match_module(
         calls=calls,
         obstacle=dtype_obstacle(weight) or (None if on_meta else _not_finite(module)),
         lacks=lacking(
-            {Need.STORED_WEIGHT: not_own, Need.SETTABLE_WEIGHT: _why_not_settable(module)}
+            {
+                Need.STORED_WEIGHT: not_own,
+                Need.SETTABLE_WEIGHT: _why_not_settable(module),
+                Need.OWN_MODULE: own_code,
+            }
         ),
         read_weight=None if on_meta else lambda: read_weight(current_weight(module)),
+    )
+
+
+def _why_not_own(name: str, module: nn.Module, owners: dict[int, list[str]]) -> Refusal | None:
+    """Why a layer has no weight of its own that could be read."""
+    if next(module.parameters()).is_meta:
+        return Refusal(
+            "its weight is on the meta device", "values are needed for a fit", _RERUN_HINT
+        )
+    shared = [
+        other
+        for parameter in module.parameters()
+        # The layer's own parametrizations stand below its name, and are not another owner.
+        for other in owners.get(id(parameter), [])
+        if name and not other.startswith(f"{name}.")
+    ]
+    if not shared:
+        return None
+    kinds = [
+        key
+        for key, parameter in module.named_parameters()
+        if len(owners.get(id(parameter), [])) > 1
+    ]
+    return Refusal(
+        f"its {' and '.join(kinds)} is shared with {', '.join(shared)}",
+        "a fitted weight is specific to one layer",
+        _RERUN_HINT,
     )
 
 
@@ -181,8 +192,22 @@ def _not_finite(module: nn.Module) -> Refusal | None:
     return None
 
 
-def match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
-    """Describes the functional calls in the code of the module `path`, one for each geometry."""
+def match_calls(
+    path: str,
+    module: nn.Module,
+    observed: list[Observed],
+    owners: dict[int, list[str]],
+    uses: Mapping[int, int],
+) -> Iterator[Match]:
+    """Describes the functional calls in the code of a module, one for each geometry.
+
+    Args:
+        path: The module's name.
+        module: The module.
+        observed: The calls that ran in a copy of it.
+        owners: See `owners_of_parameters`.
+        uses: How many operations each parameter of the copy was given to, by its id.
+    """
     found: dict[tuple[str, ConvTransposeSpec], list[Observed]] = {}
     for seen in observed:
         # Calls of one function and geometry are one match, however often they run.
@@ -196,6 +221,13 @@ def match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
         # A number only where the name alone would not be unique.
         suffix = f"#{numbers[function]}" if totals[function] > 1 else ""
         weight = calls[0].call.weight
+        parameter = parameter_of_call(module, spec)
+        alone = (
+            parameter is not None
+            and len(owners.get(id(parameter), [])) == 1
+            and uses.get(id(weight)) == len(calls)
+            and all(seen.call.weight is parameter_of_call(seen.stack[-1], spec) for seen in calls)
+        )
         yield Match(
             name=f"{path}.{function}{suffix}".removeprefix("."),
             op=function,
@@ -204,8 +236,21 @@ def match_calls(path: str, observed: list[Observed]) -> Iterator[Match]:
             input_sizes=tuple(dict.fromkeys(map(_sizes, calls))),
             calls=len(calls),
             obstacle=dtype_obstacle(weight),
-            lacks={Need.STORED_WEIGHT: _FUNCTION_CALL},
+            lacks={Need.OWN_MODULE if alone else Need.STORED_WEIGHT: _FUNCTION_CALL},
+            read_weight=partial(read_weight, parameter)
+            if alone and parameter is not None
+            else None,
         )
+
+
+def parameter_of_call(module: nn.Module, spec: ConvTransposeSpec) -> nn.Parameter | None:
+    """The only parameter of a module that may be the weight of a call in its code; None if there are more."""
+    found = [
+        parameter
+        for parameter in module.parameters(recurse=False)
+        if tuple(parameter.shape) == spec.weight_shape
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def call_path(name: str, op: str) -> str | None:
@@ -281,85 +326,6 @@ def has_own_forward(module: nn.Module) -> bool:
     return plain is not None and (
         type(module).forward is not plain.forward or "forward" in vars(module)
     )
-
-
-_FUNCTION_NAMES = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
-
-
-def callers_by_code(model: nn.Module) -> list[str]:
-    """Names of the modules whose code mentions conv_transpose*: a search without running anything.
-
-    Looks at the methods of each class outside torch, and at functions of the same package that they
-    name, three calls deep.
-    """
-    verdicts: dict[type, bool] = {}
-    found = []
-    # One look at each class, however many modules are of it.
-    for name, module in model.named_modules():
-        cls = type(module)
-        # One verdict for each class: models repeat the same blocks many times.
-        if cls not in verdicts:
-            verdicts[cls] = any(
-                mentions_transposed(function)
-                for base in cls.__mro__
-                if base.__module__.split(".")[0] != "torch"
-                for function in vars(base).values()
-            )
-        if verdicts[cls]:
-            found.append(name)
-    return found
-
-
-def asks_for_class(model: nn.Module) -> list[str]:
-    """Names of the modules whose code, besides building them, asks whether a layer is a ConvTranspose.
-
-    What such code does with a converted layer is another branch.
-    """
-    found = []
-    for name, module in model.named_modules():
-        methods = [
-            getattr(function, "__code__", None)
-            for base in type(module).__mro__
-            if base.__module__.split(".")[0] not in ("torch", "deconvfix")
-            for method, function in vars(base).items()
-            if method != "__init__"
-        ]
-        names = [_all_names(code) for code in methods if code is not None]
-        if any(
-            used & {"isinstance", "type"} and any(n.startswith("ConvTranspose") for n in used)
-            for used in names
-        ):
-            found.append(name)
-    return found
-
-
-def mentions_transposed(function: Any, depth: int = 3) -> bool:
-    """Whether a function's code, or a helper's of the same package, names conv_transpose*."""
-    code, module_globals = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-    if code is None:
-        return False
-    names = _all_names(code)
-    if names & _FUNCTION_NAMES:
-        return True
-    package = str(module_globals.get("__name__", "")).split(".")[0]
-    for name in names:
-        helper = module_globals.get(name)
-        # A helper of another package is a library's, and no code of the model.
-        same_package = str(getattr(helper, "__module__", "")).split(".")[0] == package
-        if (
-            depth
-            and inspect.isfunction(helper)
-            and same_package
-            and mentions_transposed(helper, depth - 1)
-        ):
-            return True
-    return False
-
-
-def _all_names(code: CodeType) -> set[str]:
-    # Lambdas, comprehensions and inner functions are constants of the code around them.
-    nested = (_all_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*nested)
 
 
 EXCLUDED = "_deconvfix_excluded"

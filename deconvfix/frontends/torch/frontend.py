@@ -9,6 +9,7 @@ calls. Neither needs the model to be traceable.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,9 +31,7 @@ from deconvfix.frontends.torch.calls import Observed, executed_transposed_convol
 from deconvfix.frontends.torch.diagnose import gradient_advice, kernels_of, probe_module
 from deconvfix.frontends.torch.find import (
     PLAIN,
-    asks_for_class,
     call_path,
-    callers_by_code,
     is_layer,
     is_rerouted,
     is_uninitialized,
@@ -53,11 +52,13 @@ from deconvfix.frontends.torch.layers import ConvertedConvTranspose, spread_weig
 from deconvfix.frontends.torch.parity import compare_modules
 from deconvfix.frontends.torch.reroute import keep, reroute
 from deconvfix.frontends.torch.samples import TorchSamples, flat_inputs
+from deconvfix.frontends.torch.source_code import asks_for_class, callers_by_code
 from deconvfix.frontends.torch.surgery import (
     check_geometry,
     converted_layer,
     exchange,
     set_weight,
+    set_weight_of_call,
     warn_of_optimizers,
     why_not_exchanged,
 )
@@ -97,6 +98,7 @@ class TorchModuleFrontend:
         """Modules by their class, calls by running a copy (or by reading code, without inputs)."""
         observed: dict[str, list[Observed]] = {}
         used_elsewhere: set[str] = set()
+        uses: Counter[int] = Counter()
         notes: list[str] = []
         # Calls by a run, on a copy: a run may change buffers.
         if example_inputs is not None:
@@ -116,6 +118,7 @@ class TorchModuleFrontend:
 
             # A parameter that is used outside its layer cannot be taken away with the layer.
             def touch(user: nn.Module | None, parameter: Tensor) -> None:
+                uses[id(parameter)] += 1
                 home = homes.get(id(parameter), user)
                 inside = home is None or any(user is module for module in home.modules())
                 if home is not None and not inside:
@@ -148,7 +151,7 @@ class TorchModuleFrontend:
                     )
                 matches[name] = match
             else:
-                for match in match_calls(name, calls):
+                for match in match_calls(name, module, calls, owners, uses):
                     if match.name in layers:  # a child of that name
                         match = replace(match, name=f"{match.name}#1")
                     matches[match.name] = match
@@ -188,8 +191,14 @@ class TorchModuleFrontend:
         # its own), and calls, are rerouted where they run.
         for decision in plan.changed:
             module = _module_of(model, decision)
-            if not is_layer(module) or not isinstance(decision, Replaced):
+            if not isinstance(decision, Replaced):
                 rerouted.setdefault(module, set())
+                continue
+            if not is_layer(module):
+                if decision.target.keeps_layer:
+                    set_weight_of_call(module, decision)
+                else:
+                    rerouted.setdefault(module, set())
                 continue
             check_geometry(module, decision)
             if decision.target.keeps_layer:
@@ -202,7 +211,7 @@ class TorchModuleFrontend:
         untouched = set()
         # What stays, inside a module whose calls are rerouted, must not be caught there.
         for decision in plan.decisions:
-            if decision.decision == "replaced" or not rerouted:
+            if decision.name not in plan.stays or not rerouted:
                 continue
             module = _module_of(model, decision)
             if module in rerouted and decision.spec:

@@ -14,7 +14,13 @@ from torch.fx import GraphModule
 from deconvfix.forms import form
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import Call, Observed, observe
-from deconvfix.frontends.torch.find import current_weight, is_rerouted, makes_weight
+from deconvfix.frontends.torch.find import (
+    call_path,
+    current_weight,
+    has_own_forward,
+    is_rerouted,
+    makes_weight,
+)
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
@@ -34,7 +40,7 @@ from deconvfix.frontends.torch.layers import (
 )
 from deconvfix.parity.bounds import Comparison, rounding_unit
 from deconvfix.parity.definition import by_definition
-from deconvfix.plan import Plan
+from deconvfix.plan import Plan, Replaced
 
 __all__ = ["bound_of", "compare_layers"]
 
@@ -61,8 +67,13 @@ def compare_layers(
     # In the order in which the layers run, so that the first departure is where the error begins.
     not_run = (name for name, _ in before.named_modules() if name not in calls)
     comparisons = []
+    inside = [] if plan is None else _corrected_inside_code(before, plan)
+    if inside and examples:
+        comparisons += _compare_weights(before, after, inside, examples[0], rounded)
     for name in dict.fromkeys((*calls, *not_run)):
         old, new = before.get_submodule(name), _submodule(after, name)
+        if name in map(_caller, inside):
+            continue
         if isinstance(old, ConvTransposeModule) and new is not None:
             if decisions is not None and name not in decisions:
                 continue
@@ -75,6 +86,46 @@ def compare_layers(
         # Functional calls have no module to compare, so the exact form runs on their arguments.
         elif name in calls and (isinstance(old, GraphModule) or (new and is_rerouted(new))):
             comparisons += [_compare_call(name, call) for call in calls[name][:4]]
+    return comparisons
+
+
+def _corrected_inside_code(model: nn.Module, plan: Plan) -> list[Replaced]:
+    """Layers with a corrected weight that code of the model's own calls: no forward of theirs can be run."""
+    found = []
+    for decision in plan.replaced:
+        layer = _submodule(model, _caller(decision))
+        is_own = not isinstance(layer, ConvTransposeModule) or has_own_forward(layer)
+        if decision.target.keeps_layer and is_own and layer is not None:
+            found.append(decision)
+    return found
+
+
+def _caller(decision: Replaced) -> str:
+    """The layer, or the module whose code calls the function."""
+    path = call_path(decision.name, decision.op)
+    return decision.name if path is None else path
+
+
+def _compare_weights(
+    before: nn.Module, after: nn.Module, inside: list[Replaced], example: Inputs, rounded: float
+) -> list[Comparison]:
+    """The weights that calls get when the converted model runs, with those that the plan makes of the old."""
+    old_calls, new_calls = _calls_of(before, example), _calls_of(after, example)
+    comparisons = []
+    for decision in inside:
+        name = _caller(decision)
+        pairs = zip(old_calls.get(name, ()), new_calls.get(name, ()), strict=True)
+        for old, new in pairs:
+            if old.spec() != decision.spec or new.spec() != decision.spec:
+                continue
+            weight = decision.target.equivalent(
+                decision.spec, decision.settings, read_weight(old.weight)
+            )[1]
+            expected = torch.from_numpy(weight).to(old.weight)
+            bound = torch.full_like(expected, rounded * float(expected.abs().max()))
+            comparisons.append(
+                compare_tensors(name, "the weight of its call", new.weight, expected, bound)
+            )
     return comparisons
 
 

@@ -16,7 +16,13 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from deconvfix.errors import ModelError
 from deconvfix.forms.base import Settings
-from deconvfix.frontends.torch.find import PLAIN, current_weight, has_own_forward, makes_weight
+from deconvfix.frontends.torch.find import (
+    PLAIN,
+    current_weight,
+    has_own_forward,
+    makes_weight,
+    parameter_of_call,
+)
 from deconvfix.frontends.torch.layers import (
     ConvertedConvTranspose,
     ConvTransposeModule,
@@ -32,6 +38,7 @@ __all__ = [
     "put_weight",
     "rebuilt_layer",
     "set_weight",
+    "set_weight_of_call",
     "take_over",
     "warn_of_optimizers",
     "why_not_exchanged",
@@ -179,6 +186,25 @@ def set_weight(module: nn.Module, decision: Replaced) -> None:
     module.kernel_size = new_spec.kernel_size
     module.padding = tuple(begin for begin, _ in new_spec.padding)
     put_weight(module, kernel, None, decision.name)
+
+
+@torch.no_grad()
+def set_weight_of_call(module: nn.Module, decision: Replaced) -> None:
+    """Gives a functional call its corrected weight: the parameter that the module's code calls it with.
+
+    Raises:
+        ModelError: If the module has no such parameter, or several.
+    """
+    parameter = parameter_of_call(module, decision.spec)
+    if parameter is None:
+        raise ModelError(
+            decision.name,
+            f"the module has not exactly one parameter of the shape {decision.spec.weight_shape}",
+            "the weight of the call is needed",
+            "Use the recipe that was made for this model",
+        )
+    _, kernel = decision.target.equivalent(decision.spec, decision.settings, read_weight(parameter))
+    _assign(parameter, torch.from_numpy(kernel).to(parameter))
 
 
 @torch.no_grad()

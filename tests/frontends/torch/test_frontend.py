@@ -175,7 +175,7 @@ def test_fitted_form_is_taken_or_refused_in_words(name, to):
     ],
     ids=["function", "tied", "own forward"],
 )
-@pytest.mark.parametrize("to", ["resize", "equalized"])
+@pytest.mark.parametrize("to", ["resize", "notch"])
 def test_fitted_form_refuses_what_has_no_layer_of_its_own(make, found, to):
     conversion = convert(make(), X, to=to)
     (refused,) = conversion.plan.refused
