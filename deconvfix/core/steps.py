@@ -208,7 +208,7 @@ def _resize_axis(x: Array, axis: int, factor: int, interpolation: Interpolation)
     length = x.shape[axis]
     # Output pixel u lies at (u + 0.5) / factor - 0.5 between input pixels, held inside the map.
     position = np.clip((np.arange(length * factor) + 0.5) / factor - 0.5, 0, length - 1)
-    lower = np.minimum(position.astype(np.int64), length - 1)
+    lower = position.astype(np.int64)
     upper = np.minimum(lower + 1, length - 1)
     fraction = (position - lower).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
     result: Array = np.take(x, lower, axis) * (1 - fraction) + np.take(x, upper, axis) * fraction

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 
 from deconvfix.core.phases import phase_sums
@@ -54,3 +55,41 @@ def test_equalized_leaves_even_kernels_alone():
     settled = form("equalized").settle(spec, Settings(), lambda: bilinear(spec))
     assert settled.exact
     assert "already equal" in settled.note
+
+
+def test_even_kernels_are_kept():
+    spec = ConvTransposeSpec.create(2, 2, (4,), stride=2, padding=1, groups=2)
+    settled = form("equalized").settle(spec, Settings(), lambda: bilinear(spec))
+    assert (settled.form, settled.exact) == ("keep", True)
+    assert settled.note == "phase sums are already equal"
+
+
+def test_a_strength_of_zero_keeps_the_layer():
+    spec = ConvTransposeSpec.create(2, 3, (3,), stride=2)
+    settled = form("equalized").settle(spec, Settings(strength=0.0), None)
+    assert (settled.form, settled.settings.init, settled.note) == (
+        "keep", "exact", "strength 0: left unchanged",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "weight", "words"),
+    [
+        (
+            Settings(),
+            None,
+            "its weight is computed while the model runs; a stored weight is needed",
+        ),
+        (
+            Settings(init="exact"),
+            np.arange(18.0).reshape(2, 3, 3),
+            "needs equal phase sums. Use init",
+        ),
+        (Settings(init="random"), np.ones((2, 3, 3)), "Omit init, or use the form 'resize'"),
+    ],
+)
+def test_refusals_say_what_to_do(settings, weight, words):
+    spec = ConvTransposeSpec.create(2, 3, (3,), stride=2)
+    refusal = form("equalized").settle(spec, settings, None if weight is None else lambda: weight)
+    assert words in refusal.sentence("up")
+    assert "None" not in refusal.sentence("up")

@@ -73,3 +73,11 @@ def test_a_layer_without_a_grid_becomes_its_subpixel_form():
     match = Match("up", "op", spec, "float32", read_weight=lambda: bilinear(spec))
     (decision,) = make_plan([match], Options(to="notch", init="calibrated")).decisions
     assert (decision.form, decision.exact, decision.settings.init) == ("subpixel", True, "exact")
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.25])
+def test_the_columns_of_the_design_are_orthonormal(strength):
+    """Then a ridge treats all kernels of the form alike."""
+    spec = ConvTransposeSpec.create(2, 3, (5,), stride=2, padding=2)
+    basis = form("notch").design(spec, Settings(reach=2, strength=strength)).basis
+    np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)

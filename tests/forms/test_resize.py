@@ -140,3 +140,16 @@ def test_random_init_is_seeded():
 
     assert np.array_equal(drawn(1), drawn(1))
     assert not np.array_equal(drawn(1), drawn(2))
+
+
+def test_what_becomes_of_a_kernel_is_said():
+    spec = ConvTransposeSpec.create(2, 3, (5,), stride=2, padding=2)
+    weight = np.random.default_rng(0).standard_normal(spec.weight_shape)
+    resize = form("resize")
+    assert resize.settle(spec, Settings(init="random"), lambda: weight).note.startswith(
+        "random weights"
+    )
+    refusal = resize.settle(spec, Settings(init="exact"), lambda: weight)
+    assert "init 'exact' needs a kernel that divides" in refusal.sentence("up")
+    divided = ConvTransposeSpec.create(2, 2, (4,), stride=2, padding=1, groups=2)
+    assert resize.settle(divided, Settings(), lambda: bilinear(divided)).exact
