@@ -214,7 +214,11 @@ class Plan:
             data = json.loads(text)
             if data["format"] != RECIPE_FORMAT:
                 raise ValueError(f"format {data['format']!r}")
-            return cls(data["to"], tuple(map(_decision, data["decisions"])))
+            plan = cls(data["to"], tuple(map(_decision, data["decisions"])))
+            names = [decision.name for decision in plan.decisions]
+            if len(set(names)) < len(names):
+                raise ValueError("it has two decisions for one layer")
+            return plan
         except _UNREADABLE as error:
             raise CheckpointError(
                 "recipe",

@@ -107,6 +107,7 @@ class CalibrationFiles:
             TypeError,
             EOFError,
             MemoryError,
+            NotImplementedError,
             BadZipFile,
             zlib.error,
         ) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TextIO
@@ -77,11 +78,24 @@ def only_printable() -> Iterator[None]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal may have fewer characters than the names of a model; stderr does the same by itself.
         sys.stdout.reconfigure(errors="backslashreplace")
+    # What is wrong with a file is said once, in one sentence, and onnx_ir warns of it each time it looks.
+    logger = logging.getLogger("onnx_ir")
     with (
+        _level(logger, logging.CRITICAL),
         contextlib.redirect_stdout(_Printable(sys.stdout)),
         contextlib.redirect_stderr(_Printable(sys.stderr)),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _level(logger: logging.Logger, level: int) -> Iterator[None]:
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def console_of(stream: TextIO, **options: Any) -> Console:

@@ -166,7 +166,20 @@ class ConvTransposeSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ConvTransposeSpec:
         """Rebuilds a spec from `to_dict`, or from the same after a trip through JSON."""
-        return cls(**data)
+        spec = cls(**data)
+        # JSON has True and 2.0, which pass for numbers until something takes them for sizes.
+        numbers = [getattr(spec, name) for name in ("in_channels", "out_channels", "groups")]
+        for name in ("kernel_size", "stride", "dilation", "output_padding"):
+            numbers += getattr(spec, name)
+        numbers += [amount for pair in spec.padding for amount in pair]
+        if any(type(number) is not int for number in numbers) or type(spec.bias) is not bool:
+            raise SpecError(
+                f"{spec.ndim}-D transposed convolution",
+                "a size is no integer, or `bias` is neither true nor false",
+                "integers are needed",
+                "Correct the recipe, or write it again",
+            )
+        return spec
 
     def _check(self) -> None:
         where = f"{self.ndim}-D transposed convolution"

@@ -51,3 +51,15 @@ def test_damage_is_done():
     sound = {"a": [1, 2, {"b": 3}], "c": "d"}
     damaged = [changed_json({"a": [1, 2, {"b": 3}], "c": "d"}, rng) for _ in range(20)]
     assert sum(value != sound for value in damaged) > 15
+
+
+# What half an hour of `python -m tests.fuzz` found.
+FOUND = (
+    *(3810, 4271, 5552, 5906, 8400, 9893, 10350, 10450, 12510),
+    *(19616, 28094, 33005, 34608),
+)
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_was_found_before(seed, tmp_path):
+    check(TARGETS[seed % len(TARGETS)], random.Random(seed), tmp_path)

@@ -46,7 +46,7 @@ _RUNNING_PAD = 2
 # Functions hold no initializers, and before this opset Constant nodes hold no integers.
 _FUNCTION_CONSTANTS = 9
 # Longer kernels are longer than any map; what a file claims may be anything.
-_MOST_TAPS = 2**20
+_MOST_TAPS, _MOST_PIXELS = 2**20, 2**31
 _ATTRIBUTES = (
     "auto_pad",
     "dilations",
@@ -171,7 +171,7 @@ def _understand(context: Known, scope: Scope, node: ir.Node, name: str) -> Layer
     try:
         if (unknown := foreign(node)) is not None:
             raise _ObstacleError(unknown)
-        if x is None or w is None:
+        if x is None or w is None or not node.outputs:
             raise _ObstacleError(_NO_OPERANDS)
         if dtype is not None and dtype not in _FLOATS:
             raise _ObstacleError(_not_floating(layer.dtype))
@@ -185,6 +185,9 @@ def _understand(context: Known, scope: Scope, node: ir.Node, name: str) -> Layer
                 raise _ObstacleError(not_finite(what))
         spec, input_size = _geometry(context, scope, node, settings)
         spec, dynamic_size = _cropped(spec, settings, input_size)
+        lengths = spec.output_size([1 if length is None else length for length in input_size])
+        if 0 in input_size or max(lengths) > _MOST_PIXELS:
+            raise _ObstacleError(_NO_MAP)
         _check_opset(context, scope, weight is not None, dynamic_size is not None)
     except _ObstacleError as error:
         return replace(layer, obstacle=error.refusal)
@@ -341,9 +344,14 @@ def _first(*values: int | None) -> int | None:
 # --- refusals -----------------------------------------------------------------------------------
 
 _NO_OPERANDS = Refusal(
-    "it has no input or no weight",
-    "both are needed",
+    "it has no input, no weight or no output",
+    "all are needed",
     "Correct the file; ONNX Runtime does not run this node",
+)
+_NO_MAP = Refusal(
+    "a map is empty, or larger than 2^31 pixels, along an axis",
+    "pixels are needed",
+    "Check the file",
 )
 _UNKNOWN_KERNEL = Refusal(
     "neither the shape of its weight nor the attribute kernel_shape is known",

@@ -250,7 +250,7 @@ def _check_devices(path: Path, described: Any) -> None:
         elif isinstance(value, dict):
             device = value.get("device")
             kind = device.get("type") if isinstance(device, dict) else None
-            if kind is not None and kind not in here:
+            if kind is not None and (not isinstance(kind, str) or kind not in here):
                 raise ModelError(
                     str(path),
                     f"it holds tensors on the device {kind!r}",

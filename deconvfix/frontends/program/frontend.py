@@ -194,6 +194,12 @@ class ExportedProgramFrontend:
 
 FRONTEND = ExportedProgramFrontend()
 
+_OTHER_SHAPE = Refusal(
+    "what is stored has another shape than the graph says",
+    "the two must agree",
+    "Export the program again",
+)
+
 
 def _named_calls(program: ExportedProgram) -> Iterator[tuple[str, GraphCall]]:
     """Calls by their modules' paths, where that is unique, and otherwise by their nodes."""
@@ -238,8 +244,12 @@ def _match(
     weight = stored(program, found, found.call.weight)
     for what, argument in (("weight", found.call.weight), ("bias", found.call.bias)):
         held = stored(program, found, argument)
-        if held is not None and not held.tensor.is_meta and not held.tensor.isfinite().all():
-            match = replace(match, obstacle=match.obstacle or not_finite(what))
+        if held is None or match.obstacle is not None:
+            continue
+        if held.tensor.shape != held.node.meta["val"].shape:
+            return replace(match, obstacle=_OTHER_SHAPE)
+        if not held.tensor.is_meta and not held.tensor.isfinite().all():
+            match = replace(match, obstacle=not_finite(what))
     if weight is None or match.spec is None:
         computed = Refusal(
             "its weight is computed while the program runs, or belongs to a graph inside it",

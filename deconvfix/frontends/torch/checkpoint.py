@@ -332,12 +332,21 @@ def _recipe_of(path: Path) -> Plan | None:
     """The recipe in an archive of torch.save, or in a file beside it, where it was written formerly."""
     text: bytes | None = None
     where = path.with_name(f"{path.name}.recipe.json")
-    with open(path, "rb") as file:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                for member in archive.infolist():
-                    if member.filename.partition("/")[2] == _MEMBER:
-                        text, where = _recipe_member(path, archive, member), path
+    # torch's own reader forgives damage that Python's does not.
+    try:
+        with open(path, "rb") as file:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    for member in archive.infolist():
+                        if member.filename.partition("/")[2] == _MEMBER:
+                            text, where = _recipe_member(archive, member), path
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        raise CheckpointError(
+            str(path),
+            f"its archive cannot be searched for a recipe ({error})",
+            "an archive as torch.save writes it is needed",
+            "Load it with torch, and save it again",
+        ) from error
     # The recipe inside the archive has precedence over a file beside it.
     if text is None and where != path and where.is_file():
         if where.stat().st_size > _LARGEST_RECIPE:
@@ -357,17 +366,9 @@ def _recipe_of(path: Path) -> Plan | None:
         ) from error
 
 
-def _recipe_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+def _recipe_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """As torch writes members: not compressed, so that it is no larger than the file."""
-    try:
-        # A compressed member could unpack to any size.
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size > _LARGEST_RECIPE:
-            raise zipfile.BadZipFile("it is compressed or too large")
-        return archive.read(member)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-        raise CheckpointError(
-            str(path),
-            f"its recipe cannot be read ({error})",
-            "a recipe as deconvfix writes it is needed",
-            "Convert the original checkpoint again",
-        ) from error
+    # A compressed member could unpack to any size.
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size > _LARGEST_RECIPE:
+        raise zipfile.BadZipFile("the recipe is compressed or too large")
+    return archive.read(member)

@@ -208,10 +208,10 @@ def without_operands(*inputs):
 
 
 MALFORMED = {
-    "no weight": (lambda: without_operands("x"), "no input or no weight"),
-    "an empty weight": (lambda: without_operands("x", ""), "no input or no weight"),
-    "no input": (lambda: without_operands("", "w"), "no input or no weight"),
-    "no operands": (lambda: without_operands(), "no input or no weight"),
+    "no weight": (lambda: without_operands("x"), "no input, no weight or no output"),
+    "an empty weight": (lambda: without_operands("x", ""), "no input, no weight or no output"),
+    "no input": (lambda: without_operands("", "w"), "no input, no weight or no output"),
+    "no operands": (lambda: without_operands(), "no input, no weight or no output"),
     "group 0": (lambda: plain(group=0), "is 0; at least 1 is needed"),
     "group 3": (lambda: plain(group=3), "groups must divide"),
     "stride 0": (lambda: plain(strides=[0, 1]), "`stride` is (0, 1)"),
