@@ -28,6 +28,23 @@ from deconvfix.errors import Refusal, SpecError
 from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.onnx.fold import fold
 from deconvfix.frontends.onnx.nodes import Scope, foreign, opset_of, transposed_convolutions
+from deconvfix.frontends.onnx.refusals import (
+    DYNAMIC_SLICE,
+    FUNCTION_CONSTANTS,
+    MOST_PIXELS,
+    MOST_TAPS,
+    NEEDS_PAD,
+    NO_MAP,
+    NO_OPERANDS,
+    UNKNOWN_CHANNELS,
+    UNKNOWN_KERNEL,
+    contradiction,
+    depends_on_the_call,
+    needs_newer_slice,
+    not_floating,
+    old_function,
+    too_many_taps,
+)
 from deconvfix.frontends.onnx.values import (
     Known,
     check_model,
@@ -39,14 +56,8 @@ __all__ = ["DynamicSize", "Layer", "find_layers"]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _DTYPE_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
-# Dynamic crops need Slice with computed starts.
-_DYNAMIC_SLICE = 10
 # Weights that are not stored are extended by Pad, which ONNX Runtime has from this opset on.
 _RUNNING_PAD = 2
-# Functions hold no initializers, and before this opset Constant nodes hold no integers.
-_FUNCTION_CONSTANTS = 9
-# Longer kernels are longer than any map; what a file claims may be anything.
-_MOST_TAPS, _MOST_PIXELS = 2**20, 2**31
 _ATTRIBUTES = (
     "auto_pad",
     "dilations",
@@ -172,9 +183,9 @@ def _understand(context: Known, scope: Scope, node: ir.Node, name: str) -> Layer
         if (unknown := foreign(node)) is not None:
             raise _ObstacleError(unknown)
         if x is None or w is None or not node.outputs:
-            raise _ObstacleError(_NO_OPERANDS)
+            raise _ObstacleError(NO_OPERANDS)
         if dtype is not None and dtype not in _FLOATS:
-            raise _ObstacleError(_not_floating(layer.dtype))
+            raise _ObstacleError(not_floating(layer.dtype))
         settings = _settings(context, scope, node)
         # An empty list stands for the default.
         given = {key: value for key, value in settings.items() if value not in (None, [])}
@@ -186,8 +197,8 @@ def _understand(context: Known, scope: Scope, node: ir.Node, name: str) -> Layer
         spec, input_size = _geometry(context, scope, node, settings)
         spec, dynamic_size = _cropped(spec, settings, input_size)
         lengths = spec.output_size([1 if length is None else length for length in input_size])
-        if 0 in input_size or max(lengths) > _MOST_PIXELS:
-            raise _ObstacleError(_NO_MAP)
+        if 0 in input_size or max(lengths) > MOST_PIXELS:
+            raise _ObstacleError(NO_MAP)
         _check_opset(context, scope, weight is not None, dynamic_size is not None)
     except _ObstacleError as error:
         return replace(layer, obstacle=error.refusal)
@@ -210,10 +221,10 @@ def _settings(context: Known, scope: Scope, node: ir.Node) -> dict[str, Any]:
     try:
         settings = {key: context.attribute(node, key, scope.function) for key in _ATTRIBUTES}
     except LookupError as error:
-        raise _ObstacleError(_depends_on_the_call(f"attribute {error.args[0]}")) from error
+        raise _ObstacleError(depends_on_the_call(f"attribute {error.args[0]}")) from error
     for what, value in zip(("input", "weight", "bias"), _operands(node), strict=True):
         if any(given is None for given, _ in context.given(value, scope.function)):
-            raise _ObstacleError(_depends_on_the_call(what))
+            raise _ObstacleError(depends_on_the_call(what))
     return settings
 
 
@@ -233,9 +244,9 @@ def _geometry(
     # The kernel: its own attribute, or what the weight's shape says.
     kernel = settings["kernel_shape"] or (None if w_shape is None else w_shape[2:])
     if kernel is None or any(k is None for k in kernel):
-        raise _ObstacleError(_UNKNOWN_KERNEL)
-    if any(k > _MOST_TAPS for k in kernel):
-        raise _ObstacleError(_too_many_taps(kernel))
+        raise _ObstacleError(UNKNOWN_KERNEL)
+    if any(k > MOST_TAPS for k in kernel):
+        raise _ObstacleError(too_many_taps(kernel))
     n = len(kernel)
     if w_shape is not None:
         taps = w_shape[2:]
@@ -243,7 +254,7 @@ def _geometry(
             known in (None, k) for known, k in zip(taps, kernel, strict=True)
         )
         if not agree:
-            raise _ObstacleError(_contradiction("kernel_shape", kernel, taps))
+            raise _ObstacleError(contradiction("kernel_shape", kernel, taps))
     # The default of the operator.
     groups = 1 if settings["group"] is None else settings["group"]
     # Channels: from the weight, or where that is computed, from whatever has a shape.
@@ -254,16 +265,16 @@ def _geometry(
         None if per_group is None else per_group * groups, _at(y_shape, 1), _at(b_shape, 0)
     )
     if c_in is None or c_out is None:
-        raise _ObstacleError(_UNKNOWN_CHANNELS)
+        raise _ObstacleError(UNKNOWN_CHANNELS)
     # The operator's schema does not fix the lengths of its lists.
     for key, length in (("pads", 2 * n), ("strides", n), ("dilations", n), ("output_padding", n)):
         if settings[key] and len(settings[key]) != length:
-            raise _ObstacleError(_contradiction(key, settings[key], kernel))
+            raise _ObstacleError(contradiction(key, settings[key], kernel))
     input_size = (None,) * n if x_shape is None else tuple(x_shape[2:])
     if len(input_size) != n:
-        raise _ObstacleError(_contradiction("the input's shape", x_shape, kernel))
+        raise _ObstacleError(contradiction("the input's shape", x_shape, kernel))
     if settings["output_shape"] and len(settings["output_shape"]) < n:
-        raise _ObstacleError(_contradiction("output_shape", settings["output_shape"], kernel))
+        raise _ObstacleError(contradiction("output_shape", settings["output_shape"], kernel))
     spec = ConvTransposeSpec(
         in_channels=c_in,
         out_channels=c_out,
@@ -280,13 +291,13 @@ def _geometry(
 
 def _check_opset(context: Known, scope: Scope, is_stored: bool, is_dynamic: bool) -> None:
     """Raises where the operator set lacks what the new nodes need."""
-    if is_dynamic and scope.opset < _DYNAMIC_SLICE:
-        raise _ObstacleError(_needs_newer_slice(scope.opset))
+    if is_dynamic and scope.opset < DYNAMIC_SLICE:
+        raise _ObstacleError(needs_newer_slice(scope.opset))
     main = opset_of(context.model.opset_imports)
-    if scope.function is not None and (scope.opset < _FUNCTION_CONSTANTS or scope.opset != main):
-        raise _ObstacleError(_old_function(scope.opset, main))
+    if scope.function is not None and (scope.opset < FUNCTION_CONSTANTS or scope.opset != main):
+        raise _ObstacleError(old_function(scope.opset, main))
     if not is_stored and scope.opset < _RUNNING_PAD:
-        raise _ObstacleError(_NEEDS_PAD)
+        raise _ObstacleError(NEEDS_PAD)
 
 
 def _cropped(
@@ -339,84 +350,3 @@ def _at(shape: Sequence[int | None] | None, index: int) -> Any:
 
 def _first(*values: int | None) -> int | None:
     return next((value for value in values if value is not None), None)
-
-
-# --- refusals -----------------------------------------------------------------------------------
-
-_NO_OPERANDS = Refusal(
-    "it has no input, no weight or no output",
-    "all are needed",
-    "Correct the file; ONNX Runtime does not run this node",
-)
-_NO_MAP = Refusal(
-    "a map is empty, or larger than 2^31 pixels, along an axis",
-    "pixels are needed",
-    "Check the file",
-)
-_UNKNOWN_KERNEL = Refusal(
-    "neither the shape of its weight nor the attribute kernel_shape is known",
-    "the kernel size is needed",
-    "Declare the weight's shape in the file (onnx.shape_inference, value_info)",
-)
-_UNKNOWN_CHANNELS = Refusal(
-    "its numbers of channels are not known before it runs",
-    "the shape of the weight is needed",
-    "Declare the weight's shape in the file (onnx.shape_inference, value_info)",
-)
-_NEEDS_PAD = Refusal(
-    "its weight is not stored, and the file has opset 1",
-    "ONNX Runtime runs the operators that rearrange it from opset 2 on",
-    "Convert the file first (onnx.version_converter)",
-)
-
-
-def _too_many_taps(kernel: Sequence[int]) -> Refusal:
-    return Refusal(
-        f"its kernel has {' x '.join(map(str, kernel))} taps",
-        f"at most {_MOST_TAPS:,} along an axis are supported",
-        "Check the file",
-    )
-
-
-def _not_floating(dtype: str) -> Refusal:
-    return Refusal(
-        f"its weight is {dtype}",
-        "float32, float64, float16 or bfloat16 is needed",
-        "Keep this layer (exclude it)",
-    )
-
-
-def _depends_on_the_call(what: str) -> Refusal:
-    return Refusal(
-        f"its {what} is not the same, or missing, at the calls of the function that it is in",
-        "one geometry is needed",
-        "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
-    )
-
-
-def _old_function(opset: int, main: int) -> Refusal:
-    """ONNX Runtime reads the nodes of a function by the model's operator set, not by the function's.
-
-    onnx.checker rejects those nodes that differ between the two.
-    """
-    return Refusal(
-        f"it is in a function of opset {opset}, in a model of opset {main}",
-        f"both must be the same, {_FUNCTION_CONSTANTS} or newer",
-        "Inline the model's functions first (onnx_ir.passes.common.InlinePass)",
-    )
-
-
-def _contradiction(attribute: str, value: object, other: object) -> Refusal:
-    return Refusal(
-        f"{attribute} is {value} and the kernel's axes are {other}",
-        "the two must agree",
-        "Correct the file; ONNX Runtime does not run this node",
-    )
-
-
-def _needs_newer_slice(opset: int) -> Refusal:
-    return Refusal(
-        f"it has an output_shape and a dynamic input, and the file has opset {opset}",
-        f"a crop that depends on the input needs opset {_DYNAMIC_SLICE} or newer",
-        "Fix the input's size, or convert the file first (onnx.version_converter)",
-    )
