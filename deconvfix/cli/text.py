@@ -108,6 +108,9 @@ def conversion(report: ConversionReport) -> Iterator[Any]:
 
 def _fidelity(fidelity: Fidelity) -> Iterator[str]:
     """The numbers of what was changed on purpose."""
+    for output in fidelity.outputs:
+        if (seen := output.visible_in_words()) is not None:
+            yield f"  Output {output.index}: {seen}."
     pairs = [
         (
             "Largest layer ripple (from the weights)",
@@ -254,6 +257,8 @@ def _tones(found: Inspection) -> Iterator[str]:
 def _output(output: OutputDiagnosis) -> Iterator[str]:
     where = f"Output {output.index}"
     flat = output.flat_field
+    if output.visible is not None:
+        yield f"{where}: {output.visible.in_words()}."
     if flat is not None:
         yield (
             f"{where}: on a constant input the ripple is {flat.ripple_db:.1f} dB; phases differ by up to "

@@ -25,6 +25,7 @@ from deconvfix.grid.periods import (
 )
 from deconvfix.grid.spectra import radial_spectrum, spectral_peaks
 from deconvfix.grid.variance import PhaseVariance, phase_variance
+from deconvfix.grid.visible import visible_grid
 from deconvfix.plan import Match
 
 __all__ = [
@@ -72,6 +73,7 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
                 if usable
                 else (),
                 radial_spectrum=radial_spectrum(values) if usable else None,
+                visible=visible_grid(values, longest[index]) if usable else None,
             )
         )
         notes += _limits(outputs[-1], usable)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from deconvfix.core.decibels import LOWEST_DB, decibels_in_words
 from deconvfix.grid.flat_field import FlatField
+from deconvfix.grid.visible import VISIBLE, VisibleGrid
 
 __all__ = [
     "MADE_UP",
@@ -15,6 +16,9 @@ __all__ = [
 ]
 
 
+# The visible grid rose if it rose by so much, in 1/255 of the range: less may be texture.
+_RISE = 0.15
+_SAME = 0.05
 # What a match on noise is worth.
 MADE_UP = (
     "The outputs were compared on made-up noise, which proves nothing about pictures or sounds: the match is "
@@ -70,6 +74,8 @@ class OutputChange:
         tones: The outputs' power at the frequencies of the grids.
         shift: How far the mean of each channel moved, converted minus original, in the unit of the output.
         span: From the smallest to the largest value of the original's output.
+        visible_before: The visible grid of the original's output; None where it is too small.
+        visible_after: The converted model's, in the same patches and steps.
     """
 
     index: int
@@ -79,6 +85,35 @@ class OutputChange:
     tones: tuple[Tone, ...]
     shift: tuple[float, ...] = ()
     span: float = 0.0
+    visible_before: VisibleGrid | None = None
+    visible_after: VisibleGrid | None = None
+
+    def visible_in_words(self) -> str | None:
+        """What became of the visible grid; None if it was not measured."""
+        before, after = self.visible_before, self.visible_after
+        if before is None or after is None:
+            return None
+        verb = "stayed at" if abs(after.mean - before.mean) < _SAME else "changed from"
+        verb = "fell from" if after.mean <= before.mean - _SAME else verb
+        verb = "rose from" if after.mean >= before.mean + _SAME else verb
+        numbers = f"{max(before.mean, 0.0):.2f} to {max(after.mean, 0.0):.2f}"
+        if verb == "stayed at":
+            numbers = f"{max(after.mean, 0.0):.2f}"
+        return (
+            f"the visible grid {verb} {numbers} steps of 255 (in the worst patches "
+            f"{max(before.worst, 0.0):.2f} before, {max(after.worst, 0.0):.2f} after)"
+        )
+
+    @property
+    def looks_worse(self) -> bool:
+        """Whether the visible grid rose to where it can be seen."""
+        before, after = self.visible_before, self.visible_after
+        return (
+            before is not None
+            and after is not None
+            and after.mean > VISIBLE
+            and after.mean > max(before.mean, 0.0) + _RISE
+        )
 
     def shift_in_words(self) -> str | None:
         """The largest shift of a channel's mean; None if it was not measured."""
@@ -127,8 +162,24 @@ class Fidelity:
     calibration_samples: int | None = None
     outputs: tuple[OutputChange, ...] = ()
 
+    @property
+    def looks_worse(self) -> bool:
+        """Whether the visible grid of an output rose to where it can be seen."""
+        return any(output.looks_worse for output in self.outputs)
+
     def sentence(self) -> str:
-        """What the change did, for the owner of the model."""
+        """What the change did, for the owner of the model: first what is seen, then on constants."""
+        seen = [
+            (output.visible_before.mean, words)
+            for output in self.outputs
+            if output.visible_before and (words := output.visible_in_words())
+        ]
+        if not seen:
+            return self._on_constants()
+        constants = self._on_constants()
+        return f"In the smooth parts of the outputs, {max(seen)[1]}. {constants}"
+
+    def _on_constants(self) -> str:
         before, after = self.network_ripple_db_before, self.network_ripple_db_after
         what = "On a constant input, the grid"
         # Without a run of the network the layers speak for it.

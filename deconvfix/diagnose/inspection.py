@@ -15,6 +15,7 @@ from deconvfix.grid.flat_field import FlatField
 from deconvfix.grid.periods import GridFrequency
 from deconvfix.grid.spectra import Peak, RadialSpectrum
 from deconvfix.grid.variance import PhaseVariance
+from deconvfix.grid.visible import VisibleGrid
 
 __all__ = [
     "INSPECTION_FORMAT",
@@ -97,6 +98,7 @@ class OutputDiagnosis:
             the longest first; not for those of which the output has too few.
         peaks: The spectrum at the frequencies of the grid.
         radial_spectrum: Power by frequency over all directions, for two dimensions.
+        visible: The visible grid; None where the output has too few patches.
     """
 
     index: int
@@ -106,6 +108,7 @@ class OutputDiagnosis:
     phase_variances: tuple[PhaseVariance, ...]
     peaks: tuple[Peak, ...]
     radial_spectrum: RadialSpectrum | None
+    visible: VisibleGrid | None = None
 
 
 @dataclass(frozen=True)

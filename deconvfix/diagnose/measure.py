@@ -26,6 +26,7 @@ from deconvfix.grid.flat_field import (
 from deconvfix.grid.kernel import ripple_db
 from deconvfix.grid.periods import Period, measured_period, stacked_periods
 from deconvfix.grid.spectra import spectral_peaks
+from deconvfix.grid.visible import VisibleGrid, visible_grid
 from deconvfix.plan import Match, Plan
 
 __all__ = [
@@ -261,9 +262,18 @@ def _changes(runs: Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
             tones=_tones(values, runs.compared(index), grids, sample_rate),
             shift=_shift(values, runs.compared(index)),
             span=float(values.max()) - float(values.min()),
+            visible_before=visible_grid(values, periods[index]),
+            visible_after=_visible(values, runs.compared(index), periods[index]),
         )
         for index, (values, grids) in runs.shown.items()
     )
+
+
+def _visible(
+    before: NDArray[Any], after: NDArray[Any] | None, period: Period
+) -> VisibleGrid | None:
+    """The visible grid of the converted output, where and in the steps in which the original's was."""
+    return None if after is None else visible_grid(after, period, like=before)
 
 
 def _shift(before: NDArray[Any], after: NDArray[Any] | None) -> tuple[float, ...]:

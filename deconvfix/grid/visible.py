@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-__all__ = ["VisibleGrid", "smooth_patches", "visible_grid"]
+__all__ = ["VISIBLE", "VisibleGrid", "smooth_patches", "visible_grid"]
 
 # Periods of a patch along each axis, by the number of axes: about 16 repeats of each phase.
 _REPEATS = {1: 16, 2: 4, 3: 3}
@@ -28,6 +28,8 @@ _SMOOTHEST, _WORST = 0.25, 0.05
 # With fewer patches than this the quarter is no sample.
 _FEWEST = 8
 _BLUR = 0.6
+# A mean above this is seen; true pictures and textures stay below.
+VISIBLE = 0.3
 _STEPS = 255
 
 Array = NDArray[np.float64]
@@ -47,6 +49,14 @@ class VisibleGrid:
     mean: float
     worst: float
     patches: int
+
+    def in_words(self) -> str:
+        """Both numbers, with what they mean."""
+        seen = "is seen" if self.mean > VISIBLE else "is not seen"
+        return (
+            f"the visible grid is {max(self.mean, 0.0):.2f} steps of 255 in the smooth parts, "
+            f"{max(self.worst, 0.0):.2f} in the worst patches: it {seen}"
+        )
 
 
 def visible_grid(

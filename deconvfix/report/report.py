@@ -115,7 +115,8 @@ class ConversionReport:
         if not self.ok:
             return "NOT VERIFIED"
         if self.proven:
-            return "verified"
+            worse = self.fidelity is not None and self.fidelity.looks_worse
+            return "verified as a computation, but the visible grid rose" if worse else "verified"
         if self.parity is None or not self.parity.comparisons:
             return "not verified, as nothing was run"
         return "layers verified, the model was not run"

@@ -267,6 +267,7 @@ def test_json_is_finite_and_has_the_documented_fields(photo):
         "phase_variances",
         "peaks",
         "radial_spectrum",
+        "visible",
     }
 
 
