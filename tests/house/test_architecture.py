@@ -40,7 +40,7 @@ WING_NAMES = {
     "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "external",
     "file", "find", "fold", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
     "nodes", "parity", "parts", "proto", "refusals", "reroute", "runtime_parity", "samples", "shown",
-    "source_code", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "values", "weights",
+    "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "values", "weights",
 }  # fmt: skip
 MIRRORED = {
     "frontend",

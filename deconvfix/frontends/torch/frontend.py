@@ -27,7 +27,13 @@ from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe
 from deconvfix.frontends.calibrate import calibrate, fitted_decisions
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch.calibrate import FittableModule
-from deconvfix.frontends.torch.calls import Observed, executed_transposed_convolutions, observe
+from deconvfix.frontends.torch.calls import (
+    Observed,
+    asks_for_class,
+    callers_by_code,
+    executed_transposed_convolutions,
+    observe,
+)
 from deconvfix.frontends.torch.diagnose import gradient_advice, kernels_of, probe_module
 from deconvfix.frontends.torch.find import (
     PLAIN,
@@ -52,7 +58,6 @@ from deconvfix.frontends.torch.layers import ConvertedConvTranspose, spread_weig
 from deconvfix.frontends.torch.parity import compare_modules
 from deconvfix.frontends.torch.reroute import keep, reroute
 from deconvfix.frontends.torch.samples import TorchSamples, flat_inputs
-from deconvfix.frontends.torch.source_code import asks_for_class, callers_by_code
 from deconvfix.frontends.torch.surgery import (
     check_geometry,
     converted_layer,
