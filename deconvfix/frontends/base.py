@@ -15,6 +15,7 @@ from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import Init
 from deconvfix.grid.flat_field import Run, layer_answer
+from deconvfix.grid.periods import Period
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan
 
@@ -29,6 +30,8 @@ __all__ = [
     "LayerAnswer",
     "Probe",
     "ReadsConverted",
+    "Restoration",
+    "Restores",
     "ShowsKernels",
     "Translates",
 ]
@@ -222,6 +225,46 @@ class Probe:
     unseen: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What a restoration may do, and what it goes by.
+
+    Attributes:
+        inputs: Of the model, one for each sample or batch.
+        targets: What it should give on each: its outputs, in NumPy.
+        periods: Of the grid, in pixels per axis, by the number of the output.
+        seconds: That it may take.
+        seed: Of the order of the inputs.
+        grow: Names of the layers whose kernels may grow by a tap at each end.
+    """
+
+    inputs: Sequence[Any]
+    targets: Sequence[Sequence[NDArray[Any]]]
+    periods: Mapping[int, Period]
+    seconds: float
+    seed: int = 0
+    grow: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Restores(Protocol):
+    """A front end that can train a model's own weights towards outputs without a grid."""
+
+    def cycle_spun(
+        self, model: Any, inputs: Any, periods: Mapping[int, Period], most: int, seed: int
+    ) -> list[NDArray[Any]] | None:
+        """The mean over shifts of the input, shifted back; None where input and output do not correspond."""
+        ...
+
+    def restore(self, model: Any, task: Restoration) -> Any:
+        """A copy of the model, trained."""
+        ...
+
+    def cost(self, model: Any, inputs: Any) -> float:
+        """Operations of one run."""
+        ...
 
 
 class Frontend(Protocol):

@@ -10,6 +10,8 @@ root of the rest, with its sign, is the visible grid. True pictures give about z
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-__all__ = ["VISIBLE", "VisibleGrid", "smooth_patches", "visible_grid"]
+__all__ = ["VISIBLE", "VisibleGrid", "smooth_patches", "visible_grid", "without_grid"]
 
 # Periods of a patch along each axis, by the number of axes: about 16 repeats of each phase.
 _REPEATS = {1: 16, 2: 4, 3: 3}
@@ -99,6 +101,62 @@ def visible_grid(
     return VisibleGrid(
         _root(float(power.mean()), span), _root(float(worst.mean()), span), len(power)
     )
+
+
+def without_grid(values: NDArray[Any], period: Sequence[int]) -> Array:
+    """An output less what is locked to the phase, as far as that is more than chance.
+
+    In each patch the phase means are taken off in proportion to what chance does not explain of them (the
+    Wiener filter of a mean). Patches overlap by half, so that none has an edge.
+
+    Args:
+        values: (N, C, *spatial).
+        period: Of the grid, in pixels per axis.
+    """
+    values = values.astype(np.float64)
+    low = values
+    for axis, n in enumerate(period, 2):
+        low = gaussian_filter1d(low, _BLUR * n, axis, mode="nearest") if n > 1 else low
+    high = values - low
+    total, weights = np.zeros_like(values), np.zeros_like(values)
+    repeats = _REPEATS[len(period)]
+    sizes = [
+        min(repeats * n, size // n * n) for n, size in zip(period, values.shape[2:], strict=True)
+    ]
+    if 0 in sizes:
+        return values
+    steps = [
+        [*range(0, size - patch + 1, max(n, patch // 2 // n * n))]
+        for n, patch, size in zip(period, sizes, values.shape[2:], strict=True)
+    ]
+    window = functools.reduce(
+        np.multiply.outer, [np.hanning(patch + 2)[1:-1] for patch in sizes], np.ones(())
+    )
+    for corner in itertools.product(*steps):
+        place: Any = (
+            ...,
+            *(slice(at, at + patch) for at, patch in zip(corner, sizes, strict=True)),
+        )
+        split = high[place].reshape(
+            *values.shape[:2],
+            *itertools.chain.from_iterable(
+                (size // n, n) for size, n in zip(sizes, period, strict=True)
+            ),
+        )
+        axes = tuple(range(2, 2 + 2 * len(period), 2))
+        means = split.mean(axes, keepdims=True)
+        phases = tuple(axis + 1 for axis in axes)
+        means = means - means.mean(phases, keepdims=True)
+        chance = split.var(axes, keepdims=True).mean(phases, keepdims=True) / math.prod(
+            size // n for size, n in zip(sizes, period, strict=True)
+        )
+        power = (means**2).mean(phases, keepdims=True)
+        share = np.clip(1 - chance / np.maximum(power, np.finfo(np.float64).tiny), 0, 1)
+        grid = np.broadcast_to(means * share, split.shape).reshape(high[place].shape)
+        total[place] += grid * window
+        weights[place] += window
+    result: Array = values - total / np.maximum(weights, np.finfo(np.float64).tiny)
+    return result
 
 
 def smooth_patches(values: NDArray[Any], period: Sequence[int]) -> NDArray[np.intp] | None:

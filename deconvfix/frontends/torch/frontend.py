@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Need
-from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe
+from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe, Restoration
 from deconvfix.frontends.calibrate import calibrate, fitted_decisions
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch.calibrate import FittableModule
@@ -68,7 +68,9 @@ from deconvfix.frontends.torch.surgery import (
     why_not_exchanged,
 )
 from deconvfix.frontends.torch.tuning.flat import grid_notes
+from deconvfix.frontends.torch.tuning.restore import cost, cycle_spun, restore
 from deconvfix.frontends.torch.tuning.tune import tune
+from deconvfix.grid.periods import Period
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Match, Plan, Replaced
 
@@ -311,6 +313,25 @@ class TorchModuleFrontend:
     def psnr_db(self, before: nn.Module, after: nn.Module, example_inputs: Any) -> float | None:
         """See `inputs.psnr_db`."""
         return psnr_db(before, after, example_inputs)
+
+    def cycle_spun(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        periods: Mapping[int, Period],
+        most: int,
+        seed: int,
+    ) -> list[NDArray[Any]] | None:
+        """See `tuning.restore.cycle_spun`."""
+        return cycle_spun(model, inputs, periods, most, seed)
+
+    def restore(self, model: nn.Module, task: Restoration) -> nn.Module:
+        """See `tuning.restore.restore`."""
+        return restore(model, task)
+
+    def cost(self, model: nn.Module, inputs: Any) -> float:
+        """See `tuning.restore.cost`."""
+        return cost(model, inputs)
 
 
 FRONTEND = TorchModuleFrontend()

@@ -1,0 +1,482 @@
+"""Measure, try candidates in the order of promise, keep the best one that makes nothing worse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvfix.conversion import Conversion, convert
+from deconvfix.diagnose.measure import longest_period, outputs_with_grids
+from deconvfix.errors import DeconvfixError, OptionError
+from deconvfix.fixing.measure import Reference
+from deconvfix.fixing.report import Candidate, FixReport, GridChange, Measured
+from deconvfix.frontends.base import Frontend, Restoration, Restores, Translates
+from deconvfix.frontends.registry import enter, opened
+from deconvfix.grid.flat_field import flat_field_of, network_tables
+from deconvfix.grid.periods import Period
+from deconvfix.grid.visible import VISIBLE, visible_grid, without_grid
+from deconvfix.plan import Match, Plan
+
+__all__ = ["Fix", "fix"]
+
+# Every so many batches one is held out.
+_HELDOUT_EVERY = 4
+# A grid is seen above this, or if so many times more than at a neighbouring period, which texture has too.
+_ABOVE_TEXTURE = 1.5
+_WORST_SEEN = 1.0
+# What counts as worse: the distance to the goal, the truth, the mean of a channel, the worst patches.
+_MATCH_DB, _TRUTH_DB, _COLOUR, _WORST = 0.5, 0.05, 1.0, 0.05
+# A candidate must take away at least this share of the grid, and one that leaves so little ends the search.
+_TAKEN, _ENOUGH, _QUARTER = 0.3, 0.15, 0.25
+# Shifts of cycle spinning: for the measurement, and for each input to train on.
+_ALL_SHIFTS, _SOME_SHIFTS = 64, 16
+# Shares of the time: the goal on the inputs to train on, the first training, the second.
+_FIRST = 0.5
+# Output elements of the answer to a constant.
+_MOST_OUTPUT = 2**20
+
+Outputs = list[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Fix(Conversion):
+    """A `Conversion` whose report is about what is seen.
+
+    Attributes:
+        report: What was found and done.
+    """
+
+    report: FixReport  # type: ignore[assignment]
+
+
+def fix(
+    model: Any,
+    *,
+    data: Iterable[Any] | str,
+    targets: Sequence[NDArray[Any]] | None = None,
+    example_inputs: Any | None = None,
+    seconds: float = 60.0,
+    max_cost: float = 1.3,
+    seed: int = 0,
+) -> Fix:
+    """Takes the visible grid out of a model's outputs, if that makes nothing worse.
+
+    Args:
+        model: As for `convert`; it is not changed. Modules are trained, their own layers first; programs
+            and ONNX models get closed-form fits.
+        data: Real inputs, batch by batch, as the model takes them; at least 8. Every fourth batch is held
+            out: all that is reported is measured on these. "normal" or "uniform" draws latents, with
+            `example_inputs` for their shapes.
+        targets: True outputs for each batch of `data`, where there are some: quality is measured on them.
+        example_inputs: Shapes for a distribution.
+        seconds: For all candidates together.
+        max_cost: The most operations of a run, relative to the original's.
+        seed: Of all that is drawn.
+
+    Returns:
+        The fixed model, or the model itself where `report.fixed` is False.
+
+    Raises:
+        OptionError: If there are too few data, or a number is out of range.
+        ModelError: If the model does not run on them.
+    """
+    if not seconds > 0 or not max_cost >= 1:
+        raise OptionError(
+            "seconds" if not seconds > 0 else "max_cost",
+            f"the value is {seconds if not seconds > 0 else max_cost!r}",
+            "a time above 0, and a cost of at least 1, are needed",
+            "Correct the value",
+        )
+    given = opened(model)
+    frontend, working = enter(given)
+    batches = _batches(frontend, working, data, example_inputs, seed)
+    if len(batches) < _HELDOUT_EVERY * 2:
+        raise OptionError(
+            "data",
+            f"there are {len(batches)} batches",
+            f"at least {_HELDOUT_EVERY * 2} are needed, as every fourth is held out",
+            "Give more inputs, or smaller batches",
+        )
+    search = _Search.start(frontend, working, batches, targets, seed, seconds, max_cost)
+    if isinstance(search, FixReport):
+        return Fix(given, Plan("keep", ()), search)
+    found = search.run()
+    if found is None:
+        return Fix(given, Plan("keep", ()), search.report(None))
+    candidate, fixed, plan = found
+    if isinstance(frontend, Translates):
+        fixed = frontend.leave(fixed, given, changed=True, inplace=False)
+    return Fix(fixed, plan, search.report(candidate))
+
+
+def _batches(
+    frontend: Frontend, model: Any, data: Iterable[Any] | str, example: Any | None, seed: int
+) -> list[Any]:
+    if not isinstance(data, str):
+        return list(data)
+    drawer: Any = frontend
+    drawn = [drawer.drawn_inputs_like(model, data, example, seed + i) for i in range(32)]
+    return [batch for batch in drawn if batch is not None]
+
+
+class _Search:
+    """The candidates of one model."""
+
+    def __init__(
+        self,
+        frontend: Frontend,
+        model: Any,
+        matches: Sequence[Match],
+        periods: dict[int, Period],
+        fitted: list[Any],
+        heldout: list[Any],
+        reference: Reference,
+        original: Measured,
+        goal: str,
+        seed: int,
+        until: float,
+        max_cost: float,
+    ) -> None:
+        self.frontend = frontend
+        self.model = model
+        self.matches = matches
+        self.periods = periods
+        self.fitted = fitted
+        self.heldout = heldout
+        self.reference = reference
+        self.original = original
+        self.goal = goal
+        self.seed = seed
+        self.until = until
+        self.max_cost = max_cost
+        self.tried: list[Candidate] = []
+
+    @classmethod
+    def start(
+        cls,
+        frontend: Frontend,
+        model: Any,
+        batches: Sequence[Any],
+        targets: Sequence[NDArray[Any]] | None,
+        seed: int,
+        seconds: float,
+        max_cost: float,
+    ) -> _Search | FixReport:
+        """Measures the original; a report where no grid is seen."""
+        until = time.monotonic() + seconds
+        heldout = list(batches[_HELDOUT_EVERY - 1 :: _HELDOUT_EVERY])
+        fitted = [
+            batch for i, batch in enumerate(batches) if i % _HELDOUT_EVERY != _HELDOUT_EVERY - 1
+        ]
+        matches = frontend.find(model, heldout[0]).matches
+        probe = frontend.probe(model, heldout[0], matches)
+        shown = outputs_with_grids(matches, probe)
+        periods = {index: longest_period(grids) for index, (_, grids) in shown.items()}
+        original = _outputs(frontend, model, matches, heldout)
+        truth = None
+        if targets is not None:
+            truth = np.concatenate(list(targets[_HELDOUT_EVERY - 1 :: _HELDOUT_EVERY]))
+        spun = _spun(frontend, model, heldout, periods, _ALL_SHIFTS, seed)
+        goal = "the mean over all shifts of the input"
+        if spun is None:
+            goal = "the original's outputs less what is locked to the phase"
+            spun = [
+                without_grid(values, periods[i]) if i in periods else values
+                for i, values in enumerate(original)
+            ]
+        reference = Reference(original, spun, periods, truth)
+        flat = _flat_db(frontend, model, matches, heldout[0], periods)
+        measured = reference.measure(original, flat) if periods else None
+        if measured is None:
+            nothing = Measured(0.0, 0.0, 0.0, None, 0.0)
+            what = "no output has enough patches for a grid to be seen"
+            return _nothing(nothing, len(original[0]) if original else 0, goal, what)
+        if not _is_seen(original, periods, measured):
+            return _nothing(measured, len(original[0]), goal, "no visible grid")
+        return cls(
+            frontend, model, matches, periods, fitted, heldout, reference, measured, goal, seed, until,
+            max_cost,
+        )  # fmt: skip
+
+    def run(self) -> tuple[Candidate, Any, Plan] | None:
+        """Tries candidates until one leaves nothing to be seen, or the time is over; the best."""
+        best: tuple[Candidate, Any, Plan] | None = None
+        for name, model, plan, keeps in self._candidates():
+            candidate = self._judged(name, model, keeps)
+            self.tried.append(candidate)
+            if candidate.objections or candidate.measured is None:
+                continue
+            if best is None or candidate.measured.seen < _seen(best[0]) - 0.05:
+                best = candidate, model, plan
+            enough = max(_ENOUGH, 0.0)
+            if candidate.measured.seen <= min(enough, _QUARTER * self.original.seen):
+                break
+        return best
+
+    def _candidates(self) -> Iterator[tuple[str, Any, Plan, bool]]:
+        """What may help, the most promising first: name, model, plan, whether names and shapes stay."""
+        if isinstance(self.frontend, Restores):
+            yield from self._restored(self.frontend)
+        if time.monotonic() >= self.until:
+            return
+        for name, options in _CLOSED:
+            try:
+                made = convert(
+                    self.model,
+                    to="equalized",
+                    init="calibrated",
+                    calibration=self.fitted,
+                    example_inputs=None,
+                    verify=False,
+                    seed=self.seed,
+                    **options,
+                )
+            except DeconvfixError:
+                continue
+            if made.plan.changed:
+                yield name, made.model, made.plan, not options.get("grow")
+
+    def _restored(self, frontend: Restores) -> Iterator[tuple[str, Any, Plan, bool]]:
+        """The model's own layers, trained; then with larger kernels, as far as the cost allows."""
+        targets = [
+            _spun(self.frontend, self.model, [batch], self.periods, _SOME_SHIFTS, self.seed + i)
+            or self._ungridded(batch)
+            for i, batch in enumerate(self.fitted)
+        ]
+        left = self.until - time.monotonic()
+        # The goal takes a part of the time, and so does the measurement of each candidate.
+        task = Restoration(self.fitted, targets, self.periods, max(1.0, left * _FIRST), self.seed)
+        model = frontend.restore(self.model, task)
+        nothing = Plan("keep", ())
+        yield "its own layers, trained", model, nothing, True
+        grow = self._affordable(frontend)
+        left = self.until - time.monotonic()
+        if grow and left > 1:
+            task = replace(task, seconds=left * 0.8, grow=grow)
+            plan = self._grown(grow)
+            yield (
+                f"{len(grow)} of its layers with larger kernels, trained",
+                frontend.restore(model, task),
+                plan,
+                False,
+            )
+
+    def _grown(self, names: Sequence[str]) -> Plan:
+        """The recipe of the larger kernels."""
+        made = convert(
+            self.model, to="equalized", grow=1, include=tuple(names), verify=False, inplace=False
+        )
+        return made.plan
+
+    def _affordable(self, frontend: Restores) -> tuple[str, ...]:
+        """Layers whose kernels may grow, the last ones first, within the cost."""
+        before = frontend.cost(self.model, self.heldout[0])
+        chosen: tuple[str, ...] = ()
+        for match in reversed(self.matches):
+            if match.spec is None or match.obstacle is not None or match.lacks:
+                continue
+            if max(match.spec.stride) < 2:
+                continue
+            more = (match.name, *chosen)
+            try:
+                grown = convert(
+                    self.model, to="equalized", grow=1, include=more, verify=False
+                ).model
+            except DeconvfixError:
+                continue
+            if frontend.cost(grown, self.heldout[0]) <= self.max_cost * before:
+                chosen = more
+        return chosen
+
+    def _ungridded(self, batch: Any) -> Outputs:
+        outputs = _outputs(self.frontend, self.model, self.matches, [batch])
+        return [
+            without_grid(values, self.periods[i]).astype(values.dtype)
+            if i in self.periods
+            else values
+            for i, values in enumerate(outputs)
+        ]
+
+    def _judged(self, name: str, model: Any, keeps: bool) -> Candidate:
+        """A candidate, measured, with what speaks against it."""
+        try:
+            outputs = _outputs(self.frontend, model, self.matches, self.heldout)
+        except DeconvfixError as error:
+            return Candidate(name, None, 1.0, keeps, (f"it does not run ({error.found})",))
+        flat = _flat_db(self.frontend, model, self.matches, self.heldout[0], self.periods)
+        measured = self.reference.measure(outputs, flat)
+        if measured is None:
+            return Candidate(name, None, 1.0, keeps, ("its outputs are not finite",))
+        cost = 1.0
+        if isinstance(self.frontend, Restores):
+            cost = self.frontend.cost(model, self.heldout[0]) / self.frontend.cost(
+                self.model, self.heldout[0]
+            )
+        return Candidate(
+            name,
+            measured,
+            cost,
+            keeps,
+            tuple(_objections(self.original, measured, cost, self.max_cost)),
+        )
+
+    def report(self, taken: Candidate | None) -> FixReport:
+        """What was found and done."""
+        after = self.original if taken is None or taken.measured is None else taken.measured
+        before = self.original
+        if taken is None:
+            measured = [c for c in self.tried if c.measured is not None]
+            closest = min(measured, key=_seen, default=None)
+            reason = (
+                "Nothing was changed: no candidate takes the grid away and makes nothing worse."
+            )
+            if closest is not None:
+                reason += (
+                    f" The closest, {closest.name}, has a grid of {_seen(closest):.2f} steps instead of "
+                    f"{before.seen:.2f}, but {'; '.join(closest.objections)}."
+                )
+        else:
+            same = (
+                "the weights load into unchanged code"
+                if taken.keeps_names
+                else "kernels have grown"
+            )
+            reason = (
+                f"Fixed: {taken.name}; the visible grid fell from {before.seen:.2f} to "
+                f"{max(after.seen, 0.0):.2f} steps of 255 (worst patches {before.worst:.2f} to "
+                f"{max(after.worst, 0.0):.2f}), at x{taken.cost:.2f} operations; {same}."
+            )
+        return FixReport(
+            fixed=taken is not None,
+            reason=reason,
+            nothing_to_fix=False,
+            grid=GridChange(before.seen, before.worst, after.seen, after.worst),
+            match_db=after.match_db,
+            colour_shift=after.colour_shift,
+            cost=1.0 if taken is None else taken.cost,
+            original=before,
+            candidates=tuple(self.tried),
+            heldout=len(self.reference.original[0]),
+            goal=self.goal,
+        )
+
+
+# Closed forms, for models that cannot be trained here.
+_CLOSED: tuple[tuple[str, dict[str, Any]], ...] = (("equalized weights, calibrated", {}),)
+
+
+def _seen(candidate: Candidate) -> float:
+    assert candidate.measured is not None
+    return candidate.measured.seen
+
+
+def _objections(before: Measured, after: Measured, cost: float, max_cost: float) -> Iterator[str]:
+    """What a candidate makes worse, or does not make better."""
+    if after.seen > (1 - _TAKEN) * before.seen:
+        yield f"it leaves a grid of {after.seen:.2f} steps"
+    if after.worst > before.worst + _WORST:
+        yield f"the worst patches go from {before.worst:.2f} to {after.worst:.2f} steps"
+    if after.match_db < before.match_db - _MATCH_DB:
+        yield (
+            f"it is further from the outputs without a grid than the original "
+            f"({after.match_db:.1f} dB, the original {before.match_db:.1f} dB)"
+        )
+    if after.colour_shift > _COLOUR:
+        yield f"the mean of a channel moves by {after.colour_shift:.1f} steps"
+    if (
+        before.truth_db is not None
+        and after.truth_db is not None
+        and after.truth_db < before.truth_db - _TRUTH_DB
+    ):
+        yield f"its quality falls from {before.truth_db:.2f} to {after.truth_db:.2f} dB"
+    if (
+        before.flat_db is not None
+        and after.flat_db is not None
+        and after.flat_db > max(before.flat_db, -60.0) + 1
+    ):
+        yield f"its answer to a constant ripples more ({after.flat_db:.0f} dB)"
+    if cost > max_cost * 1.001:
+        yield f"it costs x{cost:.2f}"
+
+
+def _is_seen(original: Outputs, periods: dict[int, Period], measured: Measured) -> bool:
+    """Whether there is a grid, and not only texture, which other periods show as well."""
+    others = [
+        found.mean
+        for i, period in periods.items()
+        for more in (1, 2)
+        if (found := visible_grid(original[i], tuple(n + more for n in period))) is not None
+    ]
+    texture = max([0.0, *others])
+    is_strong = measured.seen > VISIBLE and measured.seen > _ABOVE_TEXTURE * texture
+    return is_strong or (measured.worst > _WORST_SEEN and measured.seen > VISIBLE)
+
+
+def _nothing(measured: Measured, heldout: int, goal: str, what: str) -> FixReport:
+    return FixReport(
+        fixed=False,
+        reason=f"{what[0].upper()}{what[1:]}: nothing to fix.",
+        nothing_to_fix=True,
+        grid=GridChange(measured.seen, measured.worst, measured.seen, measured.worst),
+        match_db=measured.match_db,
+        colour_shift=0.0,
+        cost=1.0,
+        original=measured,
+        candidates=(),
+        heldout=heldout,
+        goal=goal,
+    )
+
+
+def _outputs(
+    frontend: Frontend, model: Any, matches: Sequence[Match], batches: Sequence[Any]
+) -> Outputs:
+    """The outputs on all batches, joined along the first axis."""
+    found: list[tuple[NDArray[Any], ...]] = []
+    for batch in batches:
+        probe = frontend.probe(model, batch, matches)
+        if probe.run is None:
+            raise OptionError(
+                "data",
+                "the model does not run on them" + "".join(f" ({note})" for note in probe.notes),
+                "inputs as the model takes them are needed",
+                "Correct the data",
+            )
+        found.append(probe.outputs)
+    return [np.concatenate(column) for column in zip(*found, strict=True)]
+
+
+def _spun(
+    frontend: Any,
+    model: Any,
+    batches: Sequence[Any],
+    periods: dict[int, Period],
+    most: int,
+    seed: int,
+) -> Outputs | None:
+    """The outputs without a grid by cycle spinning, where that is possible."""
+    if not isinstance(frontend, Restores):
+        return None
+    found = []
+    for i, batch in enumerate(batches):
+        spun = frontend.cycle_spun(model, batch, periods, most, seed + i)
+        if spun is None:
+            return None
+        found.append(spun)
+    return [np.concatenate(column) for column in zip(*found, strict=True)]
+
+
+def _flat_db(
+    frontend: Frontend, model: Any, matches: Sequence[Match], batch: Any, periods: dict[int, Period]
+) -> float | None:
+    """Ripple of the answer to a constant input, the largest of the outputs."""
+    probe = frontend.probe(model, batch, matches)
+    if probe.run is None:
+        return None
+    tables = network_tables(probe.run, probe.inputs, periods, _MOST_OUTPUT)
+    return max((flat_field_of(table).ripple_db for table in tables.values()), default=None)

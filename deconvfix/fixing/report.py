@@ -1,0 +1,125 @@
+"""What `fix` found and did, as plain data and as sentences."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["FIX_FORMAT", "Candidate", "FixReport", "GridChange", "Measured"]
+
+FIX_FORMAT = "deconvfix.fix/1"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's outputs on held-out inputs.
+
+    Attributes:
+        seen: The visible grid in the smooth parts, in steps of 1/255 of the original's range; the largest
+            of its outputs.
+        worst: The same in the worst patches.
+        match_db: PSNR to the goal: the original's outputs without their grid.
+        original_db: PSNR to the original's outputs; None for the original itself.
+        colour_shift: The largest shift of a channel's mean against the original, in the same steps.
+        truth_db: PSNR to the targets; None without.
+        flat_db: Ripple of the answer to a constant input; None where it is not measured.
+    """
+
+    seen: float
+    worst: float
+    match_db: float
+    original_db: float | None
+    colour_shift: float
+    truth_db: float | None = None
+    flat_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way that was tried.
+
+    Attributes:
+        name: What was done.
+        measured: On held-out inputs; None where it failed.
+        cost: Operations of a run, relative to the original's.
+        keeps_names: Whether the weights load into unchanged code.
+        objections: Why it was not taken: what it makes worse, or does not make better.
+    """
+
+    name: str
+    measured: Measured | None
+    cost: float
+    keeps_names: bool
+    objections: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GridChange:
+    """The visible grid before and after; see `Measured`."""
+
+    seen_before: float
+    worst_before: float
+    seen_after: float
+    worst_after: float
+
+
+@dataclass(frozen=True)
+class FixReport:
+    """What `fix` found and did.
+
+    Attributes:
+        fixed: Whether the model that is returned is another one, with less of a grid and nothing worse.
+        reason: A sentence: what was done, or why nothing was.
+        nothing_to_fix: Whether no grid was to be seen.
+        grid: The visible grid, on held-out inputs.
+        match_db: PSNR of the result to the original's outputs without their grid.
+        colour_shift: The largest shift of a channel's mean, in 1/255 of the output's range.
+        cost: Operations of a run, relative to the original's.
+        original: The original, measured alike.
+        candidates: What was tried, in this order.
+        heldout: How many samples were measured on, which no fit has seen.
+        goal: What the outputs are compared with, in words.
+        notes: Sentences about what limits the evidence.
+    """
+
+    fixed: bool
+    reason: str
+    nothing_to_fix: bool
+    grid: GridChange
+    match_db: float
+    colour_shift: float
+    cost: float
+    original: Measured
+    candidates: tuple[Candidate, ...]
+    heldout: int
+    goal: str
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"format": FIX_FORMAT, **asdict(self)}
+
+    def to_json(self) -> str:
+        """The report as one JSON object."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def explain(self) -> str:
+        """The choice in a paragraph."""
+        before = self.original
+        sentences = [
+            f"On {self.heldout} held-out samples the original's visible grid is {before.seen:.2f} steps of "
+            f"255 in the smooth parts and {before.worst:.2f} in the worst patches.",
+            self.reason,
+        ]
+        for candidate in self.candidates:
+            if candidate.measured is None or not candidate.objections:
+                continue
+            sentences.append(
+                f"Not taken: {candidate.name} (grid {candidate.measured.seen:.2f}, worst "
+                f"{candidate.measured.worst:.2f}), because {'; '.join(candidate.objections)}."
+            )
+        return " ".join([*sentences, *self.notes])
+
+    def __str__(self) -> str:
+        return self.reason
