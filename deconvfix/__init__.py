@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from deconvfix.errors import RuntimeCrashError as RuntimeCrashError
     from deconvfix.errors import SpecError as SpecError
     from deconvfix.fit.tuning import Tuning as Tuning
+    from deconvfix.fixing.fix import Fix as Fix
+    from deconvfix.fixing.fix import fix as fix
+    from deconvfix.fixing.report import FixReport as FixReport
     from deconvfix.frontends.torch.checkpoint import load as load
     from deconvfix.frontends.torch.export import ExportReport as ExportReport
     from deconvfix.frontends.torch.export import export_onnx as export_onnx
@@ -48,6 +51,8 @@ _HOMES = {
     "DeconvfixError": "errors",
     "ExportError": "errors",
     "ExportReport": "frontends.torch.export",
+    "Fix": "fixing.fix",
+    "FixReport": "fixing.report",
     "Inspection": "diagnose.inspection",
     "ModelError": "errors",
     "OptionError": "errors",
@@ -64,6 +69,7 @@ _HOMES = {
     "Tuning": "fit.tuning",
     "convert": "conversion",
     "export_onnx": "frontends.torch.export",
+    "fix": "fixing.fix",
     "inspect": "conversion",
     "load": "frontends.torch.checkpoint",
     "samples_curve": "curves.samples",
@@ -79,6 +85,8 @@ __all__ = [
     "DeconvfixError",
     "ExportError",
     "ExportReport",
+    "Fix",
+    "FixReport",
     "Inspection",
     "ModelError",
     "OptionError",
@@ -95,6 +103,7 @@ __all__ = [
     "Tuning",
     "convert",
     "export_onnx",
+    "fix",
     "inspect",
     "load",
     "samples_curve",

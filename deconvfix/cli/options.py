@@ -28,6 +28,7 @@ __all__ = [
     "BenchOptions",
     "ConvertOptions",
     "ExportOptions",
+    "FixOptions",
     "InspectOptions",
     "ReportOptions",
     "SourceOptions",
@@ -218,6 +219,39 @@ class ConvertOptions(_ExportedOptions, ReportOptions):
         "Also fit to a quarter and to half of the samples, and report how close each fit comes on held-out "
         "ones. Needs --calibration.",
     )
+
+
+@dataclass(frozen=True)
+class FixOptions(ReportOptions):
+    """The options of `deconvfix fix`."""
+
+    output: Path | None = option(None, "The file to write, of the same kind.", flag="-o")
+    data: str | None = option(
+        None,
+        "Real inputs: a folder of pictures or sounds, a .npz or .npy file; or a distribution to draw "
+        "latents from.",
+        metavar="PATH|normal|uniform",
+    )
+    targets: str | None = option(
+        None,
+        "The true outputs for the data, where you have them: a .npy or .npz file. Quality is measured on "
+        "them.",
+        metavar="PATH",
+    )
+    samples: int = option(256, "Number of inputs to read.")
+    value_range: tuple[float, float] = option(
+        (0.0, 1.0),
+        "The values that black and white become in pictures.",
+        metavar="LOW HIGH",
+    )
+    seconds: float = option(60.0, "Time for all candidates together.")
+    max_cost: float = option(1.3, "Most operations of a run, relative to the original's.")
+    seed: int = option(0, "Seed of all that is drawn.")
+    explain: bool = option(False, "Tell the choice in a paragraph.")
+    report_file: Path | None = option(
+        None, "Write the report, as JSON or as a page.", metavar="FILE", flag="--report"
+    )
+    force: bool = option(False, "Replace existing files.")
 
 
 def takes(declared: type, name: str) -> Callable[[Command], Command]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deconvfix.cli.tolerance import ToleranceReport
     from deconvfix.diagnose.fidelity import Fidelity
     from deconvfix.diagnose.inspection import Inspection, Layer, OutputDiagnosis
+    from deconvfix.fixing.report import FixReport
     from deconvfix.frontends.torch.export import ExportReport
     from deconvfix.parity.bounds import ParityReport
     from deconvfix.report.curves import SamplesCurve
@@ -143,6 +144,33 @@ def _curve(curve: SamplesCurve) -> Iterator[str]:
         psnr = "nothing to compare" if point.psnr_db is None else f"{point.psnr_db:.1f} dB PSNR"
         yield f"  {point.samples:>5} samples  {psnr}"
     yield f"  {curve.sentence()}"
+
+
+def fixed(report: FixReport, *, explain: bool) -> Iterator[Any]:
+    """What was measured and tried, and the choice."""
+    table = Table("Candidate", "Grid", "Worst", "Match", "Colour", "Cost", "Verdict")
+    original = ("the original", report.original, 1.0, ())
+    rows = [original, *((c.name, c.measured, c.cost, c.objections) for c in report.candidates)]
+    for name, found, cost, objections in rows:
+        if found is None:
+            table.add_row(escape(name), "", "", "", "", "", escape("; ".join(objections)))
+            continue
+        table.add_row(
+            escape(name),
+            f"{max(found.seen, 0.0):.2f}",
+            f"{max(found.worst, 0.0):.2f}",
+            f"{found.match_db:.1f} dB",
+            f"{found.colour_shift:.1f}",
+            f"x{cost:.2f}",
+            escape("; ".join(objections)),
+        )
+    yield table
+    yield (
+        f"Grid, worst patches and colour shift in 1/255 of the output's range; match to {report.goal}; on "
+        f"{report.heldout} held-out samples."
+    )
+    yield from map(escape, report.notes)
+    yield f"[bold]{escape(report.explain() if explain else report.reason)}[/bold]"
 
 
 def export(report: ExportReport) -> Iterator[Any]:

@@ -7,40 +7,35 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.conversion import Conversion, convert
 from deconvfix.diagnose.measure import longest_period, outputs_with_grids
 from deconvfix.errors import DeconvfixError, OptionError
+from deconvfix.fixing.judge import is_seen, objections
 from deconvfix.fixing.measure import Reference
 from deconvfix.fixing.report import Candidate, FixReport, GridChange, Measured
+from deconvfix.fixing.runs import Outputs, flat_db, joined, outputs_of, spun
 from deconvfix.frontends.base import Frontend, Restoration, Restores, Translates
 from deconvfix.frontends.registry import enter, opened
-from deconvfix.grid.flat_field import flat_field_of, network_tables
 from deconvfix.grid.periods import Period
-from deconvfix.grid.visible import VISIBLE, visible_grid, without_grid
+from deconvfix.grid.visible import without_grid
 from deconvfix.plan import Match, Plan
 
 __all__ = ["Fix", "fix"]
 
 # Every so many batches one is held out.
 _HELDOUT_EVERY = 4
-# A grid is seen above this, or if so many times more than at a neighbouring period, which texture has too.
-_ABOVE_TEXTURE = 1.5
-_WORST_SEEN = 1.0
-# What counts as worse: the distance to the goal, the truth, the mean of a channel, the worst patches.
-_MATCH_DB, _TRUTH_DB, _COLOUR, _WORST = 0.5, 0.05, 1.0, 0.05
-# A candidate must take away at least this share of the grid, and one that leaves so little ends the search.
-_TAKEN, _ENOUGH, _QUARTER = 0.3, 0.15, 0.25
+# A candidate that leaves so little of the grid, and so small a part of it, ends the search.
+_ENOUGH, _QUARTER = 0.15, 0.25
+# To every so many batches to train on there is one of constants.
+_CONSTANTS_EVERY = 6
 # Shifts of cycle spinning: for the measurement, and for each input to train on.
 _ALL_SHIFTS, _SOME_SHIFTS = 64, 16
-# Shares of the time: the goal on the inputs to train on, the first training, the second.
-_FIRST = 0.5
-# Output elements of the answer to a constant.
-_MOST_OUTPUT = 2**20
-
-Outputs = list[NDArray[Any]]
+# Of the time, for the goal: on the held-out inputs, and on those to train on.
+_GOAL_SHARE = 0.15
+# Of the time that is left, for the first training; the second has most of the rest.
+_FIRST, _SECOND = 0.5, 0.8
 
 
 @dataclass(frozen=True)
@@ -119,9 +114,14 @@ def _batches(
 ) -> list[Any]:
     if not isinstance(data, str):
         return list(data)
-    drawer: Any = frontend
-    drawn = [drawer.drawn_inputs_like(model, data, example, seed + i) for i in range(32)]
-    return [batch for batch in drawn if batch is not None]
+    if isinstance(frontend, Restores):
+        return frontend.drawn_batches(example, data, seed)
+    raise OptionError(
+        "data",
+        f"it is {data!r}, and the model is no torch module",
+        "inputs as the model takes them are needed",
+        "Give inputs, batch by batch",
+    )
 
 
 class _Search:
@@ -141,6 +141,7 @@ class _Search:
         seed: int,
         until: float,
         max_cost: float,
+        batch_seconds: float,
     ) -> None:
         self.frontend = frontend
         self.model = model
@@ -154,6 +155,7 @@ class _Search:
         self.seed = seed
         self.until = until
         self.max_cost = max_cost
+        self.batch_seconds = batch_seconds
         self.tried: list[Candidate] = []
 
     @classmethod
@@ -177,44 +179,48 @@ class _Search:
         probe = frontend.probe(model, heldout[0], matches)
         shown = outputs_with_grids(matches, probe)
         periods = {index: longest_period(grids) for index, (_, grids) in shown.items()}
-        original = _outputs(frontend, model, matches, heldout)
         truth = None
         if targets is not None:
-            truth = np.concatenate(list(targets[_HELDOUT_EVERY - 1 :: _HELDOUT_EVERY]))
-        spun = _spun(frontend, model, heldout, periods, _ALL_SHIFTS, seed)
+            truth = joined(list(targets[_HELDOUT_EVERY - 1 :: _HELDOUT_EVERY]))
+        started = time.monotonic()
+        original = outputs_of(frontend, model, matches, heldout)
+        batch_seconds = (time.monotonic() - started) / len(heldout)
+        # Each shift is a run: the goal may take a part of the time, not all of it.
+        most = _within(_ALL_SHIFTS, seconds * _GOAL_SHARE / (batch_seconds * len(heldout)))
+        goals = spun(frontend, model, heldout, periods, most, seed)
         goal = "the mean over all shifts of the input"
-        if spun is None:
+        if goals is None:
             goal = "the original's outputs less what is locked to the phase"
-            spun = [
+            goals = [
                 without_grid(values, periods[i]) if i in periods else values
                 for i, values in enumerate(original)
             ]
-        reference = Reference(original, spun, periods, truth)
-        flat = _flat_db(frontend, model, matches, heldout[0], periods)
+        reference = Reference(original, goals, periods, truth)
+        flat = flat_db(frontend, model, matches, heldout[0], periods)
         measured = reference.measure(original, flat) if periods else None
         if measured is None:
             nothing = Measured(0.0, 0.0, 0.0, None, 0.0)
             what = "no output has enough patches for a grid to be seen"
             return _nothing(nothing, len(original[0]) if original else 0, goal, what)
-        if not _is_seen(original, periods, measured):
+        if not is_seen(original, periods, measured):
             return _nothing(measured, len(original[0]), goal, "no visible grid")
         return cls(
             frontend, model, matches, periods, fitted, heldout, reference, measured, goal, seed, until,
-            max_cost,
+            max_cost, batch_seconds,
         )  # fmt: skip
 
     def run(self) -> tuple[Candidate, Any, Plan] | None:
         """Tries candidates until one leaves nothing to be seen, or the time is over; the best."""
         best: tuple[Candidate, Any, Plan] | None = None
+        self.outputs: Outputs | None = None
         for name, model, plan, keeps in self._candidates():
-            candidate = self._judged(name, model, keeps)
+            candidate, outputs = self._judged(name, model, keeps)
             self.tried.append(candidate)
             if candidate.objections or candidate.measured is None:
                 continue
             if best is None or candidate.measured.seen < _seen(best[0]) - 0.05:
-                best = candidate, model, plan
-            enough = max(_ENOUGH, 0.0)
-            if candidate.measured.seen <= min(enough, _QUARTER * self.original.seen):
+                best, self.outputs = (candidate, model, plan), outputs
+            if candidate.measured.seen <= min(_ENOUGH, _QUARTER * self.original.seen):
                 break
         return best
 
@@ -243,21 +249,34 @@ class _Search:
 
     def _restored(self, frontend: Restores) -> Iterator[tuple[str, Any, Plan, bool]]:
         """The model's own layers, trained; then with larger kernels, as far as the cost allows."""
+        left = self.until - time.monotonic()
+        runs = left * _GOAL_SHARE / (self.batch_seconds * len(self.fitted))
+        most = _within(_SOME_SHIFTS, runs)
         targets = [
-            _spun(self.frontend, self.model, [batch], self.periods, _SOME_SHIFTS, self.seed + i)
+            spun(self.frontend, self.model, [batch], self.periods, most, self.seed + i)
             or self._ungridded(batch)
             for i, batch in enumerate(self.fitted)
         ]
+        inputs = list(self.fitted)
+        # Constants too: what is left of a grid there is seen in every sky.
+        for i, batch in enumerate(self.fitted[::_CONSTANTS_EVERY]):
+            constant = frontend.constant_like(batch)
+            goal = spun(
+                self.frontend, self.model, [constant], self.periods, _ALL_SHIFTS, self.seed + i
+            )
+            if goal is not None:
+                inputs.append(constant)
+                targets.append(goal)
         left = self.until - time.monotonic()
         # The goal takes a part of the time, and so does the measurement of each candidate.
-        task = Restoration(self.fitted, targets, self.periods, max(1.0, left * _FIRST), self.seed)
+        task = Restoration(inputs, targets, self.periods, max(1.0, left * _FIRST), self.seed)
         model = frontend.restore(self.model, task)
         nothing = Plan("keep", ())
         yield "its own layers, trained", model, nothing, True
         grow = self._affordable(frontend)
         left = self.until - time.monotonic()
         if grow and left > 1:
-            task = replace(task, seconds=left * 0.8, grow=grow)
+            task = replace(task, seconds=left * _SECOND, grow=grow)
             plan = self._grown(grow)
             yield (
                 f"{len(grow)} of its layers with larger kernels, trained",
@@ -294,7 +313,7 @@ class _Search:
         return chosen
 
     def _ungridded(self, batch: Any) -> Outputs:
-        outputs = _outputs(self.frontend, self.model, self.matches, [batch])
+        outputs = outputs_of(self.frontend, self.model, self.matches, [batch])
         return [
             without_grid(values, self.periods[i]).astype(values.dtype)
             if i in self.periods
@@ -302,28 +321,29 @@ class _Search:
             for i, values in enumerate(outputs)
         ]
 
-    def _judged(self, name: str, model: Any, keeps: bool) -> Candidate:
-        """A candidate, measured, with what speaks against it."""
+    def _judged(self, name: str, model: Any, keeps: bool) -> tuple[Candidate, Outputs]:
+        """A candidate, measured, with what speaks against it, and its outputs."""
         try:
-            outputs = _outputs(self.frontend, model, self.matches, self.heldout)
+            outputs = outputs_of(self.frontend, model, self.matches, self.heldout)
         except DeconvfixError as error:
-            return Candidate(name, None, 1.0, keeps, (f"it does not run ({error.found})",))
-        flat = _flat_db(self.frontend, model, self.matches, self.heldout[0], self.periods)
+            return Candidate(name, None, 1.0, keeps, (f"it does not run ({error.found})",)), []
+        flat = flat_db(self.frontend, model, self.matches, self.heldout[0], self.periods)
         measured = self.reference.measure(outputs, flat)
         if measured is None:
-            return Candidate(name, None, 1.0, keeps, ("its outputs are not finite",))
+            return Candidate(name, None, 1.0, keeps, ("its outputs are not finite",)), []
         cost = 1.0
         if isinstance(self.frontend, Restores):
             cost = self.frontend.cost(model, self.heldout[0]) / self.frontend.cost(
                 self.model, self.heldout[0]
             )
-        return Candidate(
+        candidate = Candidate(
             name,
             measured,
             cost,
             keeps,
-            tuple(_objections(self.original, measured, cost, self.max_cost)),
+            tuple(objections(self.original, measured, cost, self.max_cost)),
         )
+        return candidate, outputs
 
     def report(self, taken: Candidate | None) -> FixReport:
         """What was found and done."""
@@ -363,6 +383,7 @@ class _Search:
             candidates=tuple(self.tried),
             heldout=len(self.reference.original[0]),
             goal=self.goal,
+            pictures=() if self.outputs is None else self.reference.regions(self.outputs),
         )
 
 
@@ -370,51 +391,14 @@ class _Search:
 _CLOSED: tuple[tuple[str, dict[str, Any]], ...] = (("equalized weights, calibrated", {}),)
 
 
+def _within(most: int, affordable: float) -> int:
+    """A number of shifts: fewer than four average nothing out."""
+    return max(4, min(most, int(affordable)))
+
+
 def _seen(candidate: Candidate) -> float:
     assert candidate.measured is not None
     return candidate.measured.seen
-
-
-def _objections(before: Measured, after: Measured, cost: float, max_cost: float) -> Iterator[str]:
-    """What a candidate makes worse, or does not make better."""
-    if after.seen > (1 - _TAKEN) * before.seen:
-        yield f"it leaves a grid of {after.seen:.2f} steps"
-    if after.worst > before.worst + _WORST:
-        yield f"the worst patches go from {before.worst:.2f} to {after.worst:.2f} steps"
-    if after.match_db < before.match_db - _MATCH_DB:
-        yield (
-            f"it is further from the outputs without a grid than the original "
-            f"({after.match_db:.1f} dB, the original {before.match_db:.1f} dB)"
-        )
-    if after.colour_shift > _COLOUR:
-        yield f"the mean of a channel moves by {after.colour_shift:.1f} steps"
-    if (
-        before.truth_db is not None
-        and after.truth_db is not None
-        and after.truth_db < before.truth_db - _TRUTH_DB
-    ):
-        yield f"its quality falls from {before.truth_db:.2f} to {after.truth_db:.2f} dB"
-    if (
-        before.flat_db is not None
-        and after.flat_db is not None
-        and after.flat_db > max(before.flat_db, -60.0) + 1
-    ):
-        yield f"its answer to a constant ripples more ({after.flat_db:.0f} dB)"
-    if cost > max_cost * 1.001:
-        yield f"it costs x{cost:.2f}"
-
-
-def _is_seen(original: Outputs, periods: dict[int, Period], measured: Measured) -> bool:
-    """Whether there is a grid, and not only texture, which other periods show as well."""
-    others = [
-        found.mean
-        for i, period in periods.items()
-        for more in (1, 2)
-        if (found := visible_grid(original[i], tuple(n + more for n in period))) is not None
-    ]
-    texture = max([0.0, *others])
-    is_strong = measured.seen > VISIBLE and measured.seen > _ABOVE_TEXTURE * texture
-    return is_strong or (measured.worst > _WORST_SEEN and measured.seen > VISIBLE)
 
 
 def _nothing(measured: Measured, heldout: int, goal: str, what: str) -> FixReport:
@@ -431,52 +415,3 @@ def _nothing(measured: Measured, heldout: int, goal: str, what: str) -> FixRepor
         heldout=heldout,
         goal=goal,
     )
-
-
-def _outputs(
-    frontend: Frontend, model: Any, matches: Sequence[Match], batches: Sequence[Any]
-) -> Outputs:
-    """The outputs on all batches, joined along the first axis."""
-    found: list[tuple[NDArray[Any], ...]] = []
-    for batch in batches:
-        probe = frontend.probe(model, batch, matches)
-        if probe.run is None:
-            raise OptionError(
-                "data",
-                "the model does not run on them" + "".join(f" ({note})" for note in probe.notes),
-                "inputs as the model takes them are needed",
-                "Correct the data",
-            )
-        found.append(probe.outputs)
-    return [np.concatenate(column) for column in zip(*found, strict=True)]
-
-
-def _spun(
-    frontend: Any,
-    model: Any,
-    batches: Sequence[Any],
-    periods: dict[int, Period],
-    most: int,
-    seed: int,
-) -> Outputs | None:
-    """The outputs without a grid by cycle spinning, where that is possible."""
-    if not isinstance(frontend, Restores):
-        return None
-    found = []
-    for i, batch in enumerate(batches):
-        spun = frontend.cycle_spun(model, batch, periods, most, seed + i)
-        if spun is None:
-            return None
-        found.append(spun)
-    return [np.concatenate(column) for column in zip(*found, strict=True)]
-
-
-def _flat_db(
-    frontend: Frontend, model: Any, matches: Sequence[Match], batch: Any, periods: dict[int, Period]
-) -> float | None:
-    """Ripple of the answer to a constant input, the largest of the outputs."""
-    probe = frontend.probe(model, batch, matches)
-    if probe.run is None:
-        return None
-    tables = network_tables(probe.run, probe.inputs, periods, _MOST_OUTPUT)
-    return max((flat_field_of(table).ripple_db for table in tables.values()), default=None)

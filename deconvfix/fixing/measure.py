@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.fixing.report import Measured
+from deconvfix.fixing.report import Measured, Pictures
 from deconvfix.grid.periods import Period
-from deconvfix.grid.visible import smooth_patches, visible_grid
+from deconvfix.grid.visible import grid_power, patch_corner, smooth_patches, visible_grid
 
 __all__ = ["Reference", "psnr"]
 
@@ -76,6 +76,30 @@ class Reference:
             truth_db=truth,
             flat_db=flat_db,
         )
+
+    def regions(self, outputs: Outputs) -> tuple[Pictures, ...]:
+        """Where the grid is strongest before and after, in the smooth parts of the first output with one."""
+        for i, period in self.periods.items():
+            old, new, patches = self.original[i], outputs[i], self.patches[i]
+            if patches is None or len(period) != 2 or old.shape[1] not in (1, 3):
+                continue
+            found = []
+            for title, values in (("before", old), ("after", new)):
+                strongest = int(patches[grid_power(values, period)[patches].argmax()])
+                sample, corner, size = patch_corner(strongest, old.shape, period)
+                rows, columns = (slice(at, at + n) for at, n in zip(corner, size, strict=True))
+                found.append(
+                    Pictures(
+                        f"where the grid is strongest {title}",
+                        old[sample][:, rows, columns],
+                        new[sample][:, rows, columns],
+                        old[sample],
+                        new[sample],
+                        (corner[0], corner[1]),
+                    )
+                )
+            return tuple(found)
+        return ()
 
 
 def psnr(values: NDArray[Any], other: NDArray[Any], span: float) -> float:

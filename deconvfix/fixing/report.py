@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-__all__ = ["FIX_FORMAT", "Candidate", "FixReport", "GridChange", "Measured"]
+from numpy.typing import NDArray
+
+__all__ = ["FIX_FORMAT", "Candidate", "FixReport", "GridChange", "Measured", "Pictures"]
 
 FIX_FORMAT = "deconvfix.fix/1"
 
@@ -65,6 +67,27 @@ class GridChange:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """A region of a real output, before and after, (C, H, W) each, and the whole sample.
+
+    Attributes:
+        title: Which region it is.
+        before: Of the original.
+        after: Of the result.
+        whole_before: The sample that it lies in.
+        whole_after: The same.
+        corner: Row and column of its first pixel.
+    """
+
+    title: str
+    before: NDArray[Any]
+    after: NDArray[Any]
+    whole_before: NDArray[Any]
+    whole_after: NDArray[Any]
+    corner: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class FixReport:
     """What `fix` found and did.
 
@@ -81,6 +104,8 @@ class FixReport:
         heldout: How many samples were measured on, which no fit has seen.
         goal: What the outputs are compared with, in words.
         notes: Sentences about what limits the evidence.
+        pictures: The regions where the grid is strongest before and after; empty for outputs that are no
+            pictures.
     """
 
     fixed: bool
@@ -95,10 +120,19 @@ class FixReport:
     heldout: int
     goal: str
     notes: tuple[str, ...] = ()
+    pictures: tuple[Pictures, ...] = field(default=(), compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"format": FIX_FORMAT, **asdict(self)}
+        data = asdict(replace(self, pictures=()))
+        del data["pictures"]
+        return {"format": FIX_FORMAT, **data}
+
+    def to_html(self) -> str:
+        """A page of its own, without scripts or anything from the network."""
+        from deconvfix.fixing.page import page
+
+        return page(self)
 
     def to_json(self) -> str:
         """The report as one JSON object."""

@@ -258,6 +258,14 @@ class Restores(Protocol):
         """The mean over shifts of the input, shifted back; None where input and output do not correspond."""
         ...
 
+    def drawn_batches(self, example_inputs: Any, distribution: str, seed: int) -> list[Any]:
+        """Inputs drawn in the shapes of an example."""
+        ...
+
+    def constant_like(self, inputs: Any) -> Any:
+        """The same inputs with each channel of each sample at its mean."""
+        ...
+
     def restore(self, model: Any, task: Restoration) -> Any:
         """A copy of the model, trained."""
         ...

@@ -21,7 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-__all__ = ["VISIBLE", "VisibleGrid", "smooth_patches", "visible_grid", "without_grid"]
+__all__ = [
+    "VISIBLE",
+    "VisibleGrid",
+    "grid_power",
+    "patch_corner",
+    "smooth_patches",
+    "visible_grid",
+    "without_grid",
+]
 
 # Periods of a patch along each axis, by the number of axes: about 16 repeats of each phase.
 _REPEATS = {1: 16, 2: 4, 3: 3}
@@ -86,21 +94,38 @@ def visible_grid(
     span = float(like.max()) - float(like.min()) if like.size else 0.0
     if chosen is None or not span:
         return None
-    high = values.astype(np.float64)
+    power = np.sort(grid_power(values, period)[chosen])
+    worst = power[-max(1, round(_WORST * len(power))) :]
+    return VisibleGrid(
+        _root(float(power.mean()), span), _root(float(worst.mean()), span), len(power)
+    )
+
+
+def grid_power(values: NDArray[Any], period: Sequence[int]) -> Array:
+    """The mean square of what is locked to the phase in each patch, (patches,); see the module's text."""
+    low = values.astype(np.float64)
     for axis, n in enumerate(period, 2):
-        high = gaussian_filter1d(high, _BLUR * n, axis, mode="nearest") if n > 1 else high
+        low = gaussian_filter1d(low, _BLUR * n, axis, mode="nearest") if n > 1 else low
     # (patches, C, phases, repeats)
-    patches = _patches(values - high, period)[chosen]
+    patches = _patches(values - low, period)
     phases, repeats = patches.shape[2:]
     means = patches.mean(3)
     # What all phases share is no grid.
     means = means - means.mean(2, keepdims=True)
     by_chance = patches.var(3, ddof=1).mean(2) / repeats * (phases - 1) / phases
-    power = np.sort(((means**2).mean(2) - by_chance).mean(1))
-    worst = power[-max(1, round(_WORST * len(power))) :]
-    return VisibleGrid(
-        _root(float(power.mean()), span), _root(float(worst.mean()), span), len(power)
-    )
+    power: Array = ((means**2).mean(2) - by_chance).mean(1)
+    return power
+
+
+def patch_corner(
+    number: int, shape: Sequence[int], period: Sequence[int]
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Sample, first pixel and size of a patch of an output of shape (N, C, *spatial)."""
+    size = tuple(_REPEATS[len(period)] * n for n in period)
+    cells = tuple(have // n for have, n in zip(shape[2:], size, strict=True))
+    sample, *place = np.unravel_index(number, (shape[0], *cells))
+    corner = tuple(int(i) * n for i, n in zip(place, size, strict=True))
+    return int(sample), corner, size
 
 
 def without_grid(values: NDArray[Any], period: Sequence[int]) -> Array:

@@ -29,7 +29,7 @@ FLOORS = (
     ("frontends.program", "diagnose"),
     ("request", "report"),
     ("conversion",),
-    ("curves",),
+    ("curves", "fixing"),
     ("cli",),
 )
 WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")

@@ -68,7 +68,7 @@ from deconvfix.frontends.torch.surgery import (
     why_not_exchanged,
 )
 from deconvfix.frontends.torch.tuning.flat import grid_notes
-from deconvfix.frontends.torch.tuning.restore import cost, cycle_spun, restore
+from deconvfix.frontends.torch.tuning.restore import constant_like, cost, cycle_spun, restore
 from deconvfix.frontends.torch.tuning.tune import tune
 from deconvfix.grid.periods import Period
 from deconvfix.parity.bounds import ParityReport
@@ -324,6 +324,14 @@ class TorchModuleFrontend:
     ) -> list[NDArray[Any]] | None:
         """See `tuning.restore.cycle_spun`."""
         return cycle_spun(model, inputs, periods, most, seed)
+
+    def drawn_batches(self, example_inputs: Any, distribution: str, seed: int) -> list[Any]:
+        """See `frontends.samples.calibration_inputs`."""
+        return list(calibration_inputs(TorchSamples(example_inputs, seed), distribution)[0])
+
+    def constant_like(self, inputs: Any) -> Any:
+        """See `tuning.restore.constant_like`."""
+        return constant_like(inputs)
 
     def restore(self, model: nn.Module, task: Restoration) -> nn.Module:
         """See `tuning.restore.restore`."""

@@ -29,6 +29,7 @@ from deconvfix.frontends.torch.inputs import (
     as_inputs,
     copy_model,
     flat_tensors,
+    map_tensors,
     run_model,
 )
 from deconvfix.frontends.torch.layers import spec_of
@@ -36,7 +37,7 @@ from deconvfix.frontends.torch.samples import cut, join, split
 from deconvfix.frontends.torch.tuning.descent import Descent
 from deconvfix.grid.periods import Period
 
-__all__ = ["cost", "cycle_spun", "restore"]
+__all__ = ["constant_like", "cost", "cycle_spun", "restore"]
 
 # Weight of the part that is locked to the phase. With 10 and 100 in place of it a network of three layers
 # kept a grid of 0.44 and 0.32 steps, at 0.1 and 0.25 dB less of quality.
@@ -54,6 +55,18 @@ def cost(model: nn.Module, inputs: Any) -> float:
     with counter:
         run_model(copy_model(model), as_inputs(inputs))
     return float(counter.get_total_flops())
+
+
+def constant_like(inputs: Any) -> Inputs:
+    """Each channel of each sample at its mean: what a network makes of it is a grid and nothing else."""
+
+    def constant(tensor: Tensor) -> Tensor:
+        if tensor.dim() < 3 or not tensor.is_floating_point():
+            return tensor
+        return tensor.mean(tuple(range(2, tensor.dim())), keepdim=True).expand_as(tensor)
+
+    result: Inputs = map_tensors(constant, as_inputs(inputs))
+    return result
 
 
 @torch.no_grad()

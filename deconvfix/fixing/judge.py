@@ -1,0 +1,70 @@
+"""When a grid is seen, and what counts as worse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from deconvfix.fixing.report import Measured
+from deconvfix.grid.periods import Period
+from deconvfix.grid.visible import VISIBLE, visible_grid
+
+__all__ = ["is_seen", "objections"]
+
+# A grid is seen only if it is so many times larger than what other periods show, which texture has too.
+_ABOVE_TEXTURE = 1.5
+# Or where the worst patches have so much.
+_WORST_SEEN = 1.0
+# What counts as worse: distance to the goal and to the truth in dB, the mean of a channel and the worst
+# patches in steps.
+_MATCH_DB, _TRUTH_DB, _COLOUR, _WORST = 0.5, 0.05, 1.0, 0.05
+# A ripple on constants below this is less than a step of 255, whatever it was.
+_FLAT_DB = -50.0
+# A candidate must take away at least this share of the grid.
+_TAKEN = 0.3
+
+
+def objections(before: Measured, after: Measured, cost: float, max_cost: float) -> Iterator[str]:
+    """What a candidate makes worse, or does not make better."""
+    if after.seen > (1 - _TAKEN) * before.seen:
+        yield f"it leaves a grid of {after.seen:.2f} steps"
+    if after.worst > before.worst + _WORST:
+        yield f"the worst patches go from {before.worst:.2f} to {after.worst:.2f} steps"
+    if after.match_db < before.match_db - _MATCH_DB:
+        yield (
+            f"it is further from the outputs without a grid than the original "
+            f"({after.match_db:.1f} dB, the original {before.match_db:.1f} dB)"
+        )
+    if after.colour_shift > _COLOUR:
+        yield f"the mean of a channel moves by {after.colour_shift:.1f} steps"
+    if (
+        before.truth_db is not None
+        and after.truth_db is not None
+        and after.truth_db < before.truth_db - _TRUTH_DB
+    ):
+        yield f"its quality falls from {before.truth_db:.2f} to {after.truth_db:.2f} dB"
+    if (
+        before.flat_db is not None
+        and after.flat_db is not None
+        and after.flat_db > max(before.flat_db + 1, _FLAT_DB)
+    ):
+        yield f"its answer to a constant ripples more ({after.flat_db:.0f} dB)"
+    if cost > max_cost * 1.001:
+        yield f"it costs x{cost:.2f}"
+
+
+def is_seen(
+    original: Sequence[NDArray[Any]], periods: Mapping[int, Period], measured: Measured
+) -> bool:
+    """Whether there is a grid, and not only texture, which other periods show as well."""
+    others = [
+        found.mean
+        for i, period in periods.items()
+        for more in (1, 2)
+        if (found := visible_grid(original[i], tuple(n + more for n in period))) is not None
+    ]
+    texture = max([0.0, *others])
+    is_strong = measured.seen > VISIBLE and measured.seen > _ABOVE_TEXTURE * texture
+    return is_strong or (measured.worst > _WORST_SEEN and measured.seen > VISIBLE)
