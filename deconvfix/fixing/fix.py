@@ -30,6 +30,8 @@ _HELDOUT_EVERY = 4
 _ENOUGH, _QUARTER = 0.15, 0.25
 # To every so many batches to train on there is one of constants.
 _CONSTANTS_EVERY = 6
+# Larger kernels, and other candidates after the first good one, must be better by so much.
+_LITTLE = 0.05
 # Shifts of cycle spinning: for the measurement, and for each input to train on.
 _ALL_SHIFTS, _SOME_SHIFTS = 64, 16
 # Of the time, for the goal: on the held-out inputs, and on those to train on.
@@ -218,7 +220,7 @@ class _Search:
             self.tried.append(candidate)
             if candidate.objections or candidate.measured is None:
                 continue
-            if best is None or candidate.measured.seen < _seen(best[0]) - 0.05:
+            if best is None or candidate.measured.seen < _seen(best[0]) - _LITTLE:
                 best, self.outputs = (candidate, model, plan), outputs
             if candidate.measured.seen <= min(_ENOUGH, _QUARTER * self.original.seen):
                 break

@@ -142,8 +142,9 @@ class FixReport:
         """The choice in a paragraph."""
         before = self.original
         sentences = [
-            f"On {self.heldout} held-out samples the original's visible grid is {before.seen:.2f} steps of "
-            f"255 in the smooth parts and {before.worst:.2f} in the worst patches.",
+            f"On {self.heldout} held-out samples the original's visible grid is "
+            f"{max(before.seen, 0.0):.2f} steps of 255 in the smooth parts and "
+            f"{max(before.worst, 0.0):.2f} in the worst patches.",
             self.reason,
         ]
         for candidate in self.candidates:

@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deconvfix.errors import DeconvfixError
 from deconvfix.fit.tuning import Tuning
 from deconvfix.frontends.base import Restoration
-from deconvfix.frontends.torch.find import PLAIN
+from deconvfix.frontends.torch.find import current_weight
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
@@ -32,8 +33,9 @@ from deconvfix.frontends.torch.inputs import (
     map_tensors,
     run_model,
 )
-from deconvfix.frontends.torch.layers import spec_of
+from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight, spec_of
 from deconvfix.frontends.torch.samples import cut, join, split
+from deconvfix.frontends.torch.surgery import put_weight
 from deconvfix.frontends.torch.tuning.descent import Descent
 from deconvfix.grid.periods import Period
 
@@ -144,7 +146,7 @@ def restore(model: nn.Module, task: Restoration) -> nn.Module:
     """A copy of a model, trained towards targets; batch statistics stay as they are."""
     student = copy_model(model).eval().requires_grad_(True)
     for name in task.grow:
-        _grow(student.get_submodule(name))
+        _grow(student.get_submodule(name), name)
     batches = [as_inputs(inputs) for inputs in task.inputs]
     parameters = [p for p in student.parameters() if p.is_floating_point()]
     device = parameters[0].device
@@ -169,16 +171,17 @@ def restore(model: nn.Module, task: Restoration) -> nn.Module:
 
 
 @torch.no_grad()
-def _grow(layer: nn.Module) -> None:
+def _grow(layer: nn.Module, name: str) -> None:
     """A tap more at each end of each axis with a stride, zero at first; the output keeps its size."""
-    assert isinstance(layer, PLAIN)
+    assert isinstance(layer, ConvTransposeModule)
     spec = spec_of(layer)
     more = [int(s > 1) for s in spec.stride]
-    around = [amount for n in reversed(more) for amount in (n, n)]
-    layer.weight.data = functional.pad(layer.weight.data, around)
+    kernel = np.pad(read_weight(current_weight(layer)), [(0, 0), (0, 0), *((n, n) for n in more)])
     layer.kernel_size = tuple(k + 2 * n for k, n in zip(spec.kernel_size, more, strict=True))
     padding = zip(spec.padding, more, spec.dilation, strict=True)
     layer.padding = tuple(begin + n * d for (begin, _), n, d in padding)
+    # Through a norm, where the weight has one.
+    put_weight(layer, kernel, None, name)
 
 
 def _pairs(

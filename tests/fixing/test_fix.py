@@ -1,0 +1,135 @@
+"""One command for the grid that people see: fixed, nothing to fix, or nothing changed."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import deconvfix
+from deconvfix.errors import OptionError
+from deconvfix.fixing import fix as search
+from deconvfix.grid.visible import visible_grid
+from tests.support.gridded import gridded, pictures_for
+
+
+@pytest.fixture(scope="module")
+def fixed():
+    model, data = gridded(), pictures_for(48)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = deconvfix.fix(model, data=data, targets=[x.numpy() for x in data], seconds=8)
+    return model, before, found
+
+
+def test_the_grid_is_gone_and_nothing_is_worse(fixed):
+    """Looked at on pictures that no fit has seen, by what the report does not compute itself."""
+    model, _, found = fixed
+    assert found.report.fixed, found.report.explain()
+    new = torch.cat(pictures_for(24, seed=7))
+    with torch.no_grad():
+        old, fresh = model(new).numpy(), found.model(new).numpy()
+    seen = [visible_grid(values, (2, 2), like=old).mean for values in (old, fresh)]
+    assert seen[0] > 0.8
+    assert seen[1] < 0.35 * seen[0]
+    errors = [float(np.mean((values - new.numpy()) ** 2)) for values in (old, fresh)]
+    assert errors[1] < errors[0]
+
+
+def test_the_original_and_its_names_stay(fixed):
+    model, before, found = fixed
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    taken = [c for c in found.report.candidates if not c.objections][-1]
+    if taken.keeps_names:
+        shapes = {name: value.shape for name, value in found.model.state_dict().items()}
+        assert shapes == {name: value.shape for name, value in before.items()}
+    assert not any(p.grad is not None for p in found.model.parameters())
+
+
+def test_the_report_has_what_was_measured(fixed):
+    report = fixed[2].report
+    assert report.heldout == 12
+    assert report.grid.seen_before == report.original.seen > report.grid.seen_after
+    assert report.grid.worst_after <= report.grid.worst_before + 0.05
+    assert report.colour_shift <= 1
+    assert report.cost <= 1.301
+    assert report.candidates[0].name == "its own layers, trained"
+    assert report.goal == "the mean over all shifts of the input"
+    assert "Fixed: " in report.explain()
+    data = report.to_dict()
+    assert data["format"] == "deconvfix.fix/1"
+    assert "pictures" not in data
+    assert report.to_json()
+
+
+def test_the_page_shows_regions_before_and_after(fixed):
+    html = fixed[2].report.to_html()
+    assert html.count("data:image/png;base64,") == 3
+    assert "where the grid is strongest before" in html
+    assert "where the grid is strongest after" in html
+    assert "<script" not in html
+    assert "http" not in html.replace("http-equiv", "")
+
+
+class Bilinear(nn.Module):
+    """Has a transposed convolution, and no grid."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 3, 4, stride=2, padding=1, groups=3, bias=False)
+        row = torch.tensor([0.25, 0.75, 0.75, 0.25])
+        self.up.weight = nn.Parameter(torch.outer(row, row).expand(3, 1, 4, 4).clone())
+
+    def forward(self, x):
+        return self.up(x[:, :, ::2, ::2])
+
+
+def test_without_a_visible_grid_nothing_is_done():
+    model = Bilinear().eval()
+    found = deconvfix.fix(model, data=pictures_for(32), seconds=5)
+    assert found.model is model
+    assert (found.report.fixed, found.report.nothing_to_fix) == (False, True)
+    assert found.report.candidates == ()
+    assert "nothing to fix" in found.report.reason
+
+
+def test_if_all_candidates_are_worse_nothing_is_changed(monkeypatch):
+    """What came closest is said, and why it was not taken."""
+
+    def worse(model, task):
+        broken = gridded()
+        with torch.no_grad():
+            broken.up.bias += 0.3
+        return broken
+
+    monkeypatch.setattr("deconvfix.frontends.torch.frontend.restore", worse)
+    monkeypatch.setattr(search, "_CLOSED", ())
+    model = gridded()
+    found = deconvfix.fix(model, data=pictures_for(32), seconds=3)
+    assert found.model is model
+    assert not found.report.fixed
+    assert not found.report.nothing_to_fix
+    assert "Nothing was changed" in found.report.reason
+    assert "the mean of a channel moves by" in found.report.reason
+    assert found.report.grid.seen_after == found.report.grid.seen_before
+
+
+def test_models_that_are_not_trained_get_closed_forms():
+    model, data = gridded(), pictures_for(32)
+    program = torch.export.export(model, (data[0],))
+    found = deconvfix.fix(program, data=[(x,) for x in data], seconds=20)
+    assert [c.name for c in found.report.candidates] == ["equalized weights, calibrated"]
+    assert "less what is locked to the phase" in found.report.goal
+    if found.report.fixed:
+        assert isinstance(found.model, torch.export.ExportedProgram)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"data": pictures_for(8)}, "there are 2 batches"),
+        ({"data": pictures_for(32), "seconds": 0}, "the value is 0"),
+        ({"data": pictures_for(32), "max_cost": 0.5}, "the value is 0.5"),
+    ],
+)
+def test_wrong_options_are_said(options, words):
+    with pytest.raises(OptionError, match=words):
+        deconvfix.fix(gridded(), **options)
