@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -126,39 +126,43 @@ def _batches(
     )
 
 
+@dataclass
 class _Search:
-    """The candidates of one model."""
+    """The candidates of one model.
 
-    def __init__(
-        self,
-        frontend: Frontend,
-        model: Any,
-        matches: Sequence[Match],
-        periods: dict[int, Period],
-        fitted: list[Any],
-        heldout: list[Any],
-        reference: Reference,
-        original: Measured,
-        goal: str,
-        seed: int,
-        until: float,
-        max_cost: float,
-        batch_seconds: float,
-    ) -> None:
-        self.frontend = frontend
-        self.model = model
-        self.matches = matches
-        self.periods = periods
-        self.fitted = fitted
-        self.heldout = heldout
-        self.reference = reference
-        self.original = original
-        self.goal = goal
-        self.seed = seed
-        self.until = until
-        self.max_cost = max_cost
-        self.batch_seconds = batch_seconds
-        self.tried: list[Candidate] = []
+    Attributes:
+        frontend: Of its kind.
+        model: The original.
+        matches: Its layers.
+        periods: Of the grid, by the number of the output.
+        fitted: The batches to fit to.
+        heldout: The batches to measure on.
+        reference: What the original gives on these, and what it should give.
+        original: The original, measured.
+        goal: What it should give, in words.
+        seed: Of all that is drawn.
+        until: When the time is over.
+        max_cost: The most operations, relative to the original's.
+        batch_seconds: Of one run of the original.
+        tried: The candidates so far.
+        outputs: Those of the best one, on the held-out batches.
+    """
+
+    frontend: Frontend
+    model: Any
+    matches: Sequence[Match]
+    periods: dict[int, Period]
+    fitted: list[Any]
+    heldout: list[Any]
+    reference: Reference
+    original: Measured
+    goal: str
+    seed: int
+    until: float
+    max_cost: float
+    batch_seconds: float
+    tried: list[Candidate] = field(default_factory=list)
+    outputs: Outputs | None = None
 
     @classmethod
     def start(
@@ -214,7 +218,6 @@ class _Search:
     def run(self) -> tuple[Candidate, Any, Plan] | None:
         """Tries candidates until one leaves nothing to be seen, or the time is over; the best."""
         best: tuple[Candidate, Any, Plan] | None = None
-        self.outputs: Outputs | None = None
         for name, model, plan, keeps in self._candidates():
             candidate, outputs = self._judged(name, model, keeps)
             self.tried.append(candidate)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from deconvfix.fixing.report import FixReport, Pictures
 
 __all__ = ["page"]
 
@@ -18,8 +15,8 @@ __all__ = ["page"]
 _LEAST_CONTRAST = 8
 
 
-def page(report: FixReport) -> str:
-    """The whole page."""
+def page(report: Any) -> str:
+    """The whole page of a `FixReport`."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -45,8 +42,8 @@ def _shown(values: NDArray[Any], low: float, high: float) -> NDArray[Any]:
     return picture if picture.shape[2] == 3 else picture[..., 0]
 
 
-def _drawn(pictures: Pictures) -> str:
-    """Region before and after with one contrast, the samples, and their difference."""
+def _drawn(pictures: Any) -> str:
+    """`Pictures`: region before and after with one contrast, the samples, and their difference."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 6.2), layout="constrained")
@@ -94,7 +91,7 @@ def _drawn(pictures: Pictures) -> str:
     return _png(figure)
 
 
-def _trade_off(report: FixReport) -> str:
+def _trade_off(report: Any) -> str:
     """Grid against match, one point for each candidate, larger where it costs more."""
     from matplotlib.figure import Figure
 
