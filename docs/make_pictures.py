@@ -1,4 +1,4 @@
-"""Makes docs/before_after.png from the trained fixtures: python docs/make_pictures.py (two minutes)."""
+"""Makes docs/before_after.png from a trained fixture: python docs/make_pictures.py (two minutes)."""
 
 from __future__ import annotations
 
@@ -7,67 +7,66 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import deconvfix  # noqa: E402
-from benchmarks import cases, measures  # noqa: E402
+from benchmarks import cases  # noqa: E402
+from deconvfix.grid.visible import (  # noqa: E402
+    grid_power,
+    patch_corner,
+    smooth_patches,
+    visible_grid,
+)
 
-ZOOM, SIZE, GAP, TITLE = 6, 40, 8, 22
+ZOOM, GAP, TITLE, CONTRAST, PERIOD = 8, 8, 22, 4, (8, 8)
 
 
 def main() -> None:
-    """Flat grey and a held-out crop through the original and two converted networks."""
+    """Held-out pictures through the original and the fixed network, where the grid is strongest."""
     case = cases.load("photo_autoencoder")
-    original, calibration = case.model, case.draw(512)
-    # Large enough that the border is out of sight; what the local means reach is eight times as wide.
-    flat = torch.full((1, 3, 256, 256), 0.5)
-    crop = case.inputs[3:4]
-    tuned = deconvfix.convert(
-        original,
-        to="notch",
-        grow=1,
-        init="tuned",
-        calibration=calibration,
-        example_inputs=calibration[0],
-        tuning=deconvfix.Tuning(steps=2000, learning_rate=3e-3),
-    ).model
-    columns: list[tuple[str, nn.Module]] = [
-        ("original", original),
-        ("notch: no data, no training", deconvfix.convert(original, to="notch").model),
-        ("notch --grow 1 --init tuned", tuned),
-    ]
-    for title, model in columns[1:]:
-        print(f"{title}: {measures.distance_db(case, model):.1f} dB, {case.quality(model):.2f} dB")
-    width = len(columns) * (SIZE * ZOOM + GAP) + GAP
-    sheet = Image.new("RGB", (width, TITLE + 2 * (SIZE * ZOOM + GAP)), "white")
+    found = deconvfix.fix(case.model, data=case.draw(256), seconds=60)
+    print(found.report.explain())
+    with torch.no_grad():
+        old, new = (model(case.inputs).numpy() for model in (case.model, found.model))
+    for values in (old, new):
+        print(visible_grid(values, PERIOD, like=old))
+    for name, model in (("original", case.model), ("fixed", found.model)):
+        print(f"{name}: {case.quality(model):.2f} dB")
+    patches = smooth_patches(old, PERIOD)
+    assert patches is not None
+    strongest = int(patches[grid_power(old, PERIOD)[patches].argmax()])
+    sample, (top, left), (height, width) = patch_corner(strongest, old.shape, PERIOD)
+    tiles = []
+    for values in (old[sample], new[sample]):
+        region = values[:, top : top + height, left : left + width]
+        middle = region.mean((1, 2), keepdims=True)
+        tiles.append([enlarged(middle + CONTRAST * (region - middle)), enlarged(values, ZOOM // 2)])
+    side = height * ZOOM
+    sheet = Image.new("RGB", (4 * (side + GAP) + GAP, TITLE + side + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, (title, model) in enumerate(columns):
-        left = GAP + column * (SIZE * ZOOM + GAP)
-        draw.text((left, 5), title, fill="black")
-        for row, inputs in enumerate((flat, crop)):
-            with torch.no_grad():
-                output = model(inputs)
-            tile = picture(stretched(output) if row == 0 else output)
-            sheet.paste(tile, (left, TITLE + row * (SIZE * ZOOM + GAP)))
+    titles = (
+        f"original, contrast x{CONTRAST}",
+        f"fixed, contrast x{CONTRAST}",
+        "original",
+        "fixed",
+    )
+    for column, (title, tile) in enumerate(
+        zip(titles, (tiles[0][0], tiles[1][0], tiles[0][1], tiles[1][1]), strict=True)
+    ):
+        draw.text((GAP + column * (side + GAP), 5), title, fill="black")
+        sheet.paste(tile, (GAP + column * (side + GAP), TITLE))
     sheet.save(ROOT / "docs/before_after.png", optimize=True)
 
 
-def stretched(image: Tensor) -> Tensor:
-    """Contrast times four around the mean colour."""
-    mean = image.mean((2, 3), keepdim=True)
-    return 0.5 + 4 * (image - mean)
-
-
-def picture(image: Tensor) -> Image.Image:
-    """The middle of an image, enlarged without smoothing."""
-    begin = (image.shape[-1] - SIZE) // 2
-    middle = image[0, :, begin : begin + SIZE, begin : begin + SIZE].clamp(0, 1)
-    pixels = (middle.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    return Image.fromarray(pixels).resize((SIZE * ZOOM, SIZE * ZOOM), Image.Resampling.NEAREST)
+def enlarged(values: NDArray[np.float32], zoom: int = ZOOM) -> Image.Image:
+    """Without smoothing."""
+    pixels = (values.clip(0, 1).transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    size = (values.shape[2] * zoom, values.shape[1] * zoom)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
 
 if __name__ == "__main__":

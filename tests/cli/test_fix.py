@@ -51,7 +51,7 @@ def test_nothing_to_fix_is_exit_code_3_and_writes_nothing(source, tmp_path):
 
 def test_no_good_candidate_is_exit_code_1_and_writes_nothing(source, tmp_path, monkeypatch):
     monkeypatch.setattr("deconvfix.frontends.torch.frontend.restore", lambda model, task: model)
-    monkeypatch.setattr("deconvfix.fixing.fix._CLOSED", ())
+    monkeypatch.setattr("deconvfix.fixing.search._CLOSED", ())
     arguments = ("fix", source, *ARCH, "--data", tmp_path / "data.npz", "-o", tmp_path / "out.pt")
     result = run(*arguments, "--seconds", 2)
     assert result.exit_code == 1
@@ -69,8 +69,8 @@ def test_usage(source, tmp_path):
 
 def test_grown_kernels_load_with_the_package(source, tmp_path, monkeypatch):
     """The recipe in the file says which kernels have grown."""
-    monkeypatch.setattr("deconvfix.fixing.fix._ENOUGH", -1.0)
-    monkeypatch.setattr("deconvfix.fixing.fix._LITTLE", -10.0)
+    monkeypatch.setattr("deconvfix.fixing.search._ENOUGH", -1.0)
+    monkeypatch.setattr("deconvfix.fixing.search._LITTLE", -10.0)
     arguments = ("fix", source, *ARCH, "--data", tmp_path / "data.npz", "-o", tmp_path / "out.pt")
     result = run(*arguments, "--seconds", 8, "--max-cost", 3, "--json")
     assert result.exit_code == 0, result.output

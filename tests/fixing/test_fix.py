@@ -7,7 +7,7 @@ from torch import nn
 
 import deconvfix
 from deconvfix.errors import OptionError
-from deconvfix.fixing import fix as search
+from deconvfix.fixing import search
 from deconvfix.grid.visible import visible_grid
 from tests.support.gridded import gridded, pictures_for
 

@@ -1,0 +1,335 @@
+"""Candidates in the order of promise, measured on held-out inputs; the best that makes nothing worse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from deconvfix.conversion import convert
+from deconvfix.diagnose.measure import longest_period, outputs_with_grids
+from deconvfix.errors import DeconvfixError
+from deconvfix.fixing.judge import is_seen, objections
+from deconvfix.fixing.measure import Reference
+from deconvfix.fixing.report import Candidate, FixReport, GridChange, Measured
+from deconvfix.fixing.runs import Outputs, flat_db, joined, outputs_of, spun
+from deconvfix.frontends.base import Frontend, Restoration, Restores
+from deconvfix.grid.periods import Period
+from deconvfix.grid.visible import without_grid
+from deconvfix.plan import Match, Plan
+
+__all__ = ["HELDOUT_EVERY", "Search"]
+
+# Every so many batches one is held out.
+HELDOUT_EVERY = 4
+# A candidate that leaves so little of the grid, and so small a part of it, ends the search.
+_ENOUGH, _QUARTER = 0.15, 0.25
+# To every so many batches to train on there is one of constants.
+_CONSTANTS_EVERY = 6
+# Larger kernels, and other candidates after the first good one, must be better by so much.
+_LITTLE = 0.05
+# Shifts of cycle spinning: for the measurement, and for each input to train on.
+_ALL_SHIFTS, _SOME_SHIFTS = 64, 16
+# Of the time, for the goal: on the held-out inputs, and on those to train on.
+_GOAL_SHARE = 0.15
+# Of the time that is left, for the first training; the second has most of the rest.
+_FIRST, _SECOND = 0.5, 0.8
+
+
+@dataclass
+class Search:
+    """The candidates of one model.
+
+    Attributes:
+        frontend: Of its kind.
+        model: The original.
+        matches: Its layers.
+        periods: Of the grid, by the number of the output.
+        fitted: The batches to fit to.
+        heldout: The batches to measure on.
+        reference: What the original gives on these, and what it should give.
+        original: The original, measured.
+        goal: What it should give, in words.
+        seed: Of all that is drawn.
+        until: When the time is over.
+        max_cost: The most operations, relative to the original's.
+        batch_seconds: Of one run of the original.
+        tried: The candidates so far.
+        outputs: Those of the best one, on the held-out batches.
+    """
+
+    frontend: Frontend
+    model: Any
+    matches: Sequence[Match]
+    periods: dict[int, Period]
+    fitted: list[Any]
+    heldout: list[Any]
+    reference: Reference
+    original: Measured
+    goal: str
+    seed: int
+    until: float
+    max_cost: float
+    batch_seconds: float
+    tried: list[Candidate] = field(default_factory=list)
+    outputs: Outputs | None = None
+
+    @classmethod
+    def start(
+        cls,
+        frontend: Frontend,
+        model: Any,
+        batches: Sequence[Any],
+        targets: Sequence[NDArray[Any]] | None,
+        seed: int,
+        seconds: float,
+        max_cost: float,
+    ) -> Search | FixReport:
+        """Measures the original; a report where no grid is seen."""
+        until = time.monotonic() + seconds
+        heldout = list(batches[HELDOUT_EVERY - 1 :: HELDOUT_EVERY])
+        fitted = [
+            batch for i, batch in enumerate(batches) if i % HELDOUT_EVERY != HELDOUT_EVERY - 1
+        ]
+        matches = frontend.find(model, heldout[0]).matches
+        probe = frontend.probe(model, heldout[0], matches)
+        shown = outputs_with_grids(matches, probe)
+        periods = {index: longest_period(grids) for index, (_, grids) in shown.items()}
+        truth = None
+        if targets is not None:
+            truth = joined(list(targets[HELDOUT_EVERY - 1 :: HELDOUT_EVERY]))
+        started = time.monotonic()
+        original = outputs_of(frontend, model, matches, heldout)
+        batch_seconds = (time.monotonic() - started) / len(heldout)
+        # Each shift is a run: the goal may take a part of the time, not all of it.
+        most = _within(_ALL_SHIFTS, seconds * _GOAL_SHARE / (batch_seconds * len(heldout)))
+        goals = spun(frontend, model, heldout, periods, most, seed)
+        goal = "the mean over all shifts of the input"
+        if goals is None:
+            goal = "the original's outputs less what is locked to the phase"
+            goals = [
+                without_grid(values, periods[i]) if i in periods else values
+                for i, values in enumerate(original)
+            ]
+        reference = Reference(original, goals, periods, truth)
+        flat = flat_db(frontend, model, matches, heldout[0], periods)
+        measured = reference.measure(original, flat) if periods else None
+        if measured is None:
+            nothing = Measured(0.0, 0.0, 0.0, None, 0.0)
+            what = "no output has enough patches for a grid to be seen"
+            return _nothing(nothing, len(original[0]) if original else 0, goal, what)
+        if not is_seen(original, periods, measured):
+            return _nothing(measured, len(original[0]), goal, "no visible grid")
+        return cls(
+            frontend, model, matches, periods, fitted, heldout, reference, measured, goal, seed, until,
+            max_cost, batch_seconds,
+        )  # fmt: skip
+
+    def run(self) -> tuple[Candidate, Any, Plan] | None:
+        """Tries candidates until one leaves nothing to be seen, or the time is over; the best."""
+        best: tuple[Candidate, Any, Plan] | None = None
+        for name, model, plan, keeps in self._candidates():
+            candidate, outputs = self._judged(name, model, keeps)
+            self.tried.append(candidate)
+            if candidate.objections or candidate.measured is None:
+                continue
+            if best is None or candidate.measured.seen < _seen(best[0]) - _LITTLE:
+                best, self.outputs = (candidate, model, plan), outputs
+            if candidate.measured.seen <= min(_ENOUGH, _QUARTER * self.original.seen):
+                break
+        return best
+
+    def _candidates(self) -> Iterator[tuple[str, Any, Plan, bool]]:
+        """What may help, the most promising first: name, model, plan, whether names and shapes stay."""
+        if isinstance(self.frontend, Restores):
+            yield from self._restored(self.frontend)
+        if time.monotonic() >= self.until:
+            return
+        for name, options in _CLOSED:
+            try:
+                made = convert(
+                    self.model,
+                    to="equalized",
+                    init="calibrated",
+                    calibration=self.fitted,
+                    example_inputs=None,
+                    verify=False,
+                    seed=self.seed,
+                    **options,
+                )
+            except DeconvfixError:
+                continue
+            if made.plan.changed:
+                yield name, made.model, made.plan, not options.get("grow")
+
+    def _restored(self, frontend: Restores) -> Iterator[tuple[str, Any, Plan, bool]]:
+        """The model's own layers, trained; then with larger kernels, as far as the cost allows."""
+        left = self.until - time.monotonic()
+        runs = left * _GOAL_SHARE / (self.batch_seconds * len(self.fitted))
+        most = _within(_SOME_SHIFTS, runs)
+        targets = [
+            spun(self.frontend, self.model, [batch], self.periods, most, self.seed + i)
+            or self._ungridded(batch)
+            for i, batch in enumerate(self.fitted)
+        ]
+        inputs = list(self.fitted)
+        # Constants too: what is left of a grid there is seen in every sky.
+        for i, batch in enumerate(self.fitted[::_CONSTANTS_EVERY]):
+            constant = frontend.constant_like(batch)
+            goal = spun(
+                self.frontend, self.model, [constant], self.periods, _ALL_SHIFTS, self.seed + i
+            )
+            if goal is not None:
+                inputs.append(constant)
+                targets.append(goal)
+        left = self.until - time.monotonic()
+        # The goal takes a part of the time, and so does the measurement of each candidate.
+        task = Restoration(inputs, targets, self.periods, max(1.0, left * _FIRST), self.seed)
+        model = frontend.restore(self.model, task)
+        nothing = Plan("keep", ())
+        yield "its own layers, trained", model, nothing, True
+        grow = self._affordable(frontend)
+        left = self.until - time.monotonic()
+        if grow and left > 1:
+            task = replace(task, seconds=left * _SECOND, grow=grow)
+            plan = self._grown(grow)
+            yield (
+                f"{len(grow)} of its layers with larger kernels, trained",
+                frontend.restore(model, task),
+                plan,
+                False,
+            )
+
+    def _grown(self, names: Sequence[str]) -> Plan:
+        """The recipe of the larger kernels."""
+        made = convert(
+            self.model, to="equalized", grow=1, include=tuple(names), verify=False, inplace=False
+        )
+        return made.plan
+
+    def _affordable(self, frontend: Restores) -> tuple[str, ...]:
+        """Layers whose kernels may grow, the last ones first, within the cost."""
+        before = frontend.cost(self.model, self.heldout[0])
+        chosen: tuple[str, ...] = ()
+        for match in reversed(self.matches):
+            if match.spec is None or match.obstacle is not None or match.lacks:
+                continue
+            if max(match.spec.stride) < 2:
+                continue
+            more = (match.name, *chosen)
+            try:
+                grown = convert(
+                    self.model, to="equalized", grow=1, include=more, verify=False
+                ).model
+            except DeconvfixError:
+                continue
+            if frontend.cost(grown, self.heldout[0]) <= self.max_cost * before:
+                chosen = more
+        return chosen
+
+    def _ungridded(self, batch: Any) -> Outputs:
+        outputs = outputs_of(self.frontend, self.model, self.matches, [batch])
+        return [
+            without_grid(values, self.periods[i]).astype(values.dtype)
+            if i in self.periods
+            else values
+            for i, values in enumerate(outputs)
+        ]
+
+    def _judged(self, name: str, model: Any, keeps: bool) -> tuple[Candidate, Outputs]:
+        """A candidate, measured, with what speaks against it, and its outputs."""
+        try:
+            outputs = outputs_of(self.frontend, model, self.matches, self.heldout)
+        except DeconvfixError as error:
+            return Candidate(name, None, 1.0, keeps, (f"it does not run ({error.found})",)), []
+        flat = flat_db(self.frontend, model, self.matches, self.heldout[0], self.periods)
+        measured = self.reference.measure(outputs, flat)
+        if measured is None:
+            return Candidate(name, None, 1.0, keeps, ("its outputs are not finite",)), []
+        cost = 1.0
+        if isinstance(self.frontend, Restores):
+            cost = self.frontend.cost(model, self.heldout[0]) / self.frontend.cost(
+                self.model, self.heldout[0]
+            )
+        candidate = Candidate(
+            name,
+            measured,
+            cost,
+            keeps,
+            tuple(objections(self.original, measured, cost, self.max_cost)),
+        )
+        return candidate, outputs
+
+    def report(self, taken: Candidate | None) -> FixReport:
+        """What was found and done."""
+        after = self.original if taken is None or taken.measured is None else taken.measured
+        before = self.original
+        if taken is None:
+            measured = [c for c in self.tried if c.measured is not None]
+            closest = min(measured, key=_seen, default=None)
+            reason = (
+                "Nothing was changed: no candidate takes the grid away and makes nothing worse."
+            )
+            if closest is not None:
+                reason += (
+                    f" The closest, {closest.name}, has a grid of {_seen(closest):.2f} steps instead of "
+                    f"{before.seen:.2f}, but {'; '.join(closest.objections)}."
+                )
+        else:
+            same = (
+                "the weights load into unchanged code"
+                if taken.keeps_names
+                else "kernels have grown"
+            )
+            reason = (
+                f"Fixed: {taken.name}; the visible grid fell from {before.seen:.2f} to "
+                f"{max(after.seen, 0.0):.2f} steps of 255 (worst patches {before.worst:.2f} to "
+                f"{max(after.worst, 0.0):.2f}), at x{taken.cost:.2f} operations; {same}."
+            )
+        return FixReport(
+            fixed=taken is not None,
+            reason=reason,
+            nothing_to_fix=False,
+            grid=GridChange(before.seen, before.worst, after.seen, after.worst),
+            match_db=after.match_db,
+            colour_shift=after.colour_shift,
+            cost=1.0 if taken is None else taken.cost,
+            original=before,
+            candidates=tuple(self.tried),
+            heldout=len(self.reference.original[0]),
+            goal=self.goal,
+            pictures=() if self.outputs is None else self.reference.regions(self.outputs),
+        )
+
+
+# Closed forms, for models that cannot be trained here.
+_CLOSED: tuple[tuple[str, dict[str, Any]], ...] = (("equalized weights, calibrated", {}),)
+
+
+def _within(most: int, affordable: float) -> int:
+    """A number of shifts: fewer than four average nothing out."""
+    return max(4, min(most, int(affordable)))
+
+
+def _seen(candidate: Candidate) -> float:
+    assert candidate.measured is not None
+    return candidate.measured.seen
+
+
+def _nothing(measured: Measured, heldout: int, goal: str, what: str) -> FixReport:
+    return FixReport(
+        fixed=False,
+        reason=f"{what[0].upper()}{what[1:]}: nothing to fix.",
+        nothing_to_fix=True,
+        grid=GridChange(measured.seen, measured.worst, measured.seen, measured.worst),
+        match_db=measured.match_db,
+        colour_shift=0.0,
+        cost=1.0,
+        original=measured,
+        candidates=(),
+        heldout=heldout,
+        goal=goal,
+    )
