@@ -8,17 +8,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.diagnose.measure import longest_period, outputs_with_grids
 from deconvfix.errors import OptionError
-from deconvfix.frontends.base import Frontend, Restores
+from deconvfix.frontends.base import Frontend, Probe, Restores
 from deconvfix.grid.flat_field import flat_field_of, network_tables
-from deconvfix.grid.periods import Period
+from deconvfix.grid.periods import Period, measured_period
 from deconvfix.plan import Match
 
-__all__ = ["Outputs", "flat_db", "joined", "outputs_of", "spun"]
+__all__ = ["Outputs", "flat_db", "joined", "outputs_of", "periods_of", "spun"]
 
 Outputs = list[NDArray[Any]]
 # Output elements of the answer to a constant.
 _MOST_OUTPUT = 2**20
+
+
+def probed(frontend: Frontend, model: Any, matches: Sequence[Match], batch: Any) -> Probe:
+    """One run; of a model that can be trained whatever layers it has."""
+    if isinstance(frontend, Restores):
+        return frontend.run(model, batch)
+    return frontend.probe(model, batch, matches)
+
+
+def periods_of(
+    frontend: Frontend, model: Any, matches: Sequence[Match], batch: Any
+) -> dict[int, Period]:
+    """The longest period of the grids in each output, of transposed convolutions and of pixel shuffles."""
+    shown = outputs_with_grids(matches, frontend.probe(model, batch, matches))
+    periods = {index: longest_period(grids) for index, (_, grids) in shown.items()}
+    if not isinstance(frontend, Restores):
+        return periods
+    shuffles = frontend.shuffles(model, batch)
+    outputs = frontend.run(model, batch).outputs if shuffles else ()
+    for shuffle in shuffles:
+        for index, output in enumerate(outputs):
+            if output.ndim != 2 + len(shuffle.factors) or not min(shuffle.output_size):
+                continue
+            found = measured_period(shuffle.factors, shuffle.output_size, output.shape[2:])
+            known = periods.get(index, (1,) * len(found))
+            longest = tuple(map(max, zip(known, found, strict=True)))
+            if max(longest) > 1:
+                periods[index] = longest
+    return periods
 
 
 def outputs_of(
@@ -27,7 +57,7 @@ def outputs_of(
     """The outputs on all batches, joined along the first axis."""
     found: list[tuple[NDArray[Any], ...]] = []
     for batch in batches:
-        probe = frontend.probe(model, batch, matches)
+        probe = probed(frontend, model, matches, batch)
         if probe.run is None:
             raise OptionError(
                 "data",
@@ -70,7 +100,7 @@ def flat_db(
     frontend: Frontend, model: Any, matches: Sequence[Match], batch: Any, periods: dict[int, Period]
 ) -> float | None:
     """Ripple of the answer to a constant input, the largest of the outputs."""
-    probe = frontend.probe(model, batch, matches)
+    probe = probed(frontend, model, matches, batch)
     if probe.run is None:
         return None
     tables = network_tables(probe.run, probe.inputs, periods, _MOST_OUTPUT)

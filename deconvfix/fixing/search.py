@@ -10,12 +10,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from deconvfix.conversion import convert
-from deconvfix.diagnose.measure import longest_period, outputs_with_grids
 from deconvfix.errors import DeconvfixError
 from deconvfix.fixing.judge import is_seen, objections
 from deconvfix.fixing.measure import Reference
 from deconvfix.fixing.report import Candidate, FixReport, GridChange, Measured
-from deconvfix.fixing.runs import Outputs, flat_db, joined, outputs_of, spun
+from deconvfix.fixing.runs import Outputs, flat_db, joined, outputs_of, periods_of, spun
 from deconvfix.frontends.base import Frontend, Restoration, Restores
 from deconvfix.grid.periods import Period
 from deconvfix.grid.visible import without_grid
@@ -95,9 +94,7 @@ class Search:
             batch for i, batch in enumerate(batches) if i % HELDOUT_EVERY != HELDOUT_EVERY - 1
         ]
         matches = frontend.find(model, heldout[0]).matches
-        probe = frontend.probe(model, heldout[0], matches)
-        shown = outputs_with_grids(matches, probe)
-        periods = {index: longest_period(grids) for index, (_, grids) in shown.items()}
+        periods = periods_of(frontend, model, matches, heldout[0])
         truth = None
         if targets is not None:
             truth = joined(list(targets[HELDOUT_EVERY - 1 :: HELDOUT_EVERY]))

@@ -33,6 +33,7 @@ __all__ = [
     "Restoration",
     "Restores",
     "ShowsKernels",
+    "Shuffle",
     "Translates",
 ]
 
@@ -228,6 +229,21 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Shuffle:
+    """A pixel shuffle that ran: a convolution before it is a sub-pixel convolution.
+
+    Attributes:
+        name: The module in which it ran.
+        factors: Of the upsampling, per axis.
+        output_size: Spatial size of its output.
+    """
+
+    name: str
+    factors: tuple[int, ...]
+    output_size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Restoration:
     """What a restoration may do, and what it goes by.
 
@@ -251,6 +267,14 @@ class Restoration:
 @runtime_checkable
 class Restores(Protocol):
     """A front end that can train a model's own weights towards outputs without a grid."""
+
+    def run(self, model: Any, inputs: Any) -> Probe:
+        """Runs a copy, whatever layers it has."""
+        ...
+
+    def shuffles(self, model: Any, inputs: Any) -> list[Shuffle]:
+        """The pixel shuffles that run: each makes the grid that a transposed convolution makes."""
+        ...
 
     def cycle_spun(
         self, model: Any, inputs: Any, periods: Mapping[int, Period], most: int, seed: int

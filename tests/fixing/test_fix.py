@@ -9,7 +9,7 @@ import deconvfix
 from deconvfix.errors import OptionError
 from deconvfix.fixing import search
 from deconvfix.grid.visible import visible_grid
-from tests.support.gridded import gridded, pictures_for
+from tests.support.gridded import Shuffled, gridded, pictures_for
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,20 @@ def test_models_that_are_not_trained_get_closed_forms():
     assert "less what is locked to the phase" in found.report.goal
     if found.report.fixed:
         assert isinstance(found.model, torch.export.ExportedProgram)
+
+
+def test_a_pixel_shuffle_makes_the_same_grid_and_is_fixed_in_place():
+    model = Shuffled().eval()
+    found = deconvfix.fix(model, data=pictures_for(48), seconds=6)
+    assert found.report.fixed, found.report.explain()
+    assert found.report.cost == 1
+    shapes = {name: value.shape for name, value in found.model.state_dict().items()}
+    assert shapes == {name: value.shape for name, value in model.state_dict().items()}
+    new = torch.cat(pictures_for(24, seed=7))
+    with torch.no_grad():
+        old, fresh = model(new).numpy(), found.model(new).numpy()
+    seen = [visible_grid(values, (2, 2), like=old).mean for values in (old, fresh)]
+    assert seen[1] < 0.35 * seen[0]
 
 
 @pytest.mark.parametrize(

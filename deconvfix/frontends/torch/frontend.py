@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Need
-from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe, Restoration
+from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe, Restoration, Shuffle
 from deconvfix.frontends.calibrate import calibrate, fitted_decisions
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch.calibrate import FittableModule
@@ -31,6 +31,7 @@ from deconvfix.frontends.torch.calls import (
     Observed,
     asks_for_class,
     callers_by_code,
+    executed_shuffles,
     executed_transposed_convolutions,
     observe,
 )
@@ -313,6 +314,14 @@ class TorchModuleFrontend:
     def psnr_db(self, before: nn.Module, after: nn.Module, example_inputs: Any) -> float | None:
         """See `inputs.psnr_db`."""
         return psnr_db(before, after, example_inputs)
+
+    def run(self, model: nn.Module, inputs: Any) -> Probe:
+        """See `diagnose.probe_module`."""
+        return probe_module(copy_model(model).eval(), inputs, ())
+
+    def shuffles(self, model: nn.Module, inputs: Any) -> list[Shuffle]:
+        """See `calls.executed_shuffles`."""
+        return executed_shuffles(copy_model(model).eval(), inputs)
 
     def cycle_spun(
         self,
