@@ -25,7 +25,7 @@ from deconvfix.grid.periods import (
 )
 from deconvfix.grid.spectra import radial_spectrum, spectral_peaks
 from deconvfix.grid.variance import PhaseVariance, phase_variance
-from deconvfix.grid.visible import visible_grid
+from deconvfix.grid.visible import VISIBLE, visible_grid
 from deconvfix.plan import Match
 
 __all__ = [
@@ -87,7 +87,18 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
         advice=probe.advice,
         sample_rate=sample_rate,
     )
-    return replace(found, notes=(*found.notes, *_nothing_to_lose(found)))
+    return replace(found, notes=(*found.notes, *_nothing_to_lose(found), *_seen(found)))
+
+
+def _seen(found: Inspection) -> Iterator[str]:
+    """A sentence on what to do about a grid that is seen."""
+    seen = [output for output in found.outputs if output.visible and output.visible.mean > VISIBLE]
+    if seen:
+        yield (
+            f"Output {seen[0].index} has a grid that is seen on these inputs. If they are real ones, "
+            "`deconvfix fix` takes it out and makes nothing worse, or says why it cannot; a form without a "
+            "grid that is fitted to the weights alone may draw a stronger one in pictures."
+        )
 
 
 def _nothing_to_lose(found: Inspection) -> Iterator[str]:
