@@ -4,7 +4,8 @@
 
 For each of the trained networks in `fixtures/` a table: how close the converted network's outputs are to the
 original's on the held-out file (whole outputs, border included; PSNR, for sound SNR), the fixture's own
-metric against the ground truth (before -> after), the ripple of the network's answer to a constant input
+metric against the ground truth (before -> after), the visible grid on them (see
+docs/fix.md; likewise), the ripple of the network's answer to a constant input
 (likewise), the time of the conversion, and the multiply-accumulates of the converted layers, relative to
 those before. For calibrated rows "passes" is the time of the calibration without its solvers, over that of
 one pass of the original and the converted network over the calibration inputs. Those are never held-out ones.
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
@@ -37,6 +38,7 @@ from benchmarks.cases import Case
 from deconvfix.report.report import versions
 
 TUNED_SAMPLES = 512
+FIX_SAMPLES = 256
 GROWTH = (4, 16, 64, 256)
 GROWTH_ROW = "equalized, calibrated"
 # Of sounds alone: their silence is an input of its own.
@@ -82,6 +84,7 @@ ROWS = (
     _row("notch --grow 2, calibrated", "notch", "calibrated", grow=2),
     _row("equalized --grow 1, tuned", "equalized", "tuned", grow=1),
     _row("notch --grow 1, tuned", "notch", "tuned", grow=1),
+    Row("deconvfix fix", {"seconds": True}),
     _row(f"{SILENT}, calibrated", "equalized", "calibrated", flat_inputs="zeros"),
     _row(f"{SILENT}, tuned", "equalized", "tuned", flat_inputs="zeros"),
 )
@@ -96,6 +99,8 @@ class Result:
         distance_db: PSNR, for sound SNR; None where the outputs are equal.
         quality: The fixture's metric.
         ripple_db: Of the answer to a constant input; None where it was not found.
+        visible: The visible grid on the held-out file, and that of the worst patches, in steps of 1/255;
+            None where the outputs are too small.
         seconds: Of the conversion.
         macs: Of the converted layers, over those of the original layers.
         pass_seconds: One pass of both networks over the calibration inputs; calibrated rows only.
@@ -107,6 +112,7 @@ class Result:
     distance_db: float | None
     quality: float
     ripple_db: float | None
+    visible: tuple[float, float] | None
     seconds: float
     macs: float
     pass_seconds: float | None = None
@@ -131,6 +137,7 @@ class CaseResult:
     layers: tuple[str, ...]
     quality: float
     ripple_db: float | None
+    visible: tuple[float, float] | None
     rows: tuple[Result, ...]
     growth: tuple[tuple[int, float | None], ...]
 
@@ -139,6 +146,9 @@ def converted(case: Case, row: Row, samples: int, seconds: float) -> nn.Module:
     """The network of a case, converted. Where its inputs have a known distribution, tuning draws new ones."""
     if row.build is not None:
         return by_hand.replaced(case.model, case.layers, row.build)
+    if "seconds" in row.options:
+        model = deconvfix.fix(case.model, data=case.draw(FIX_SAMPLES), seconds=seconds).model
+        return cast(nn.Module, model)
     options = dict(row.options)
     if row.init in ("calibrated", "tuned"):
         options["calibration"] = case.draw(samples)
@@ -149,8 +159,7 @@ def converted(case: Case, row: Row, samples: int, seconds: float) -> nn.Module:
         if case.distribution is not None:
             options["calibration"] = case.distribution
     conversion = deconvfix.convert(case.model, exclude=case.others, verify=False, **options)
-    model: nn.Module = conversion.model
-    return model
+    return cast(nn.Module, conversion.model)
 
 
 def measured(
@@ -173,10 +182,18 @@ def measured(
         distance_db=measures.distance_db(case, model),
         quality=case.quality(model),
         ripple_db=ripple(model),
+        visible=_visible(case, model, ripple),
         seconds=took,
         macs=measures.macs(case, model) / measures.macs(case, case.model),
         **timing,
     )
+
+
+def _visible(
+    case: Case, model: nn.Module, ripple: measures.FlatRipple
+) -> tuple[float, float] | None:
+    found = measures.visible(case, model, ripple.periods)
+    return None if found is None else (found.mean, found.worst)
 
 
 def run_case(
@@ -221,6 +238,7 @@ def run_case(
         layers=case.layers,
         quality=case.quality(case.model),
         ripple_db=ripple(case.model),
+        visible=_visible(case, case.model, ripple),
         rows=tuple(results),
         growth=tuple(by_samples),
     )
@@ -241,6 +259,7 @@ def header(case: CaseResult) -> list[str]:
         "conversion",
         f"{case.unit} to the original, dB",
         _SHORT.get(case.metric, case.metric),
+        "visible grid (worst), steps of 255",
         "ripple, dB",
         "seconds",
         "MACs",
@@ -254,11 +273,16 @@ def cells(case: CaseResult, result: Result) -> list[str]:
         result.row,
         _decibels(result.distance_db),
         f"{case.quality:.2f} -> {result.quality:.2f}",
+        f"{_steps(case.visible)} -> {_steps(result.visible)}",
         f"{_number(case.ripple_db)} -> {_number(result.ripple_db)}",
         f"{result.seconds:.1f}",
         f"x{result.macs:.2f}",
         "" if result.passes is None else f"{result.passes:.1f}",
     ]
+
+
+def _steps(value: tuple[float, float] | None) -> str:
+    return "?" if value is None else f"{max(value[0], 0):.2f} ({max(value[1], 0):.2f})"
 
 
 def _decibels(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,17 @@ from deconvfix.frontends import calibrate as fits
 from deconvfix.frontends.torch import frontend as torch_module
 from deconvfix.frontends.torch.diagnose import probe_module
 from deconvfix.grid.flat_field import network_answers
+from deconvfix.grid.visible import VisibleGrid, visible_grid
 
-__all__ = ["CalibrationTime", "FlatRipple", "distance_db", "macs", "pass_seconds", "watched"]
+__all__ = [
+    "CalibrationTime",
+    "FlatRipple",
+    "distance_db",
+    "macs",
+    "pass_seconds",
+    "visible",
+    "watched",
+]
 
 # More samples say nothing new about the answer to a constant.
 _FLAT_SAMPLES = 8
@@ -39,6 +48,15 @@ def distance_db(case: Case, model: nn.Module) -> float | None:
         return None
     power = float(old.square().mean()) if case.is_sound else float(old.max() - old.min()) ** 2
     return 10 * math.log10(power / error)
+
+
+@torch.no_grad()
+def visible(
+    case: Case, model: nn.Module, periods: Mapping[int, tuple[int, ...]]
+) -> VisibleGrid | None:
+    """The visible grid of the held-out outputs, in the smooth patches and the range of the original's."""
+    old, new = (network(case.inputs).numpy() for network in (case.model, model))
+    return visible_grid(new, periods[0], like=old) if 0 in periods else None
 
 
 class FlatRipple:
