@@ -116,7 +116,10 @@ def test_the_command_prints_and_writes_what_it_measured(tmp_path):
         [*options, "--tuned-samples", "8", "--markdown", "--no-growth", "--json", file],
     )
     assert result.exit_code == 0, result.output
-    assert "| equalized, calibrated | equal | 0.81 -> 0.81 | 0.61 (1.54) -> 0.61 (1.54) |" in result.stdout
+    assert (
+        "| equalized, calibrated | equal | 0.81 -> 0.81 | 0.61 (1.54) -> 0.61 (1.54) |"
+        in result.stdout
+    )
     assert "torch " in result.stdout
     found = json.loads(file.read_text())
     assert found["format"] == "deconvfix.benchmarks.fidelity/1"
