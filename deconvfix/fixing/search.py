@@ -57,6 +57,7 @@ class Search:
         max_cost: The most operations, relative to the original's.
         batch_seconds: Of one run of the original.
         tried: The candidates so far.
+        notes: What could not be tried.
         outputs: Those of the best one, on the held-out batches.
     """
 
@@ -74,6 +75,7 @@ class Search:
     max_cost: float
     batch_seconds: float
     tried: list[Candidate] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     outputs: Outputs | None = None
 
     @classmethod
@@ -142,7 +144,10 @@ class Search:
     def _candidates(self) -> Iterator[tuple[str, Any, Plan, bool]]:
         """What may help, the most promising first: name, model, plan, whether names and shapes stay."""
         if isinstance(self.frontend, Restores):
-            yield from self._restored(self.frontend)
+            try:
+                yield from self._restored(self.frontend)
+            except DeconvfixError as error:
+                self.notes.append(f"The model's own layers were not trained: {error.found}.")
         if time.monotonic() >= self.until:
             return
         for name, options in _CLOSED:
@@ -298,6 +303,7 @@ class Search:
             candidates=tuple(self.tried),
             heldout=len(self.reference.original[0]),
             goal=self.goal,
+            notes=tuple(self.notes),
             pictures=() if self.outputs is None else self.reference.regions(self.outputs),
         )
 

@@ -112,6 +112,37 @@ def test_if_all_candidates_are_worse_nothing_is_changed(monkeypatch):
     assert found.report.grid.seen_after == found.report.grid.seen_before
 
 
+class Frozen(nn.Module):
+    """Weights that are no parameters, so there is nothing to train."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", gridded().up.weight.detach())
+        self.register_buffer("down", gridded().down.weight.detach())
+
+    def forward(self, x):
+        features = nn.functional.conv2d(x, self.down, stride=2, padding=1)
+        return nn.functional.conv_transpose2d(
+            features, self.weight, stride=2, padding=1, output_padding=1
+        )
+
+
+def test_what_cannot_be_trained_is_said():
+    found = deconvfix.fix(Frozen().eval(), data=pictures_for(32), seconds=3)
+    assert not found.report.fixed
+    assert "it has no floating-point parameters" in found.report.explain()
+
+
+def test_integer_parameters_stay_as_they_are():
+    model = gridded()
+    model.step = nn.Parameter(torch.tensor(3), requires_grad=False)
+    model.down.weight.requires_grad_(False)
+    found = deconvfix.fix(model, data=pictures_for(32), seconds=2)
+    assert [p.requires_grad for p in found.model.parameters()] == [
+        p.requires_grad for p in model.parameters()
+    ]
+
+
 def test_models_that_are_not_trained_get_closed_forms():
     model, data = gridded(), pictures_for(32)
     program = torch.export.export(model, (data[0],))

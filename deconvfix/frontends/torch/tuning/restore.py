@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from deconvfix.errors import DeconvfixError
+from deconvfix.errors import DeconvfixError, ModelError
 from deconvfix.fit.tuning import Tuning
 from deconvfix.frontends.base import Restoration
 from deconvfix.frontends.torch.find import current_weight
@@ -143,12 +143,20 @@ def _ratio(sizes: Sequence[int], output: Tensor, period: Period) -> int | None:
 
 
 def restore(model: nn.Module, task: Restoration) -> nn.Module:
-    """A copy of a model, trained towards targets; batch statistics stay as they are."""
-    student = copy_model(model).eval().requires_grad_(True)
+    """A copy of a model, trained towards targets; batch statistics stay as they are.
+
+    Raises:
+        ModelError: If it has nothing to train, or cannot be trained.
+    """
+    student = copy_model(model).eval()
     for name in task.grow:
         _grow(student.get_submodule(name), name)
     batches = [as_inputs(inputs) for inputs in task.inputs]
     parameters = [p for p in student.parameters() if p.is_floating_point()]
+    if not parameters:
+        raise _untrainable(model, "it has no floating-point parameters")
+    for parameter in parameters:
+        parameter.requires_grad_()
     device = parameters[0].device
     goals = [[torch.from_numpy(value).to(device) for value in target] for target in task.targets]
     pairs, joined = _pairs(model, batches, goals)
@@ -162,12 +170,25 @@ def restore(model: nn.Module, task: Restoration) -> nn.Module:
         lambda: loss.mean(heldout),
         Tuning(seconds=task.seconds, seed=task.seed, learning_rate=_RATE),
     )
-    descent.run()
+    try:
+        descent.run()
+    except (RuntimeError, NotImplementedError) as error:
+        raise _untrainable(model, f"training fails ({error})") from error
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-        parameter.grad = None
+        if parameter.is_floating_point():
+            parameter.requires_grad_(name not in frozen)
+            parameter.grad = None
     return student.train(model.training)
+
+
+def _untrainable(model: nn.Module, found: str) -> ModelError:
+    return ModelError(
+        type(model).__name__,
+        found,
+        "its own layers are trained to take a grid out",
+        "Give the model as it was trained, in floats",
+    )
 
 
 @torch.no_grad()
