@@ -128,18 +128,32 @@ class Search:
         )  # fmt: skip
 
     def run(self) -> tuple[Candidate, Any, Plan] | None:
-        """Tries candidates until one leaves nothing to be seen, or the time is over; the best."""
+        """Tries candidates until the time is over; the best."""
         best: tuple[Candidate, Any, Plan] | None = None
         for name, model, plan, keeps in self._candidates():
             candidate, outputs = self._judged(name, model, keeps)
             self.tried.append(candidate)
             if candidate.objections or candidate.measured is None:
                 continue
-            if best is None or candidate.measured.seen < _seen(best[0]) - _LITTLE:
+            if best is None or self._is_better(candidate, best[0]):
                 best, self.outputs = (candidate, model, plan), outputs
-            if candidate.measured.seen <= min(_ENOUGH, _QUARTER * self.original.seen):
-                break
         return best
+
+    def _leaves_nothing(self, candidate: Candidate) -> bool:
+        """Whether what is left of the grid is not seen, and little of what it was."""
+        return not candidate.objections and _seen(candidate) <= min(
+            _ENOUGH, _QUARTER * self.original.seen
+        )
+
+    def _is_better(self, candidate: Candidate, best: Candidate) -> bool:
+        """The grid first; of two that leave nothing of it the one that is closer to the goal."""
+        assert candidate.measured is not None
+        assert best.measured is not None
+        less = _seen(best) - _seen(candidate)
+        alike = self._leaves_nothing(candidate) and self._leaves_nothing(best)
+        if alike or (abs(less) <= _LITTLE and candidate.cost <= best.cost):
+            return candidate.measured.match_db > best.measured.match_db
+        return not self._leaves_nothing(best) and less > _LITTLE
 
     def _candidates(self) -> Iterator[tuple[str, Any, Plan, bool]]:
         """What may help, the most promising first: name, model, plan, whether names and shapes stay."""
@@ -148,7 +162,7 @@ class Search:
                 yield from self._restored(self.frontend)
             except DeconvfixError as error:
                 self.notes.append(f"The model's own layers were not trained: {error.found}.")
-        if time.monotonic() >= self.until:
+        if any(map(self._leaves_nothing, self.tried)) or time.monotonic() >= self.until:
             return
         for name, options in _CLOSED:
             try:
@@ -193,10 +207,14 @@ class Search:
         model = frontend.restore(self.model, task)
         nothing = Plan("keep", ())
         yield "its own layers, trained", model, nothing, True
-        grow = self._affordable(frontend)
+        grow = () if self._leaves_nothing(self.tried[-1]) else self._affordable(frontend)
         left = self.until - time.monotonic()
-        if grow and left > 1:
-            task = replace(task, seconds=left * _SECOND, grow=grow)
+        if left <= 1:
+            return
+        task = replace(task, seconds=left * _SECOND, grow=grow)
+        if not grow:
+            yield "its own layers, trained longer", frontend.restore(model, task), nothing, True
+        else:
             plan = self._grown(grow)
             yield (
                 f"{len(grow)} of its layers with larger kernels, trained",

@@ -47,7 +47,7 @@ _LOCKED = 20.0
 # Periods over which an error is averaged.
 _REPEATS = {1: 16, 2: 4, 3: 3}
 # For all weights of a network that is close to its goal already.
-_RATE = 5e-4
+_RATE = 1e-3
 _BATCH = 8
 
 
