@@ -43,8 +43,8 @@ def fix(
     """Takes the visible grid out of a model's outputs, if that makes nothing worse.
 
     Args:
-        model: As for `convert`; it is not changed. Modules are trained, their own layers first; programs
-            and ONNX models get closed-form fits.
+        model: As for `convert`; it is not changed. Modules and programs are trained, their own layers first;
+            ONNX models get closed-form fits.
         data: Real inputs, batch by batch, as the model takes them; at least 8. Every fourth batch is held
             out: all that is reported is measured on these. "normal" or "uniform" draws latents, with
             `example_inputs` for their shapes.

@@ -232,6 +232,8 @@ class Search:
 
     def _affordable(self, frontend: Restores) -> tuple[str, ...]:
         """Layers whose kernels may grow, the last ones first, within the cost."""
+        if not frontend.can_grow:
+            return ()
         before = frontend.cost(self.model, self.heldout[0])
         chosen: tuple[str, ...] = ()
         for match in reversed(self.matches):

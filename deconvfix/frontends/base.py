@@ -266,7 +266,13 @@ class Restoration:
 
 @runtime_checkable
 class Restores(Protocol):
-    """A front end that can train a model's own weights towards outputs without a grid."""
+    """A front end that can train a model's own weights towards outputs without a grid.
+
+    Attributes:
+        can_grow: Whether kernels may grow for it.
+    """
+
+    can_grow: bool
 
     def run(self, model: Any, inputs: Any) -> Probe:
         """Runs a copy, whatever layers it has."""

@@ -77,3 +77,18 @@ def test_grown_kernels_load_with_the_package(source, tmp_path, monkeypatch):
     assert json.loads(result.stdout)["candidates"][1]["keeps_names"] is False
     model = deconvfix.load(tmp_path / "out.pt", Autoencoder())
     assert model.up.kernel_size == (5, 5)
+
+
+def test_a_program_is_fixed_into_a_program(source, tmp_path):
+    model, even = gridded(), [2 * torch.export.Dim(name, min=4, max=64) for name in ("h", "v")]
+    program = torch.export.export(
+        model, (pictures_for(4)[0],), dynamic_shapes={"image": {2: even[0], 3: even[1]}}
+    )
+    torch.export.save(program, tmp_path / "net.pt2")
+    np.savez(tmp_path / "fours.npz", image=torch.cat(pictures_for(72)).numpy())
+    arguments = ("fix", tmp_path / "net.pt2", "--data", tmp_path / "fours.npz")
+    result = run(*arguments, "-o", tmp_path / "out.pt2", "--seconds", 6)
+    assert result.exit_code == 0, result.output
+    fixed = torch.export.load(tmp_path / "out.pt2")
+    assert fixed.state_dict.keys() == program.state_dict.keys()
+    assert not torch.equal(fixed.state_dict["up.weight"], program.state_dict["up.weight"])

@@ -39,8 +39,8 @@ DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 WING_NAMES = {
     "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "external",
     "file", "find", "fold", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
-    "nodes", "parity", "parts", "proto", "refusals", "reroute", "runtime_parity", "samples", "shown",
-    "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "values", "weights",
+    "nodes", "parity", "parts", "proto", "refusals", "reroute", "restore", "runtime_parity", "samples",
+    "shown", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "values", "weights",
 }  # fmt: skip
 MIRRORED = {
     "frontend",

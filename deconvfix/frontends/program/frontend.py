@@ -27,6 +27,7 @@ from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, refuse_flat_inputs
 from deconvfix.frontends.program.calibrate import FittableProgram
+from deconvfix.frontends.program.restore import Trainable, copy_program
 from deconvfix.frontends.program.weights import HINT, dequantises, stored, why_fixed
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch import steps as torch_steps
@@ -40,7 +41,7 @@ from deconvfix.frontends.torch.graph import (
     match_call,
     rewrite,
 )
-from deconvfix.frontends.torch.inputs import as_inputs, copy_quietly, psnr_db
+from deconvfix.frontends.torch.inputs import as_inputs, psnr_db
 from deconvfix.frontends.torch.layers import read_weight
 from deconvfix.frontends.torch.parity import compare_modules, disturbed
 from deconvfix.frontends.torch.samples import TorchSamples
@@ -55,7 +56,7 @@ _QUANTISED = (
 )
 
 
-class ExportedProgramFrontend:
+class ExportedProgramFrontend(Trainable):
     """See the module's text."""
 
     fits: tuple[Init, ...] = ("calibrated",)
@@ -66,12 +67,7 @@ class ExportedProgramFrontend:
         """A copy, unless `inplace`."""
         if inplace:
             return model
-        copied = copy_quietly(model, {})
-        # torch's copy renames nodes that are called like Python's builtins ("input"), and the
-        # signature, which it does not rename, refers to nodes by their names.
-        for old, new in zip(model.graph.nodes, copied.graph.nodes, strict=True):
-            new.name = old.name
-        return copied
+        return copy_program(model)
 
     def find(self, model: ExportedProgram, example_inputs: Any | None) -> Findings:
         """Transposed convolutions in the program and the graphs inside it; nothing is run."""

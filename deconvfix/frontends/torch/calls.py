@@ -258,7 +258,7 @@ class _Shuffles(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is torch.pixel_shuffle:
+        if func in (torch.pixel_shuffle, _aten.pixel_shuffle.default):
             factor = args[1] if len(args) > 1 else (kwargs or {})["upscale_factor"]
             where = innermost_name(self.stack, self.names)
             self.seen.append(Shuffle(where, (factor,) * 2, tuple(result.shape[-2:])))

@@ -85,6 +85,7 @@ class TorchModuleFrontend:
     """See the module's text."""
 
     fits: tuple[Init, ...] = FITTED_TO_DATA
+    can_grow = True
 
     def prepare(self, model: nn.Module, example_inputs: Any | None, *, inplace: bool) -> nn.Module:
         """A copy; lazy layers get their shapes from the example inputs."""
