@@ -66,5 +66,5 @@ def is_seen(
         if (found := visible_grid(original[i], tuple(n + more for n in period))) is not None
     ]
     texture = max([0.0, *others])
-    is_strong = measured.seen > VISIBLE and measured.seen > _ABOVE_TEXTURE * texture
-    return is_strong or (measured.worst > _WORST_SEEN and measured.seen > VISIBLE)
+    is_strong = measured.seen > _ABOVE_TEXTURE * texture or measured.worst > _WORST_SEEN
+    return measured.seen > VISIBLE and is_strong

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.decibels import decibels
 from deconvfix.fixing.report import Measured, Pictures
 from deconvfix.grid.periods import Period
 from deconvfix.grid.visible import grid_power, patch_corner, smooth_patches, visible_grid
@@ -105,4 +106,4 @@ class Reference:
 def psnr(values: NDArray[Any], other: NDArray[Any], span: float) -> float:
     """Peak signal-to-noise ratio in dB, with `span` as the peak."""
     error = float(np.mean((values.astype(np.float64) - other.astype(np.float64)) ** 2))
-    return _EQUAL_DB if error == 0 else min(_EQUAL_DB, 10 * math.log10(span**2 / error))
+    return min(_EQUAL_DB, decibels(span / math.sqrt(error))) if error else _EQUAL_DB

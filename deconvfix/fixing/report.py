@@ -151,8 +151,8 @@ class FixReport:
             if candidate.measured is None or not candidate.objections:
                 continue
             sentences.append(
-                f"Not taken: {candidate.name} (grid {candidate.measured.seen:.2f}, worst "
-                f"{candidate.measured.worst:.2f}), because {'; '.join(candidate.objections)}."
+                f"Not taken: {candidate.name} (grid {max(candidate.measured.seen, 0.0):.2f}, worst "
+                f"{max(candidate.measured.worst, 0.0):.2f}), because {'; '.join(candidate.objections)}."
             )
         return " ".join([*sentences, *self.notes])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +26,7 @@ __all__ = ["HELDOUT_EVERY", "Search"]
 
 # Every so many batches one is held out.
 HELDOUT_EVERY = 4
-# A candidate that leaves so little of the grid, and so small a part of it, ends the search.
+# A candidate that leaves so little of the grid, and so small a part of it, leaves nothing to be seen.
 _ENOUGH, _QUARTER = 0.15, 0.25
 # To every so many batches to train on there is one of constants.
 _CONSTANTS_EVERY = 6
@@ -57,7 +59,7 @@ class Search:
         max_cost: The most operations, relative to the original's.
         batch_seconds: Of one run of the original.
         tried: The candidates so far.
-        notes: What could not be tried.
+        notes: What could not be tried, and what limits the evidence.
         outputs: Those of the best one, on the held-out batches.
     """
 
@@ -106,7 +108,12 @@ class Search:
         # Each shift is a run: the goal may take a part of the time, not all of it.
         most = _within(_ALL_SHIFTS, seconds * _GOAL_SHARE / (batch_seconds * len(heldout)))
         goals = spun(frontend, model, heldout, periods, most, seed)
-        goal = "the mean over all shifts of the input"
+        goal, notes = "the mean over all shifts of the input", []
+        if goals is not None and most < max(map(math.prod, periods.values())):
+            notes.append(
+                f"The mean over shifts is over {most} of them at most, drawn at random: there are more, or a "
+                "run takes long."
+            )
         if goals is None:
             goal = "the original's outputs less what is locked to the phase"
             goals = [
@@ -124,7 +131,7 @@ class Search:
             return _nothing(measured, len(original[0]), goal, "no visible grid")
         return cls(
             frontend, model, matches, periods, fitted, heldout, reference, measured, goal, seed, until,
-            max_cost, batch_seconds,
+            max_cost, batch_seconds, notes=notes,
         )  # fmt: skip
 
     def run(self) -> tuple[Candidate, Any, Plan] | None:
@@ -164,22 +171,20 @@ class Search:
                 self.notes.append(f"The model's own layers were not trained: {error.found}.")
         if any(map(self._leaves_nothing, self.tried)) or time.monotonic() >= self.until:
             return
-        for name, options in _CLOSED:
+        for name in _CLOSED:
             try:
                 made = convert(
                     self.model,
                     to="equalized",
                     init="calibrated",
                     calibration=self.fitted,
-                    example_inputs=None,
                     verify=False,
                     seed=self.seed,
-                    **options,
                 )
             except DeconvfixError:
                 continue
             if made.plan.changed:
-                yield name, made.model, made.plan, not options.get("grow")
+                yield name, made.model, made.plan, True
 
     def _restored(self, frontend: Restores) -> Iterator[tuple[str, Any, Plan, bool]]:
         """The model's own layers, trained; then with larger kernels, as far as the cost allows."""
@@ -207,7 +212,10 @@ class Search:
         model = frontend.restore(self.model, task)
         nothing = Plan("keep", ())
         yield "its own layers, trained", model, nothing, True
-        grow = () if self._leaves_nothing(self.tried[-1]) else self._affordable(frontend)
+        grow: tuple[str, ...] = ()
+        plan = nothing
+        if frontend.can_grow and not self._leaves_nothing(self.tried[-1]):
+            grow, plan = self._affordable(frontend)
         left = self.until - time.monotonic()
         if left <= 1:
             return
@@ -215,7 +223,6 @@ class Search:
         if not grow:
             yield "its own layers, trained longer", frontend.restore(model, task), nothing, True
         else:
-            plan = self._grown(grow)
             yield (
                 f"{len(grow)} of its layers with larger kernels, trained",
                 frontend.restore(model, task),
@@ -223,19 +230,10 @@ class Search:
                 False,
             )
 
-    def _grown(self, names: Sequence[str]) -> Plan:
-        """The recipe of the larger kernels."""
-        made = convert(
-            self.model, to="equalized", grow=1, include=tuple(names), verify=False, inplace=False
-        )
-        return made.plan
-
-    def _affordable(self, frontend: Restores) -> tuple[str, ...]:
-        """Layers whose kernels may grow, the last ones first, within the cost."""
-        if not frontend.can_grow:
-            return ()
-        before = frontend.cost(self.model, self.heldout[0])
+    def _affordable(self, frontend: Restores) -> tuple[tuple[str, ...], Plan]:
+        """Layers whose kernels may grow, the last ones first, within the cost; and the recipe."""
         chosen: tuple[str, ...] = ()
+        plan = Plan("keep", ())
         for match in reversed(self.matches):
             if match.spec is None or match.obstacle is not None or match.lacks:
                 continue
@@ -243,14 +241,23 @@ class Search:
                 continue
             more = (match.name, *chosen)
             try:
-                grown = convert(
-                    self.model, to="equalized", grow=1, include=more, verify=False
-                ).model
+                grown = convert(self.model, to="equalized", grow=1, include=more, verify=False)
             except DeconvfixError:
                 continue
-            if frontend.cost(grown, self.heldout[0]) <= self.max_cost * before:
-                chosen = more
-        return chosen
+            if self._cost(grown.model) <= self.max_cost:
+                chosen, plan = more, grown.plan
+        return chosen, plan
+
+    @functools.cached_property
+    def _original_cost(self) -> float:
+        assert isinstance(self.frontend, Restores)
+        return self.frontend.cost(self.model, self.heldout[0])
+
+    def _cost(self, model: Any) -> float:
+        """Operations of a run, relative to the original's; closed forms here have as many."""
+        if not isinstance(self.frontend, Restores):
+            return 1.0
+        return self.frontend.cost(model, self.heldout[0]) / self._original_cost
 
     def _ungridded(self, batch: Any) -> Outputs:
         outputs = outputs_of(self.frontend, self.model, self.matches, [batch])
@@ -271,11 +278,7 @@ class Search:
         measured = self.reference.measure(outputs, flat)
         if measured is None:
             return Candidate(name, None, 1.0, keeps, ("its outputs are not finite",)), []
-        cost = 1.0
-        if isinstance(self.frontend, Restores):
-            cost = self.frontend.cost(model, self.heldout[0]) / self.frontend.cost(
-                self.model, self.heldout[0]
-            )
+        cost = self._cost(model)
         candidate = Candidate(
             name,
             measured,
@@ -297,8 +300,8 @@ class Search:
             )
             if closest is not None:
                 reason += (
-                    f" The closest, {closest.name}, has a grid of {_seen(closest):.2f} steps instead of "
-                    f"{before.seen:.2f}, but {'; '.join(closest.objections)}."
+                    f" The closest, {closest.name}, has a grid of {max(_seen(closest), 0.0):.2f} steps "
+                    f"instead of {before.seen:.2f}, but {'; '.join(closest.objections)}."
                 )
         else:
             same = (
@@ -329,7 +332,7 @@ class Search:
 
 
 # Closed forms, for models that cannot be trained here.
-_CLOSED: tuple[tuple[str, dict[str, Any]], ...] = (("equalized weights, calibrated", {}),)
+_CLOSED: tuple[str, ...] = ("equalized weights, calibrated",)
 
 
 def _within(most: int, affordable: float) -> int:

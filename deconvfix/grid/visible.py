@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 __all__ = [
+    "REPEATS",
     "VISIBLE",
     "VisibleGrid",
     "grid_power",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 # Periods of a patch along each axis, by the number of axes: about 16 repeats of each phase.
-_REPEATS = {1: 16, 2: 4, 3: 3}
+REPEATS = {1: 16, 2: 4, 3: 3}
 # What is seen: the smoothest quarter, and of it the worst twentieth, so that one corner cannot hide.
 _SMOOTHEST, _WORST = 0.25, 0.05
 # With fewer patches than this the quarter is no sample.
@@ -103,11 +104,8 @@ def visible_grid(
 
 def grid_power(values: NDArray[Any], period: Sequence[int]) -> Array:
     """The mean square of what is locked to the phase in each patch, (patches,); see the module's text."""
-    low = values.astype(np.float64)
-    for axis, n in enumerate(period, 2):
-        low = gaussian_filter1d(low, _BLUR * n, axis, mode="nearest") if n > 1 else low
     # (patches, C, phases, repeats)
-    patches = _patches(values - low, period)
+    patches = _patches(_without_slow(values, period), period)
     phases, repeats = patches.shape[2:]
     means = patches.mean(3)
     # What all phases share is no grid.
@@ -121,7 +119,7 @@ def patch_corner(
     number: int, shape: Sequence[int], period: Sequence[int]
 ) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Sample, first pixel and size of a patch of an output of shape (N, C, *spatial)."""
-    size = tuple(_REPEATS[len(period)] * n for n in period)
+    size = tuple(REPEATS[len(period)] * n for n in period)
     cells = tuple(have // n for have, n in zip(shape[2:], size, strict=True))
     sample, *place = np.unravel_index(number, (shape[0], *cells))
     corner = tuple(int(i) * n for i, n in zip(place, size, strict=True))
@@ -139,12 +137,9 @@ def without_grid(values: NDArray[Any], period: Sequence[int]) -> Array:
         period: Of the grid, in pixels per axis.
     """
     values = values.astype(np.float64)
-    low = values
-    for axis, n in enumerate(period, 2):
-        low = gaussian_filter1d(low, _BLUR * n, axis, mode="nearest") if n > 1 else low
-    high = values - low
+    high = _without_slow(values, period)
     total, weights = np.zeros_like(values), np.zeros_like(values)
-    repeats = _REPEATS[len(period)]
+    repeats = REPEATS[len(period)]
     sizes = [
         min(repeats * n, size // n * n) for n, size in zip(period, values.shape[2:], strict=True)
     ]
@@ -201,9 +196,18 @@ def smooth_patches(values: NDArray[Any], period: Sequence[int]) -> NDArray[np.in
     return np.argsort(rough, kind="stable")[:count]
 
 
+def _without_slow(values: NDArray[Any], period: Sequence[int]) -> Array:
+    """What is left without a Gaussian of 0.6 period."""
+    low = values.astype(np.float64)
+    for axis, n in enumerate(period, 2):
+        low = gaussian_filter1d(low, _BLUR * n, axis, mode="nearest") if n > 1 else low
+    high: Array = values - low
+    return high
+
+
 def _patches(values: Array, period: Sequence[int]) -> Array:
     """The patches of all samples, (patches, C, phases, repeats); what is left at the end is cut off."""
-    ndim, repeats = len(period), _REPEATS[len(period)]
+    ndim, repeats = len(period), REPEATS[len(period)]
     samples, channels, *sizes = values.shape
     cells = [size // (repeats * n) for size, n in zip(sizes, period, strict=True)]
     for axis, (cell, n) in enumerate(zip(cells, period, strict=True), 2):

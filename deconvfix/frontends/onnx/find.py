@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import Refusal, SpecError
-from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.onnx.fold import fold
 from deconvfix.frontends.onnx.nodes import Scope, foreign, opset_of, transposed_convolutions
 from deconvfix.frontends.onnx.refusals import (
@@ -190,10 +189,6 @@ def _understand(context: Known, scope: Scope, node: ir.Node, name: str) -> Layer
         # An empty list stands for the default.
         given = {key: value for key, value in settings.items() if value not in (None, [])}
         layer = replace(layer, attributes=given)
-        for what, operand in (("weight", w), ("bias", b)):
-            tensor = constant(operand, context.model.ir_version)
-            if tensor is not None and not np.isfinite(tensor.numpy()).all():
-                raise _ObstacleError(not_finite(what))
         spec, input_size = _geometry(context, scope, node, settings)
         spec, dynamic_size = _cropped(spec, settings, input_size)
         lengths = spec.output_size([1 if length is None else length for length in input_size])

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import Init, Need
+from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, check_without_data, refuse_flat_inputs
 from deconvfix.frontends.onnx import parity as onnx_parity
@@ -60,7 +61,8 @@ class OnnxFrontend:
         layers = find_layers(model)
         floats = [layer.name for layer in layers if _becomes_floats(layer, model.ir_version)]
         notes = [] if not floats else [_FLOATS.format(names=", ".join(floats))]
-        return Findings(tuple(map(_match, layers)), tuple(notes))
+        matches = tuple(_match(layer, model.ir_version) for layer in layers)
+        return Findings(matches, tuple(notes))
 
     def probe(self, model: ir.Model, example_inputs: Any | None, matches: Sequence[Match]) -> Probe:
         """See `diagnose.probe_model`."""
@@ -158,14 +160,14 @@ class ReplaceTransposedConvs(ir.passes.InPlacePass):
         return make_plan(FRONTEND.find(model, None).matches, self.options)
 
 
-def _match(layer: Layer) -> Match:
+def _match(layer: Layer, ir_version: int) -> Match:
     return Match(
         name=layer.name,
         op="ConvTranspose",
         spec=layer.spec,
         dtype=layer.dtype,
         input_sizes=(tuple(n or 0 for n in layer.input_size),) if all(layer.input_size) else (),
-        obstacle=layer.obstacle,
+        obstacle=layer.obstacle or _not_finite(layer, ir_version),
         lacks=lacking({Need.STORED_WEIGHT: _not_own(layer)})
         | {
             need: _needs_opset(what, layer.opset, oldest)
@@ -193,6 +195,15 @@ def _becomes_floats(layer: Layer, ir_version: int) -> bool:
         return False
     array = np.asarray(scale.numpy())
     return scales_of(node, array, layer.spec.weight_shape, layer.spec) is None
+
+
+def _not_finite(layer: Layer, ir_version: int) -> Refusal | None:
+    """Read here, where layers are decided on, and not each time that they are looked for."""
+    for what, operand in zip(("weight", "bias"), layer.node.inputs[1:], strict=False):
+        tensor = constant(operand, ir_version)
+        if tensor is not None and not np.isfinite(tensor.numpy()).all():
+            return not_finite(what)
+    return None
 
 
 def _not_own(layer: Layer) -> Refusal | None:

@@ -240,11 +240,17 @@ def executed_transposed_convolutions(model: nn.Module, example_inputs: Any) -> l
 
     The model is run once; pass a copy where that matters (batch statistics).
     """
+    return _seen_by(_Watch, model, example_inputs)
+
+
+def _seen_by(kind: Any, model: nn.Module, example_inputs: Any) -> list[Any]:
+    """What a mode has noted in `seen` after one run of a model."""
     with running_modules() as stack:
-        watch = _Watch(stack, names_of(model))
+        watch = kind(stack, names_of(model))
         with watch:
             run_model(model, as_inputs(example_inputs))
-    return watch.seen
+    seen: list[Any] = watch.seen
+    return seen
 
 
 class _Shuffles(TorchFunctionMode):
@@ -270,11 +276,7 @@ def executed_shuffles(model: nn.Module, example_inputs: Any) -> list[Shuffle]:
 
     The model is run once; pass a copy where that matters (batch statistics).
     """
-    with running_modules() as stack:
-        watch = _Shuffles(stack, names_of(model))
-        with watch:
-            run_model(model, as_inputs(example_inputs))
-    return watch.seen
+    return _seen_by(_Shuffles, model, example_inputs)
 
 
 # --- by reading code ----------------------------------------------------------------------------

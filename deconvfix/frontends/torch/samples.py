@@ -15,7 +15,7 @@ from deconvfix.fit.regression import HELDOUT_EVERY
 from deconvfix.frontends.torch.inputs import Inputs, as_inputs, flat_tensors, map_tensors, run_model
 from deconvfix.frontends.torch.tuning.processes import rank, total
 
-__all__ = ["TorchSamples", "cut", "flat_inputs", "join", "split"]
+__all__ = ["TorchSamples", "cut", "endless", "flat_inputs", "join", "split"]
 
 
 @dataclass(frozen=True)
@@ -170,3 +170,12 @@ def _concatenated(group: Sequence[Inputs]) -> Inputs:
     ]
     result: Inputs = pytree.tree_unflatten(joined, structures[0])
     return result
+
+
+def endless(samples: Sequence[Inputs], size: int, seed: int) -> Iterator[Sequence[Inputs]]:
+    """Batches of samples in a new random order for each round; a rest smaller than a batch is left."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(samples), generator=generator).tolist()
+        for begin in range(0, len(samples) - size + 1, size):
+            yield [samples[i] for i in order[begin : begin + size]]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,18 +34,17 @@ from deconvfix.frontends.torch.inputs import (
     run_model,
 )
 from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight, spec_of
-from deconvfix.frontends.torch.samples import cut, join, split
+from deconvfix.frontends.torch.samples import cut, endless, join, split
 from deconvfix.frontends.torch.surgery import put_weight
 from deconvfix.frontends.torch.tuning.descent import Descent
 from deconvfix.grid.periods import Period
+from deconvfix.grid.visible import REPEATS
 
 __all__ = ["constant_like", "cost", "cycle_spun", "restore"]
 
 # Weight of the part that is locked to the phase. With 10 and 100 in place of it a network of three layers
 # kept a grid of 0.44 and 0.32 steps, at 0.1 and 0.25 dB less of quality.
 _LOCKED = 20.0
-# Periods over which an error is averaged.
-_REPEATS = {1: 16, 2: 4, 3: 3}
 # For all weights of a network that is close to its goal already.
 _RATE = 1e-3
 _BATCH = 8
@@ -165,7 +164,7 @@ def restore(model: nn.Module, task: Restoration) -> nn.Module:
     descent = Descent(
         parameters,
         0,
-        _endless(fitted, _BATCH if joined else 1, task.seed),
+        endless(fitted, min(_BATCH, len(fitted)) if joined else 1, task.seed),
         loss,
         lambda: loss.mean(heldout),
         Tuning(seconds=task.seconds, seed=task.seed, learning_rate=_RATE),
@@ -255,7 +254,7 @@ def _locked(error: Tensor, period: Period) -> Tensor:
     ndim = len(period)
     shape: list[int] = [*error.shape[:2]]
     for axis, n in enumerate(period, 2):
-        repeats = min(_REPEATS[ndim], error.shape[axis] // n)
+        repeats = min(REPEATS[ndim], error.shape[axis] // n)
         if not repeats:
             return error.new_zeros(())
         cells = error.shape[axis] // (repeats * n)
@@ -265,12 +264,3 @@ def _locked(error: Tensor, period: Period) -> Tensor:
     means = split_up.mean([3 + 3 * i for i in range(ndim)], keepdim=True)
     means = means - means.mean([4 + 3 * i for i in range(ndim)], keepdim=True)
     return means.square().mean()
-
-
-def _endless(samples: Sequence[Inputs], size: int, seed: int) -> Iterator[list[Inputs]]:
-    generator = random.Random(seed)
-    size = min(size, len(samples))
-    while True:
-        order = generator.sample(list(samples), len(samples))
-        for begin in range(0, len(order) - size + 1, size):
-            yield order[begin : begin + size]

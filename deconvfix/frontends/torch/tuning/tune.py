@@ -40,7 +40,7 @@ from deconvfix.frontends.torch.layers import (
     read_weight,
     spec_of,
 )
-from deconvfix.frontends.torch.samples import cut, join, split
+from deconvfix.frontends.torch.samples import cut, endless, join, split
 from deconvfix.frontends.torch.step_modules import LocalMeans
 from deconvfix.frontends.torch.steps import carry_out, rearrange_tensor
 from deconvfix.frontends.torch.surgery import exchange, put_weight, take_over
@@ -105,7 +105,7 @@ def tune(
     fitted, heldout = split(samples if taught is None else taught)
     if supply is None:
         size = min(tuning.batch_size or _GIVEN, len(fitted)) if independent else 1
-        supplied = _endless(fitted, size, tuning.seed)
+        supplied = endless(fitted, size, tuning.seed)
     else:
         size = tuning.batch_size or _drawn_at_once(teacher, samples[0])
         draws = math.ceil(size * len(batches) / len(samples)) if independent else 1
@@ -378,12 +378,3 @@ def _trained_kernel(module: nn.Module) -> Array:
     if kernels.fixed is not None:
         kernel = kernel + kernels.fixed
     return np.asarray(kernel.reshape(kernels.shape), np.float64)
-
-
-def _endless(samples: Sequence[Inputs], size: int, seed: int) -> Iterator[Sequence[Inputs]]:
-    """Batches of samples in a new random order for each round; a rest smaller than a batch is left."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        order = torch.randperm(len(samples), generator=generator).tolist()
-        for begin in range(0, len(samples) - size + 1, size):
-            yield [samples[i] for i in order[begin : begin + size]]
