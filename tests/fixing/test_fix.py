@@ -1,5 +1,7 @@
 """One command for the grid that people see: fixed, nothing to fix, or nothing changed."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -66,8 +68,10 @@ def test_the_page_shows_regions_before_and_after(fixed):
     assert html.count("data:image/png;base64,") == 3
     assert "where the grid is strongest before" in html
     assert "where the grid is strongest after" in html
-    assert "<script" not in html
-    assert "http" not in html.replace("http-equiv", "")
+    # Without the pictures, whose letters may spell anything.
+    words = re.sub(r"data:image/png;base64,[\w+/=]+", "", html)
+    assert "<script" not in words
+    assert "http" not in words.replace("http-equiv", "")
 
 
 class Bilinear(nn.Module):
