@@ -7,8 +7,10 @@ reports. If one fails, all end, and the first to fail is the one that says why.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,22 +67,39 @@ def together(own: Share) -> Iterator[None]:
         except click.exceptions.Exit as done:
             if done.exit_code:
                 raise
-            dist.barrier()
+            _leave_together()
             raise
-        # A process that leaves early would be taken for one that failed.
-        dist.barrier()
+        _leave_together()
     except click.exceptions.Exit as done:
         if done.exit_code:
             _is_first(store)
+            dist.destroy_process_group()
         raise
     except BaseException as error:
+        dist.destroy_process_group()
         if _is_first(store):
             raise
         # It told already; here it is only that the connection to it was lost, or the same again.
         code = error.exit_code if isinstance(error, click.ClickException) else 1
         raise SystemExit(code) from None
-    finally:
-        dist.destroy_process_group()
+
+
+def _leave_together() -> None:
+    """Waits for the others, and ends without taking the connections down.
+
+    A process that leaves early would be taken for one that failed. So would one whose threads are still
+    running while it ends, as gloo's are now and then (`terminate called without an active exception`).
+    """
+    import torch.distributed as dist
+
+    dist.barrier()
+    atexit.register(_end)
+
+
+def _end() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _is_first(store: Any) -> bool:
