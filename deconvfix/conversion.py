@@ -20,11 +20,17 @@ from deconvfix.diagnose.measure import (
     ripples_now,
     with_runs,
 )
-from deconvfix.errors import ParityError, RefusedError
+from deconvfix.failures import parity_error, refused, still_runs, unproven
 from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
-from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs, Translates
+from deconvfix.frontends.base import (
+    CalibrationData,
+    Frontend,
+    HasInputs,
+    ShowsShuffles,
+    Translates,
+)
 from deconvfix.frontends.calibrate import fitter_of
 from deconvfix.frontends.registry import enter, opened
 from deconvfix.parity.bounds import ParityReport
@@ -38,8 +44,8 @@ __all__ = [
     "Verify",
     "attempt",
     "convert",
+    "finished",
     "inspect",
-    "parity_error",
     "prove",
     "rewritten",
     "verify",
@@ -80,6 +86,8 @@ class Attempt:
         still_running: Transposed convolutions that run although they were to be replaced; None without
             example inputs.
         notes: Sentences about what could not be seen or fitted.
+        shows_shuffles: Whether `before` and `after` have transposed convolutions for convolutions in front of
+            pixel shuffles: `finished` gives the model as it was written.
     """
 
     frontend: Frontend
@@ -92,6 +100,7 @@ class Attempt:
     inputs: Any | None
     still_running: tuple[str, ...] | None
     notes: tuple[str, ...]
+    shows_shuffles: bool = False
 
     def report(
         self,
@@ -135,6 +144,8 @@ def inspect(
     check_sample_rate(sample_rate)
     frontend, model = enter(model)
     prepared = frontend.prepare(model, example_inputs, inplace=example_inputs is None)
+    if isinstance(frontend, ShowsShuffles):
+        prepared = frontend.with_transposed(prepared, example_inputs)
     findings = frontend.find(prepared, example_inputs)
     probe = frontend.probe(prepared, example_inputs, findings.matches)
     return diagnose(findings, probe, sample_rate)
@@ -213,7 +224,7 @@ def convert(
     tried = attempt(frontend, working, request)
     report = prove(tried, request, name=name) if verify else tried.report()
     report = replace(report, input=name)
-    converted = tried.after
+    converted = finished(tried)
     if isinstance(frontend, Translates):
         converted = frontend.leave(
             converted, model, changed=bool(tried.plan.changed), inplace=inplace
@@ -251,15 +262,23 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         OptionError, ModelError, RefusedError: As `convert`.
     """
     working = frontend.prepare(model, request.example_inputs, inplace=request.inplace)
+    shuffling: ShowsShuffles | None = None
+    if isinstance(frontend, ShowsShuffles) and request.form.keeps_layer and not request.inplace:
+        # What is corrected in place may be a convolution in front of a pixel shuffle as well.
+        request = request.with_inputs_read()
+        working = frontend.with_transposed(working, request.first_inputs())
+        if frontend.shows_shuffles(working):
+            shuffling = frontend
+            _check_same(frontend, working, model, request.first_inputs())
     findings = frontend.find(working, request.example_inputs)
     plan = request.plan or make_plan(findings.matches, request, request.selects)
-    if request.strict:
-        _allow_no_refusal(plan)
+    if request.strict and plan.refused:
+        raise refused(plan)
     # The original is kept for what looks at it later. Its ripples are taken from the weights before they
     # change, and whatever stands in the way of a fit is said before anything is changed.
     inits = {layer.settings.init for layer in plan.replaced} & {*FITTED_TO_DATA}
     before = None
-    if request.verify or inits:
+    if request.verify or inits or shuffling:
         before = frontend.prepare(working, None, inplace=False)
     changes = any(not layer.exact for layer in plan.replaced)
     ripples = planned_ripples(findings.matches, plan) if changes else {}
@@ -292,6 +311,9 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
             # Other values than those that the layers were fitted to.
             inputs = fitter.drawn_inputs(before, str(calibration), request.seed + 1)
             notes.append(MADE_UP)
+    if shuffling:
+        # What is proven are the weights as the original's layers hold them, through a norm or rounded.
+        after = shuffling.as_in(shuffling.with_shuffled(after), before)
     fidelity = None
     if changes:
         # After the fit to data, as that has changed the weights again.
@@ -302,15 +324,41 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     still_running = None
     if request.example_inputs is not None:
         still_running = tuple(frontend.left(after, plan, request.example_inputs))
-        _check_nothing_left(still_running)
+        if still_running:
+            raise still_runs(still_running)
     return Attempt(
         frontend, before, after, plan, findings.matches, ripples, fidelity, inputs, still_running,
-        tuple(notes),
+        tuple(notes), shuffling is not None,
     )  # fmt: skip
+
+
+def finished(tried: Attempt) -> Any:
+    """The converted model as it is given out, with the pixel shuffles that the original has.
+
+    Raises:
+        ParityError: If it is not the same function as the one that is proven.
+    """
+    if not tried.shows_shuffles:
+        return tried.after
+    assert isinstance(tried.frontend, ShowsShuffles)
+    copy = tried.frontend.prepare(tried.after, None, inplace=False)
+    given = tried.frontend.with_shuffled(copy)
+    _check_same(tried.frontend, tried.after, given, tried.inputs)
+    return given
+
+
+def _check_same(frontend: ShowsShuffles, shown: Any, model: Any, inputs: Any) -> None:
+    """Raises if pixel shuffles and what stands for them are not the same function."""
+    parity = frontend.same_function(shown, model, inputs)
+    if not parity.ok:
+        raise parity_error(parity, "(model)")
 
 
 def rewritten(tried: Attempt, after: Any) -> Attempt:
     """A conversion as it was written to a file, and read from it again."""
+    if tried.shows_shuffles:
+        assert isinstance(tried.frontend, ShowsShuffles)
+        after = tried.frontend.as_in(after, tried.before)
     if tried.fidelity is None:
         return replace(tried, after=after)
     ripples = ripples_now(tried.frontend, after, tried.plan, tried.ripples)
@@ -368,53 +416,5 @@ def prove(
             )
     report = tried.report(parity=parity, evidence=evidence)
     if request.strict and plan.changed and not report.proven:
-        raise _unproven(report, name)
+        raise unproven(report.outcome(), name)
     return report
-
-
-def parity_error(parity: ParityReport, where: str) -> ParityError:
-    """The error for a proof that failed; `where` names the model if no layer is to blame."""
-    todo = "Exclude the layer named here, and report this as a bug with its geometry"
-    if parity.first_departure is None:
-        todo = "No single layer departs: report this as a bug with the operators of the model"
-    return ParityError(
-        parity.first_departure or where,
-        " ".join(parity.problems).rstrip("."),
-        "the converted model must agree with the original up to rounding",
-        parity.remedy or todo,
-    )
-
-
-def _unproven(report: ConversionReport, where: str) -> ParityError:
-    """The error for a conversion of which `strict` wants more proof."""
-    return ParityError(
-        where,
-        report.outcome(),
-        "`strict` allows only what was run and agrees",
-        "Give example inputs that the model runs on, or omit `strict`",
-    )
-
-
-def _check_nothing_left(still_running: Sequence[str]) -> None:
-    """Raises if a layer that was to be replaced still runs."""
-    if still_running:
-        raise ParityError(
-            still_running[0] or "(model)",
-            "a transposed convolution still runs there after the conversion "
-            f"({len(still_running)} in all)",
-            "no layer that was replaced may still run",
-            "Exclude it to keep it, and report this as a bug with the code that calls it",
-        )
-
-
-def _allow_no_refusal(plan: Plan) -> None:
-    """Raises if a layer was refused."""
-    if not plan.refused:
-        return
-    first, *others = plan.refused
-    raise RefusedError(
-        first.name or "(model)",
-        first.reason.removeprefix(f"{first.name}: ").rstrip("."),
-        "`strict` allows no refusal" + (f" ({len(others)} more)" if others else ""),
-        "Exclude the layer, or omit `strict`",
-    )

@@ -299,6 +299,14 @@ def make_plan(
     return Plan(options.to, tuple(_decide(match, options, selects) for match in matches))
 
 
+# Measured on networks with activations between their layers.
+_WEIGHTS_ALONE = Refusal(
+    "this form changes what it computes, and there are no inputs to fit it to",
+    "inputs are needed: networks fitted to their weights alone lost 2 to 11 dB, and their colours",
+    "Give calibration inputs, use `fix`, or ask for init 'fit' by name",
+)
+
+
 def _decide(match: Match, options: Options, selects: Callable[[str], bool] | None) -> Decision:
     spec, target = match.spec, options.form
 
@@ -334,6 +342,8 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         return decision("refused", refusal.sentence(match.name))
     if settled.form == KEEP:
         return decision("kept", settled.note)
+    if options.init is None and settled.settings.init == "fit" and not settled.exact:
+        return decision("refused", _WEIGHTS_ALONE.sentence(match.name))
     target = target if settled.form is None else form(settled.form)
     return Replaced(
         name=match.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deconvfix.core.options import option
@@ -95,9 +95,23 @@ class Request(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.init is None and self.calibration is not None and not self.form.is_exact:
+            object.__setattr__(self, "init", "calibrated")
         check_sample_rate(self.sample_rate)
         if self.flat_inputs is not None:
             check_flat(self, self.tuning)
+
+    def with_inputs_read(self) -> Request:
+        """With a list of the calibration inputs, so that they can be gone through again."""
+        if self.calibration is None or isinstance(self.calibration, (str, list)):
+            return self
+        return replace(self, calibration=list(self.calibration))
+
+    def first_inputs(self) -> Any | None:
+        """Inputs that the model can be run on; None where they would have to be drawn."""
+        if self.example_inputs is None and isinstance(self.calibration, list):
+            return self.calibration[0] if self.calibration else None
+        return self.example_inputs
 
 
 def _opposite(predicate: Callable[[str], bool]) -> Callable[[str], bool]:

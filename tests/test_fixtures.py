@@ -80,7 +80,7 @@ def test_converted_model_reaches_the_same_metric(name):
 
 def test_metric_sees_a_bad_conversion():
     """The control of the test before: a fit without data costs the autoencoder its quality."""
-    spoilt = convert("photo_autoencoder", to="resize").model
+    spoilt = convert("photo_autoencoder", to="resize", init="fit").model
     assert evaluate("photo_autoencoder", spoilt) < MANIFEST["photo_autoencoder"]["value"] - 1
 
 
@@ -126,17 +126,17 @@ def test_other_weights_are_told_apart(name):
 
 @pytest.mark.parametrize("interpolation", ["nearest", "linear"])
 def test_segmenter_is_a_resize_convolution_already(interpolation):
-    report = convert("segmenter", to="resize", interpolation=interpolation).report
+    report = convert("segmenter", to="resize", init="fit", interpolation=interpolation).report
     assert [(each.form, each.exact) for each in report.layers] == [("resize", True)] * 3
 
 
 def test_segmenter_as_resize_reaches_the_same_metric():
-    model = convert("segmenter", to="resize").model
+    model = convert("segmenter", to="resize", init="fit").model
     assert round(evaluate("segmenter", model), 3) == MANIFEST["segmenter"]["value"]
 
 
 def test_segmenter_needs_no_equalizing():
-    report = convert("segmenter", to="equalized").report
+    report = convert("segmenter", to="equalized", init="fit").report
     assert {each.decision for each in report.layers} == {"kept"}
 
 
@@ -155,6 +155,6 @@ def test_uneven_overlap_is_seen(name, uneven):
 
 
 def test_autoencoder_shows_the_grid_that_resize_removes():
-    fidelity = convert("photo_autoencoder", to="resize").report.fidelity
+    fidelity = convert("photo_autoencoder", to="resize", init="fit").report.fidelity
     # Below -60 dB, a thousandth, a ripple is less than a quarter of a step of 8 bits.
     assert fidelity.ripple_db_after < -60 < fidelity.ripple_db_before

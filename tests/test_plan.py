@@ -71,7 +71,7 @@ def test_obstacles_are_refusals_with_a_sentence():
 def test_layers_that_only_the_exact_form_fits():
     matches = [match("up", lacks={Need.STORED_WEIGHT: OBSTACLE})]
     assert decisions(make_plan(matches, Options())) == {"up": "replaced"}
-    assert decisions(make_plan(matches, Options(to="resize"))) == {"up": "refused"}
+    assert decisions(make_plan(matches, Options(to="resize", init="fit"))) == {"up": "refused"}
 
 
 def test_plans_are_found_by_name():

@@ -17,7 +17,7 @@ from tests.support.networks import Net
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, "1", None, True])
 def test_strength_is_a_number_from_0_to_1(value):
     with pytest.raises(OptionError, match=r"strength: the value is .*; a number from 0 .* needed"):
-        Options(to="equalized", strength=value)
+        Options(to="equalized", init="fit", strength=value)
 
 
 @pytest.mark.parametrize("to", ["subpixel", "resize"])
@@ -32,7 +32,7 @@ def test_other_forms_have_no_strength(to, strength):
 
 
 def test_recipes_from_before_are_read():
-    plan = deconvfix.convert(Net(), to="equalized").plan
+    plan = deconvfix.convert(Net(), to="equalized", init="fit").plan
     data = json.loads(plan.to_json())
     for each in data["decisions"]:
         del each["settings"]["strength"]
@@ -45,9 +45,9 @@ def test_other_kinds_of_models_have_a_strength():
 
     model = nn.Sequential(nn.ConvTranspose1d(2, 3, 4, 2), nn.ConvTranspose1d(3, 2, 3, 2)).eval()
     x = (torch.randn(1, 2, 9),)
-    wanted = deconvfix.convert(model, to="equalized", strength=0.5).model
+    wanted = deconvfix.convert(model, to="equalized", init="fit", strength=0.5).model
     program = torch.export.export(model, x)
-    got = deconvfix.convert(program, to="equalized", strength=0.5).model
+    got = deconvfix.convert(program, to="equalized", init="fit", strength=0.5).model
     for name, value in wanted.state_dict().items():
         assert torch.equal(got.state_dict[name], value)
     nodes = [
@@ -61,6 +61,6 @@ def test_other_kinds_of_models_have_a_strength():
         [onnx.numpy_helper.from_array(model[0].weight.detach().numpy(), "w")],
     )
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
-    onnx_model = deconvfix.convert(proto, to="equalized", strength=0.5).model
+    onnx_model = deconvfix.convert(proto, to="equalized", init="fit", strength=0.5).model
     [weight] = onnx_model.graph.initializer
     assert np.array_equal(onnx.numpy_helper.to_array(weight), wanted[0].weight.detach().numpy())

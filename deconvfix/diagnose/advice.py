@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deconvfix.errors import Refusal
 from deconvfix.forms import FORMS
-from deconvfix.forms.base import KEEP, Candidate, Merit, Recommendation, Settings
+from deconvfix.forms.base import KEEP, Candidate, Merit, Need, Recommendation, Settings
 from deconvfix.forms.unfit import why_unfit
 from deconvfix.grid.kernel import sum_rule_holds
 from deconvfix.plan import Match
@@ -31,6 +31,8 @@ def recommend(match: Match, *, visible: bool = True) -> Recommendation | None:
         return Recommendation(KEEP, "Stride 1: there are no phases, and so no grid.", 1.0)
     # By what forms say of themselves, so that a new form needs no change here.
     exact = next(form for form in FORMS if form.is_exact)
+    if Need.OWN_PLACE in match.lacks:
+        return _in_place(match)
     # Where even the exact form is refused, no other is possible.
     if isinstance(exact.settle(spec, Settings(), None), Refusal):
         return Recommendation(KEEP, "Its dense kernel would be too large to convert.", 1.0)
@@ -40,11 +42,7 @@ def recommend(match: Match, *, visible: bool = True) -> Recommendation | None:
             f"No weight may be changed: {unfit.found}. The exact form computes the same function."
         )
         return Recommendation(exact.name, reason, exact.relative_macs(spec, Settings()))
-    weight = None if match.read_weight is None else match.read_weight()
-    has_grid = None if weight is None else not sum_rule_holds(spec, weight, match.dtype)
-    candidate = Candidate(spec, weight, has_grid, match.lacks)
-    offers = [offer for form in FORMS if (offer := form.recommend(candidate)) is not None]
-    merit, best = max(offers, key=lambda offer: offer[0])
+    merit, best = max(_offers(match), key=lambda offer: offer[0])
     if not visible and merit < Merit.SAME_FUNCTION:
         reason = (
             "The outputs have no visible grid on constant inputs: the exact form changes nothing. Prefer "
@@ -52,3 +50,23 @@ def recommend(match: Match, *, visible: bool = True) -> Recommendation | None:
         )
         return Recommendation(exact.name, reason, exact.relative_macs(spec, Settings()))
     return best
+
+
+def _offers(match: Match) -> list[tuple[Merit, Recommendation]]:
+    """What every form that can take the layer's place says for itself."""
+    assert match.spec is not None
+    weight = None if match.read_weight is None else match.read_weight()
+    has_grid = None if weight is None else not sum_rule_holds(match.spec, weight, match.dtype)
+    candidate = Candidate(match.spec, weight, has_grid, match.lacks)
+    forms = [form for form in FORMS if form.keeps_layer or Need.OWN_PLACE not in match.lacks]
+    return [offer for form in forms if (offer := form.recommend(candidate)) is not None]
+
+
+def _in_place(match: Match) -> Recommendation:
+    """For a layer whose weights alone may change."""
+    offers = _offers(match)
+    if not offers:
+        return Recommendation(
+            KEEP, "Its phases are equal already, or its weights cannot change.", 1.0
+        )
+    return max(offers, key=lambda offer: offer[0])[1]

@@ -84,8 +84,8 @@ class Settings:
         None,
         "Where the new weights come from: exact (refuse layers whose function would change), fit (least "
         "squares on the weights), calibrated (regression on what the original computes for given inputs), "
-        "tuned (calibrated, then distilled from the original; torch modules only) or random. Default: exact "
-        "where possible, fit elsewhere.",
+        "tuned (calibrated, then distilled from the original; torch modules only) or random. Default: "
+        "calibrated with calibration inputs; without, exact, and a refusal where that is impossible.",
     )
     seed: int = option(
         0, "Seed of everything random: drawn inputs, the order of distillation, random weights."
@@ -190,6 +190,7 @@ class Need(Enum):
     STORED_WEIGHT = "a stored weight of the layer's own"
     SETTABLE_WEIGHT = "a weight that can be set to other values"
     OWN_MODULE = "a module that runs torch's own layer and nothing else"
+    OWN_PLACE = "a place where a layer of another kind or shape can stand"
     NEAREST_UPSAMPLING = "nearest-neighbour upsampling"
     LINEAR_UPSAMPLING = "linear upsampling"
     LOCAL_MEANS = "local means"
@@ -280,7 +281,7 @@ class Form(ABC):
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:
         """What a layer must have before its weight is looked at; the first that it lacks is the refusal."""
-        return (Need.STORED_WEIGHT, Need.OWN_MODULE)
+        return (Need.OWN_PLACE, Need.STORED_WEIGHT, Need.OWN_MODULE)
 
     def why_untouched(self, settings: Settings) -> str | None:
         """Why every layer stays as it is, whatever it is: a clause for the report; None if it does not."""

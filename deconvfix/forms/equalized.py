@@ -72,9 +72,9 @@ class Equalized(Form):
     def needs(self, settings: Settings) -> tuple[Need, ...]:
         """A stored weight that can be set; a plain layer where calls must be seen, or arguments change."""
         needs = (Need.STORED_WEIGHT, Need.SETTABLE_WEIGHT)
-        if settings.grow or settings.init in FITTED_TO_DATA:
-            return (*needs, Need.OWN_MODULE)
-        return needs
+        if settings.grow:
+            return (Need.OWN_PLACE, *needs, Need.OWN_MODULE)
+        return (*needs, Need.OWN_MODULE) if settings.init in FITTED_TO_DATA else needs
 
     def why_untouched(self, settings: Settings) -> str | None:
         """At strength 0 nothing is done to a layer, so nothing can stand in the way."""

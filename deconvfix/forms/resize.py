@@ -132,7 +132,7 @@ class ResizeForm(Form):
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:
         """A stored weight, and the upsampling that was chosen."""
-        return (Need.STORED_WEIGHT, Need.OWN_MODULE, UPSAMPLING[settings.interpolation])
+        return (*super().needs(settings), UPSAMPLING[settings.interpolation])
 
     def settle(
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None

@@ -119,8 +119,8 @@ class Subpixel(Form):
     is_exact: ClassVar[bool] = True
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:
-        """Nothing: whatever the weight is, and wherever it comes from, it is only rearranged."""
-        return ()
+        """No weight: whatever it is, and wherever it comes from, it is only rearranged."""
+        return (Need.OWN_PLACE,)
 
     def settle(
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None

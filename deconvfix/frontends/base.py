@@ -33,6 +33,7 @@ __all__ = [
     "Restoration",
     "Restores",
     "ShowsKernels",
+    "ShowsShuffles",
     "Shuffle",
     "Translates",
 ]
@@ -233,12 +234,10 @@ class Shuffle:
     """A pixel shuffle that ran: a convolution before it is a sub-pixel convolution.
 
     Attributes:
-        name: The module in which it ran.
         factors: Of the upsampling, per axis.
         output_size: Spatial size of its output.
     """
 
-    name: str
     factors: tuple[int, ...]
     output_size: tuple[int, ...]
 
@@ -262,6 +261,36 @@ class Restoration:
     seconds: float
     seed: int = 0
     grow: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class ShowsShuffles(Protocol):
+    """A front end that can write convolutions in front of pixel shuffles as transposed convolutions."""
+
+    def with_transposed(self, model: Any, inputs: Any | None) -> Any:
+        """The same function, with a transposed convolution for each such layer, under its name.
+
+        Args:
+            model: Changed itself.
+            inputs: To find the layers by a run, where that is needed.
+        """
+        ...
+
+    def shows_shuffles(self, model: Any) -> bool:
+        """Whether it has such layers."""
+        ...
+
+    def same_function(self, shown: Any, model: Any, inputs: Any) -> ParityReport:
+        """Compares a model with and without such layers."""
+        ...
+
+    def as_in(self, model: Any, exposed: Any) -> Any:
+        """Another model of the same architecture, written like one that `with_transposed` gave."""
+        ...
+
+    def with_shuffled(self, model: Any) -> Any:
+        """The way back, of weights that may have changed; the model itself is changed."""
+        ...
 
 
 @runtime_checkable

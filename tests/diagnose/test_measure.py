@@ -45,14 +45,14 @@ def test_the_ripple_after_is_not_that_of_the_plan():
 def test_the_ripple_of_stored_halves_is_told():
     """bfloat16 rounds by 2**-9 of a tap, -54 dB: that grid is there, whatever the plan was."""
     layer = nn.ConvTranspose1d(4, 4, 4, stride=2, padding=1).bfloat16()
-    fitted = deconvfix.convert(layer, to="equalized").report.fidelity
+    fitted = deconvfix.convert(layer, to="equalized", init="fit").report.fidelity
     assert -80 < fitted.ripple_db_after < -35
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "linear"])
 def test_a_resize_convolution_is_read_as_the_layer_that_it_is(interpolation):
     """A constant in each channel comes out, away from the border, as the spread weights say."""
-    got = convert(decoder(), to="resize", interpolation=interpolation)
+    got = convert(decoder(), to="resize", init="fit", interpolation=interpolation)
     layer = got.model[2].double()
     spec, weight = spread_weight(layer)
     x = torch.randn(5, 4, 1, 1, dtype=torch.float64)
@@ -119,7 +119,7 @@ def flat_ripple_db(model, value):
 def test_outputs_that_are_other_ones_are_noted(model, words):
     torch.manual_seed(0)
     x = torch.randn(2, 1, 12, 10)
-    report = deconvfix.convert(model.eval(), to="equalized", example_inputs=(x,)).report
+    report = deconvfix.convert(model.eval(), to="equalized", init="fit", example_inputs=(x,)).report
     notes = [each for each in report.notes if each.startswith("The outputs no longer match")]
     assert (report.fidelity.psnr_db < 25) == (words is not None) == bool(notes)
     if words is not None:
@@ -206,14 +206,14 @@ def test_what_cannot_be_measured_is_said():
     seen, constants = got.fidelity.sentence().split(". ", 1)
     assert seen.startswith("In the smooth parts of the outputs, the visible grid ")
     assert constants.startswith("On a constant input, the strongest grid of a layer")
-    without = deconvfix.convert(decoder(), to="equalized").report.fidelity
+    without = deconvfix.convert(decoder(), to="equalized", init="fit").report.fidelity
     assert (without.psnr_db, without.network_ripple_db_before, without.outputs) == (None, None, ())
     assert deconvfix.convert(decoder()).report.fidelity is None
 
 
 def test_programs_bring_inputs_of_their_own():
     program = torch.export.export(decoder(), (torch.rand(2, 3, 24, 24),))
-    found = deconvfix.convert(program, to="equalized").report.fidelity
+    found = deconvfix.convert(program, to="equalized", init="fit").report.fidelity
     assert found.network_ripple_db_after < ROUNDED_DB < found.network_ripple_db_before
     assert found.psnr_samples == 2
 
@@ -232,7 +232,7 @@ def test_drawn_samples_are_counted():
 def test_the_shift_of_colours_is_measured():
     """By definition: the mean of each channel on the inputs, after minus before."""
     model, x = decoder(), torch.rand(2, 3, 9, 8)
-    got = deconvfix.convert(model, to="equalized", example_inputs=(x,))
+    got = deconvfix.convert(model, to="equalized", init="fit", example_inputs=(x,))
     with torch.no_grad():
         before, after = model(x).double(), got.model(x).double()
     (output,) = got.report.fidelity.outputs

@@ -108,5 +108,5 @@ def test_integers(make):
     x = torch.from_numpy(np.random.default_rng(1).integers(-3, 4, (1, 4, 5, 6)))
     result = conversion.model if make is module else conversion.model.module()
     assert torch.equal(result(x), layer(weight)(x))
-    (refused,) = converted(make, weight, to="notch").report.layers
+    (refused,) = converted(make, weight, to="notch", init="fit").report.layers
     assert "its weight is int64" in refused.reason

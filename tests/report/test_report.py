@@ -47,6 +47,7 @@ def report(**changes):
         input="<b>net.pt",
         output="out.pt",
         to="equalized",
+        init="fit",
         layers=(layer,),
         parity=ParityReport(True, 0.0, 0.0, "float64"),
         fidelity=fidelity,

@@ -15,7 +15,7 @@ from deconvfix import __version__
 from deconvfix.cli.bench import Runner
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
-from deconvfix.conversion import Attempt, Verify, attempt, prove, rewritten
+from deconvfix.conversion import Attempt, Verify, attempt, finished, prove, rewritten
 from deconvfix.diagnose.fidelity import MADE_UP
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import CheckpointError, OptionError, ParityError
@@ -209,6 +209,7 @@ def convert_file(job: Job) -> ConversionReport:
     assert job.output is not None
     if job.exports:
         report = prove(tried, request, name=name)
+        tried = replace(tried, after=finished(tried))
         report = replace(report, export=kind.export(opened, tried, job))
     else:
         # Written, read again and proven in a folder beside the output, which gets it only then.
@@ -217,7 +218,8 @@ def convert_file(job: Job) -> ConversionReport:
             if not tried.plan.decisions and _copied(job, opened, path):
                 report = replace(tried.report(), notes=(*tried.notes, _NOTHING_FOUND))
                 return _with_files(job, opened, report)
-            tried = rewritten(tried, kind.write(opened, tried, path))
+            written = replace(tried, after=finished(tried))
+            tried = rewritten(tried, kind.write(opened, written, path))
             report = prove(tried, request, name=name, verify=kind.verifier(opened, path))
     report = replace(report, samples_curve=samples_curve, curve=curve)
     # --input makes inputs up; real ones come from --inputs, or are the calibration samples.

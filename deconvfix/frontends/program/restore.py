@@ -12,10 +12,10 @@ from torch.export import ExportedProgram
 
 from deconvfix.frontends.base import Probe, Restoration, Shuffle
 from deconvfix.frontends.samples import calibration_inputs
-from deconvfix.frontends.torch.calls import executed_shuffles
 from deconvfix.frontends.torch.diagnose import probe_module
 from deconvfix.frontends.torch.inputs import copy_quietly
 from deconvfix.frontends.torch.samples import TorchSamples
+from deconvfix.frontends.torch.shuffles import executed_shuffles
 from deconvfix.frontends.torch.tuning.restore import constant_like, cost, cycle_spun, restore
 from deconvfix.grid.periods import Period
 

@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import Refusal
-from deconvfix.frontends.base import Shuffle
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.inputs import (
     as_inputs,
@@ -41,7 +40,6 @@ __all__ = [
     "asks_for_class",
     "callers_by_code",
     "dtype_obstacle",
-    "executed_shuffles",
     "executed_transposed_convolutions",
     "is_transposed",
     "mentions_transposed",
@@ -251,32 +249,6 @@ def _seen_by(kind: Any, model: nn.Module, example_inputs: Any) -> list[Any]:
             run_model(model, as_inputs(example_inputs))
     seen: list[Any] = watch.seen
     return seen
-
-
-class _Shuffles(TorchFunctionMode):
-    """Sees pixel shuffles: `nn.PixelShuffle` and `F.pixel_shuffle` are one function of torch's."""
-
-    def __init__(self, stack: list[nn.Module], names: dict[nn.Module, str]) -> None:
-        super().__init__()
-        self.stack = stack
-        self.names = names
-        self.seen: list[Shuffle] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in (torch.pixel_shuffle, _aten.pixel_shuffle.default):
-            factor = args[1] if len(args) > 1 else (kwargs or {})["upscale_factor"]
-            where = innermost_name(self.stack, self.names)
-            self.seen.append(Shuffle(where, (factor,) * 2, tuple(result.shape[-2:])))
-        return result
-
-
-def executed_shuffles(model: nn.Module, example_inputs: Any) -> list[Shuffle]:
-    """The pixel shuffles of two axes that run.
-
-    The model is run once; pass a copy where that matters (batch statistics).
-    """
-    return _seen_by(_Shuffles, model, example_inputs)
 
 
 # --- by reading code ----------------------------------------------------------------------------

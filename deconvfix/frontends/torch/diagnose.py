@@ -251,6 +251,8 @@ def _kernel(before: nn.Module, after: nn.Module, decision: Replaced) -> Kernel |
     )
     answers = []
     for layer in (old, new):
+        # What hooks do with its output is not the layer's.
+        layer._forward_hooks.clear()
         # The difference takes away the bias, and whatever else a dark map gives.
         answer = run_model(layer, Inputs((lit,), {})) - run_model(layer, Inputs((dark,), {}))
         answers.append(_array(answer)[(0, c_out, *window)])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Need
-from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe, Restoration, Shuffle
+from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe, Shuffle
 from deconvfix.frontends.calibrate import calibrate, fitted_decisions
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch.calibrate import FittableModule
@@ -31,11 +31,18 @@ from deconvfix.frontends.torch.calls import (
     Observed,
     asks_for_class,
     callers_by_code,
-    executed_shuffles,
     executed_transposed_convolutions,
     observe,
 )
 from deconvfix.frontends.torch.diagnose import gradient_advice, kernels_of, probe_module
+from deconvfix.frontends.torch.exposed import (
+    as_in,
+    shows_shuffles,
+    shuffled_by,
+    stored,
+    with_shuffled,
+    with_transposed,
+)
 from deconvfix.frontends.torch.find import (
     PLAIN,
     call_path,
@@ -59,6 +66,7 @@ from deconvfix.frontends.torch.layers import ConvertedConvTranspose, spread_weig
 from deconvfix.frontends.torch.parity import compare_modules
 from deconvfix.frontends.torch.reroute import keep, reroute
 from deconvfix.frontends.torch.samples import TorchSamples, flat_inputs
+from deconvfix.frontends.torch.shuffles import CONVOLUTIONS, executed_shuffles
 from deconvfix.frontends.torch.surgery import (
     check_geometry,
     converted_layer,
@@ -71,7 +79,6 @@ from deconvfix.frontends.torch.surgery import (
 from deconvfix.frontends.torch.tuning.flat import grid_notes
 from deconvfix.frontends.torch.tuning.restore import constant_like, cost, cycle_spun, restore
 from deconvfix.frontends.torch.tuning.tune import tune
-from deconvfix.grid.periods import Period
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Match, Plan, Replaced
 
@@ -158,6 +165,12 @@ class TorchModuleFrontend:
                     match = replace(
                         match, lacks={Need.STORED_WEIGHT: _USED_ELSEWHERE} | dict(match.lacks)
                     )
+                stands_for = shuffled_by(module)
+                if stands_for is not None:
+                    op = f"{type(stands_for.layer).__name__} + PixelShuffle"
+                    match = replace(
+                        match, op=op, lacks={Need.OWN_PLACE: _SHUFFLED} | dict(match.lacks)
+                    )
                 matches[name] = match
             else:
                 for match in match_calls(name, module, calls, owners, uses):
@@ -203,6 +216,8 @@ class TorchModuleFrontend:
             if not isinstance(decision, Replaced):
                 rerouted.setdefault(module, set())
                 continue
+            if isinstance(module, CONVOLUTIONS):
+                continue  # its weights alone change: a checkpoint has them
             if not is_layer(module):
                 if decision.target.keeps_layer:
                     set_weight_of_call(module, decision)
@@ -212,6 +227,9 @@ class TorchModuleFrontend:
             check_geometry(module, decision)
             if decision.target.keeps_layer:
                 set_weight(module, decision)
+                stands_for = shuffled_by(module)
+                if stands_for is not None:
+                    stands_for.correct()
             elif decision.target.is_exact and why_not_exchanged(module, owners):
                 rerouted.setdefault(module, set())
             else:
@@ -320,36 +338,33 @@ class TorchModuleFrontend:
         """See `diagnose.probe_module`."""
         return probe_module(copy_model(model).eval(), inputs, ())
 
+    def with_transposed(self, model: nn.Module, inputs: Any | None) -> nn.Module:
+        """See `exposed.with_transposed`; without inputs nothing is found."""
+        if inputs is None:
+            return model
+        return with_transposed(model, inputs)
+
+    def same_function(self, shown: nn.Module, model: nn.Module, inputs: Any) -> ParityReport:
+        """See `parity.compare_modules`, of the weights as they are."""
+        return compare_modules(shown, stored(model, shown), [inputs], None)
+
+    as_in = staticmethod(as_in)
+    with_shuffled = staticmethod(with_shuffled)
+    shows_shuffles = staticmethod(shows_shuffles)
+
     def shuffles(self, model: nn.Module, inputs: Any) -> list[Shuffle]:
-        """See `calls.executed_shuffles`."""
+        """See `shuffles.executed_shuffles`."""
         return executed_shuffles(copy_model(model).eval(), inputs)
 
-    def cycle_spun(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        periods: Mapping[int, Period],
-        most: int,
-        seed: int,
-    ) -> list[NDArray[Any]] | None:
-        """See `tuning.restore.cycle_spun`."""
-        return cycle_spun(model, inputs, periods, most, seed)
+    cycle_spun = staticmethod(cycle_spun)
 
     def drawn_batches(self, example_inputs: Any, distribution: str, seed: int) -> list[Any]:
         """See `frontends.samples.calibration_inputs`."""
         return list(calibration_inputs(TorchSamples(example_inputs, seed), distribution)[0])
 
-    def constant_like(self, inputs: Any) -> Any:
-        """See `tuning.restore.constant_like`."""
-        return constant_like(inputs)
-
-    def restore(self, model: nn.Module, task: Restoration) -> nn.Module:
-        """See `tuning.restore.restore`."""
-        return restore(model, task)
-
-    def cost(self, model: nn.Module, inputs: Any) -> float:
-        """See `tuning.restore.cost`."""
-        return cost(model, inputs)
+    constant_like = staticmethod(constant_like)
+    restore = staticmethod(restore)
+    cost = staticmethod(cost)
 
 
 FRONTEND = TorchModuleFrontend()
@@ -358,6 +373,11 @@ _USED_ELSEWHERE = Refusal(
     "other code uses its parameters too while the model runs",
     "another form has other parameters",
     "Convert this layer to 'subpixel', or exclude it",
+)
+_SHUFFLED = Refusal(
+    "it is a convolution in front of a pixel shuffle",
+    "another form, and a larger kernel, are for transposed convolutions",
+    "Use the form 'equalized' without `grow`, which corrects it in place",
 )
 _UNSEEN = Refusal(
     "it is called in this module's code, with a geometry unknown before it runs",

@@ -219,7 +219,7 @@ def put_weight(
     Raises:
         ModelError: If the layer's parameters cannot hold the weight.
     """
-    assert isinstance(module, ConvTransposeModule)
+    assert isinstance(module.weight, Tensor)
     new = torch.from_numpy(kernel).to(module.weight)
     before = [(tensor, tensor.detach().clone()) for tensor in module.parameters()]
     if parametrize.is_parametrized(module, "weight"):
@@ -236,7 +236,7 @@ def put_weight(
     elif "weight" in module._parameters:
         _assign(module.weight, new)
     if bias is not None:
-        assert module.bias is not None
+        assert isinstance(module.bias, Tensor)
         module.bias.copy_(torch.from_numpy(bias))
     # Read back: a parametrization without an exact inverse gives another weight than was set.
     error = float((current_weight(module) - new).abs().max())

@@ -174,7 +174,7 @@ def test_outputs_depend_on_the_weights(build, options):
 
 @pytest.mark.parametrize("suffix", ALL)
 def test_recipe_comes_back(tmp_path, suffix):
-    conversion = converted_file(tmp_path / f"net{suffix}", seeded(Net), to="resize")
+    conversion = converted_file(tmp_path / f"net{suffix}", seeded(Net), to="resize", init="fit")
     assert checkpoint.read(tmp_path / f"net{suffix}").recipe == conversion.plan
 
 
@@ -231,7 +231,7 @@ def test_equalized_output_is_the_input_but_for_the_weights(tmp_path, prefix, suf
     state["loss.scale"] = torch.tensor(3.0)  # a part of the training that is not in the model
     content = {"epoch": 7, "state_dict": state, "optimizer_states": [{"lr": 0.1}]}
     convert_checkpoint(
-        content, tmp_path / f"net{suffix}", tmp_path / f"out{suffix}", to="equalized"
+        content, tmp_path / f"net{suffix}", tmp_path / f"out{suffix}", to="equalized", init="fit"
     )
     written = torch.load(tmp_path / f"out{suffix}", weights_only=True)
     assert [*written] == [*content]
@@ -270,7 +270,7 @@ def test_tied_parameters_are_written_and_stay_tied(tmp_path, suffix):
 
 
 def test_equalized_checkpoint_fits_the_unchanged_code(tmp_path):
-    conversion = converted_file(tmp_path / "net.pt", seeded(Net), to="equalized")
+    conversion = converted_file(tmp_path / "net.pt", seeded(Net), to="equalized", init="fit")
     model = seeded(Net, seed=1)
     model.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
     assert torch.equal(model(example()), conversion.model(example()))
@@ -300,7 +300,7 @@ def test_checkpoint_without_recipe_is_loaded_as_it_is(tmp_path):
 
 
 def test_loaded_model_can_be_trained(tmp_path):
-    converted_file(tmp_path / "net.pt", seeded(Net), to="resize")
+    converted_file(tmp_path / "net.pt", seeded(Net), to="resize", init="fit")
     loaded = deconvfix.load(tmp_path / "net.pt", seeded(Net, seed=1))
     loaded(example()).square().sum().backward()
     assert all(bool(each.grad.abs().sum() > 0) for each in loaded.up1.parameters())

@@ -204,7 +204,7 @@ def test_a_fit_that_the_dtype_cannot_hold_is_an_error():
     """The weights of a layer whose inputs are tiny may be as large as its outputs need."""
     proto = as_onnx(integer_net(), dtype=np.float16)
     layer = onnx_model.FRONTEND.find(ir.from_proto(proto), None).matches[0]
-    (decision,) = make_plan([layer], Options(to="equalized")).decisions
+    (decision,) = make_plan([layer], Options(to="equalized", init="fit")).decisions
     with pytest.raises(ModelError, match="up1: the fit to the calibration inputs is larger than"):
         onnx_calibrate._rounded(np.array([1e5]), np.dtype(np.float16), decision)
 

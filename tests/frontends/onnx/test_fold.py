@@ -134,7 +134,7 @@ def test_bias_that_an_expression_makes():
     nodes, stored = EXPRESSIONS["Mul"]
     nodes = [*nodes, N("Neg", ["c"], ["d"])]
     original = model(nodes, {**stored, "c": BIAS}, bias="d")
-    converted = deconvfix.convert(original, to="notch")
+    converted = deconvfix.convert(original, to="notch", init="fit")
     assert converted.report.layers[0].decision == "replaced"
     exact = deconvfix.convert(original).model
     assert np.array_equal(run(original, {"x": X})[0], run(exact, {"x": X})[0])
@@ -174,7 +174,7 @@ def test_what_may_change_is_not_folded(kind):
     """The control: these are computed while the model runs, and only the exact form is possible."""
     nodes, stored, inputs = NOT_CONSTANT[kind]
     original = model(nodes, stored, inputs=inputs)
-    (layer,) = deconvfix.convert(original, to="equalized", verify=False).report.layers
+    (layer,) = deconvfix.convert(original, to="equalized", init="fit", verify=False).report.layers
     assert (layer.decision, "computed while" in layer.reason) == ("refused", True)
 
 
@@ -201,7 +201,7 @@ def test_file_is_not_marked():
 def test_expression_behind_identity():
     nodes, stored = EXPRESSIONS["Mul"]
     nodes = [N("Mul", ["k", "s"], ["m"]), N("Identity", ["m"], ["w"])]
-    (layer,) = deconvfix.convert(model(nodes, stored), to="notch").report.layers
+    (layer,) = deconvfix.convert(model(nodes, stored), to="notch", init="fit").report.layers
     assert layer.decision == "replaced"
 
 

@@ -3,8 +3,8 @@
 import onnx_ir as ir
 import pytest
 
-from deconvfix.conversion import parity_error
 from deconvfix.errors import ParityError
+from deconvfix.failures import parity_error
 from deconvfix.frontends.onnx import parity
 from deconvfix.parity.bounds import Comparison, ParityReport
 from deconvfix.parity.outputs import OutputParity

@@ -78,6 +78,7 @@ def test_resize(ndim, interpolation, opset, padding_mode):
         opset,
         known=opset != 11,
         to="resize",
+        init="fit",
         interpolation=interpolation,
         padding_mode=padding_mode,
     )
@@ -86,7 +87,7 @@ def test_resize(ndim, interpolation, opset, padding_mode):
 @pytest.mark.parametrize("opset", [7, 11, 22])
 def test_reflections_wider_than_the_map(opset):
     """ONNX Runtime's Pad stops with an error there; where the size is known, Gather does it."""
-    conversion = fitted(1, opset, sizes=(1,), to="resize", padding_mode="reflect")
+    conversion = fitted(1, opset, sizes=(1,), to="resize", init="fit", padding_mode="reflect")
     assert "Gather" in operators(conversion.model)
 
 
@@ -95,7 +96,7 @@ def test_reflections_wider_than_the_map(opset):
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_equalized(ndim, opset, grow):
     """The node of a kernel that grows has another kernel_shape, and other pads."""
-    conversion = fitted(ndim, opset, to="equalized", grow=grow)
+    conversion = fitted(ndim, opset, to="equalized", init="fit", grow=grow)
     assert operators(conversion.model) == ["ConvTranspose"]
 
 
@@ -120,7 +121,7 @@ PADDED = {
 def test_equalized_with_every_way_to_pad(monkeypatch, attributes, grow):
     x_shape, w_shape, _ = GEOMETRIES[2]
     monkeypatch.setitem(GEOMETRIES, 2, (x_shape, w_shape, {"strides": [2, 3], **attributes}))
-    fitted(2, 11, to="equalized", grow=grow)
+    fitted(2, 11, to="equalized", init="fit", grow=grow)
 
 
 def old_geometry(proto):
@@ -146,7 +147,7 @@ def shifted_pads(proto):
 def test_the_proof_sees_the_geometry_of_a_grown_node(tamper, sizes):
     """Also where ONNX Runtime does not even run the node."""
     proto = model([deconv()], [value("x", sizes)], [Y], W)
-    conversion = deconvfix.convert(proto, to="equalized", grow=1, example_inputs=FEED)
+    conversion = deconvfix.convert(proto, to="equalized", init="fit", grow=1, example_inputs=FEED)
     assert proof(proto, conversion.model, [FEED], conversion.plan).ok
     tamper(conversion.model)
     report = proof(proto, conversion.model, [FEED], conversion.plan)
@@ -157,7 +158,7 @@ def test_the_proof_sees_the_geometry_of_a_grown_node(tamper, sizes):
 def test_a_model_that_never_ran_is_not_blamed_on_the_correction():
     """ONNX Runtime refuses an output_padding of a stride: said in a note, as for any other form."""
     proto = plain(output_padding=[5, 0])
-    conversion = deconvfix.convert(proto, to="equalized", grow=1)
+    conversion = deconvfix.convert(proto, to="equalized", init="fit", grow=1)
     assert conversion.report.parity is None
     assert any("Nothing could be compared" in each for each in conversion.report.notes)
 
@@ -166,21 +167,21 @@ def test_a_model_that_never_ran_is_not_blamed_on_the_correction():
 @pytest.mark.parametrize("opset", [7, 10, 11, 22])
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_notch(ndim, opset, known):
-    conversion = fitted(ndim, opset, known=known, to="notch", reach=2)
+    conversion = fitted(ndim, opset, known=known, to="notch", init="fit", reach=2)
     assert operators(conversion.model).count("AveragePool") == 2
     assert "ConvTranspose" not in operators(conversion.model)
 
 
 @pytest.mark.parametrize(("interpolation", "opset"), [("nearest", 6), ("linear", 10)])
 def test_opsets_without_the_upsampling_are_refused(interpolation, opset):
-    reason = refusal(plain(opset=opset), to="resize", interpolation=interpolation)
+    reason = refusal(plain(opset=opset), to="resize", init="fit", interpolation=interpolation)
     assert f"the file has opset {opset}" in reason
 
 
 def test_opsets_without_local_means_are_refused():
     """ONNX Runtime would not run the file; a layer without a grid needs no means."""
-    assert "the file has opset 6" in refusal(plain(opset=6, strides=[2, 2]), to="notch")
+    assert "the file has opset 6" in refusal(plain(opset=6, strides=[2, 2]), to="notch", init="fit")
     even = {"w": np.ones(W_SHAPE, np.float32), "b": W["b"]}
     attributes = {"kernel_shape": [3, 2], "strides": [3, 2], "pads": None, "output_padding": None}
     proto = model([deconv(**attributes)], [X], [Y], even, opset=6)
-    check(proto, FEED, to="notch")
+    check(proto, FEED, to="notch", init="fit")

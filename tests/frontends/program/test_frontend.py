@@ -222,7 +222,7 @@ def test_the_padding_of_a_call_grows_with_its_kernel(options, decomposed):
     program = export(model)
     if decomposed:
         program = program.run_decompositions()
-    fitted = deconvfix.convert(program, to="equalized", grow=1)
+    fitted = deconvfix.convert(program, to="equalized", init="fit", grow=1)
     assert fitted.model.state_dict["w"].shape == (3, 2, 6, 7)
     with torch.no_grad():
         model.w = nn.Parameter(fitted.model.state_dict["w"])
@@ -244,7 +244,7 @@ def test_the_padding_of_a_call_grows_with_its_kernel(options, decomposed):
 
 def test_a_padding_that_did_not_grow_is_noticed():
     program = export(Net())
-    conversion = deconvfix.convert(program, to="equalized", grow=1)
+    conversion = deconvfix.convert(program, to="equalized", init="fit", grow=1)
     assert FRONTEND.verify(program, conversion.model, [], conversion.plan).ok
     node = next(
         each for each in conversion.model.graph.nodes if "conv_transpose" in str(each.target)
@@ -264,7 +264,7 @@ def test_a_wrong_kernel_of_an_exact_resize_is_noticed():
         nn.Sequential(layer, nn.ReLU()).eval(), (torch.randn(1, 2, 5, 6),)
     )
     conversion = deconvfix.convert(
-        program, to="resize", interpolation="linear", padding_mode="zeros"
+        program, to="resize", init="fit", interpolation="linear", padding_mode="zeros"
     )
     assert conversion.report.layers[0].exact
     assert FRONTEND.verify(program, conversion.model, [], conversion.plan).ok
@@ -345,7 +345,7 @@ def test_the_calls_of_one_layer_are_converted_alike(to):
 
 
 def test_a_recipe_of_another_program_is_refused():
-    plan = deconvfix.convert(export(Net()), to="equalized", include="a").plan
+    plan = deconvfix.convert(export(Net()), to="equalized", init="fit", include="a").plan
     other = Net()
     other.a = nn.ConvTranspose2d(3, 4, 2, 2)
     with pytest.raises(ModelError, match="the plan was made for"):

@@ -87,7 +87,7 @@ def test_groups_of_an_open_batch():
 
 def test_a_layer_of_open_groups_does_not_block_the_others():
     _, program = generator()
-    first, second = deconvfix.convert(program, to="equalized").report.layers
+    first, second = deconvfix.convert(program, to="equalized", init="fit").report.layers
     assert (first.decision, second.decision) == ("refused", "replaced")
     assert len(first.reason.split()) > 5
     first, second = deconvfix.inspect(program).layers

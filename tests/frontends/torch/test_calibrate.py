@@ -250,8 +250,8 @@ def test_a_second_call_in_a_later_batch_is_seen(most, monkeypatch):
     model = Repeats()
     given = [as_inputs(batch) for batch in batches]
     fittable = FittableModule(
-        model, model, deconvfix.convert(model, to="equalized").plan, given, (), 8.0
+        model, model, deconvfix.convert(model, to="equalized", init="fit").plan, given, (), 8.0
     )
     assert fittable.order(["up"]) == {"up": 2}
-    seen = list(fittable.seen(deconvfix.convert(model, to="equalized").plan["up"]))
+    seen = list(fittable.seen(deconvfix.convert(model, to="equalized", init="fit").plan["up"]))
     assert len(seen) == len(smooth_batches((4, 3, 9))) + 2 * len(smooth_batches((4, 3, 12)))

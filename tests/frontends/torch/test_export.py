@@ -154,7 +154,9 @@ def test_resize_form_is_exported(tmp_path):
     torch.manual_seed(0)
     layer, x = nn.ConvTranspose2d(2, 3, 4, 2, 1).eval(), noise(1, 2, 5, 6)
     report = export_onnx(
-        convert(layer, x, to="resize", interpolation="linear"), tmp_path / "up.onnx", (x,)
+        convert(layer, x, to="resize", init="fit", interpolation="linear"),
+        tmp_path / "up.onnx",
+        (x,),
     )
     assert report.parity.ok
     assert "Resize" in report.operators

@@ -185,7 +185,7 @@ def test_fitted_form_refuses_what_has_no_layer_of_its_own(make, found, to):
 
 def test_refusal_is_an_error_when_strict():
     with pytest.raises(deconvfix.RefusedError, match="it is a function call in the code"):
-        convert(Functional(), X, to="resize", strict=True)
+        convert(Functional(), X, to="resize", init="fit", strict=True)
 
 
 def test_functional_call_equals_the_definition():
@@ -241,7 +241,7 @@ def test_shared_bias_is_refused_by_resize():
     """Else the two layers silently stop sharing it."""
     model = nn.Sequential(up(3, 3), up(3, 3))
     model[1].bias = model[0].bias
-    assert len(convert(model, X, to="resize").plan.refused) == 2
+    assert len(convert(model, X, to="resize", init="fit").plan.refused) == 2
 
 
 def test_rerouted_model_keeps_its_state_dict():

@@ -116,9 +116,9 @@ def test_complex_calls_are_refused_in_the_plan():
 
 def test_other_forms_replace_layers_and_refuse_calls(net, x):
     traced = fx.symbolic_trace(net)
-    plan = ReplaceTransposedConvs(to="resize").plan(traced)
+    plan = ReplaceTransposedConvs(to="resize", init="fit").plan(traced)
     assert [each.decision for each in plan.decisions] == ["replaced", "refused", "refused"]
-    result = ReplaceTransposedConvs(to="resize")(traced)
+    result = ReplaceTransposedConvs(to="resize", init="fit")(traced)
     assert [tuple(y.shape) for y in result.graph_module(x)] == [tuple(y.shape) for y in net(x)]
 
 

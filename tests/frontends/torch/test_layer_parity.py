@@ -26,7 +26,12 @@ def test_a_kernel_that_divides_up_to_rounding_is_no_departure(stride, interpolat
         layer = torch.nn.utils.parametrizations.weight_norm(layer)
     model, x = nn.Sequential(layer, nn.ReLU()), (torch.randn(1, 2, 5, 6),)
     got = deconvfix.convert(
-        model, to="resize", interpolation=interpolation, padding_mode="zeros", example_inputs=x
+        model,
+        to="resize",
+        init="fit",
+        interpolation=interpolation,
+        padding_mode="zeros",
+        example_inputs=x,
     )
     assert got.report.layers[0].exact
     assert got.report.parity.ok

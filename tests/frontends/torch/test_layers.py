@@ -360,7 +360,9 @@ def test_net_in_a_half_precision_dtype_is_verified(name):
 def test_resize_gives_the_originals_output_shape(name, interpolation, padding_mode):
     layer = make_layer(name)
     x = make_input(layer)
-    new = converted(layer, to="resize", interpolation=interpolation, padding_mode=padding_mode)
+    new = converted(
+        layer, to="resize", init="fit", interpolation=interpolation, padding_mode=padding_mode
+    )
     assert new(x).shape == layer(x).shape
     assert new(x[0]).shape == layer(x[0]).shape
     size = reachable(layer, x, "largest")
@@ -373,7 +375,7 @@ def test_resize_of_a_box_kernel_is_the_same_function():
     with torch.no_grad():
         layer.weight.copy_(integers((3, 2, 1, 1), 1).expand(3, 2, 2, 3))
         layer.bias.copy_(integers((2,), 2))
-    conversion = deconvfix.convert(layer, to="resize")
+    conversion = deconvfix.convert(layer, to="resize", init="fit")
     x = integers((2, 3, 4, 5), 3)
     assert conversion.plan[""].exact
     # The fit goes through a least squares solution: 10 eps of the sum of magnitudes.
@@ -392,7 +394,7 @@ def magnitude(layer, x):
 
 def test_equalized_layer_answers_a_constant_with_a_constant():
     layer = make_layer("2d-unequal-axes", torch.float64)
-    new = converted(layer, to="equalized")
+    new = converted(layer, to="equalized", init="fit")
     assert type(new) is nn.ConvTranspose2d
     x = torch.ones(1, 3, 8, 9, dtype=torch.float64)
     inside = (..., slice(6, 12), slice(9, 18))

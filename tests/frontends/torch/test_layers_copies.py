@@ -90,7 +90,7 @@ def test_layer_on_the_meta_device_is_converted_without_verification(name):
 
 def test_meta_layer_is_refused_by_fitted_forms():
     layer = nn.ConvTranspose2d(3, 4, 4, 2, 1, device="meta")
-    plan = deconvfix.convert(layer, to="resize", verify=False).plan
+    plan = deconvfix.convert(layer, to="resize", init="fit", verify=False).plan
     assert plan[""].reason == (
         "(model): its weight is on the meta device; values are needed for a fit. "
         "Convert this layer to 'subpixel', or exclude it."

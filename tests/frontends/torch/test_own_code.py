@@ -59,7 +59,7 @@ KINDS = [Causal, Calls]
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_weight_changes(kind):
     model, x = network(kind)
-    conversion = deconvfix.convert(model, to="equalized", example_inputs=x, strict=True)
+    conversion = deconvfix.convert(model, to="equalized", init="fit", example_inputs=x, strict=True)
     assert type(conversion.model[0]) is kind
     before, after = model.state_dict(), conversion.model.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["0.weight"]
@@ -94,13 +94,15 @@ def test_what_needs_a_plain_layer_is_refused(kind, options):
 def test_weights_with_another_meaning_are_refused(make, x):
     torch.manual_seed(0)
     model = nn.Sequential(make())
-    (decision,) = deconvfix.convert(model, to="equalized", example_inputs=(x,)).plan.decisions
+    (decision,) = deconvfix.convert(
+        model, to="equalized", init="fit", example_inputs=(x,)
+    ).plan.decisions
     assert decision.decision == "refused"
 
 
 def test_without_a_run_nothing_is_known_of_own_code():
     model, _ = network(Causal)
-    (decision,) = deconvfix.convert(model, to="equalized").plan.decisions
+    (decision,) = deconvfix.convert(model, to="equalized", init="fit").plan.decisions
     assert decision.decision == "refused"
 
 
@@ -114,4 +116,4 @@ def test_a_wrong_weight_is_noticed(kind, monkeypatch):
     monkeypatch.setattr(surgery, "_assign", wrong)
     model, x = network(kind)
     with pytest.raises(deconvfix.DeconvfixError, match="differs by"):
-        deconvfix.convert(model, to="equalized", example_inputs=x)
+        deconvfix.convert(model, to="equalized", init="fit", example_inputs=x)

@@ -68,7 +68,7 @@ def test_layers_of_every_kind_keep_a_part_of_their_ripple(layer, init, grow):
 
 def test_a_wrong_factor_is_noticed():
     layer = nn.ConvTranspose2d(3, 2, 4, stride=2)
-    got = deconvfix.convert(layer, to="equalized", strength=0.5)
+    got = deconvfix.convert(layer, to="equalized", init="fit", strength=0.5)
     with pytest.raises(AssertionError):
         check_imbalance(got.model, layer, 0.499)
 
@@ -88,7 +88,7 @@ def test_calibrated_models_move_less_at_less_strength(tmp_path):
         assert told.endswith(f", strength {strength:g}") == (strength != 1)
     assert errors == sorted(errors)
     assert got.plan["up"].settings.strength == 1.0
-    half = deconvfix.convert(model, to="equalized", strength=0.5)
+    half = deconvfix.convert(model, to="equalized", init="fit", strength=0.5)
     assert Plan.from_json(half.plan.to_json()) == half.plan
     write(tmp_path / "new.safetensors", half.model, half.plan)
     rebuilt = load(tmp_path / "new.safetensors", Net()).eval()
@@ -146,7 +146,7 @@ class Difficult(nn.Module):
 def test_strength_0_changes_nothing_and_refuses_nothing(init):
     model = Difficult().eval()
     x = torch.randn(1, 2, 3, 4)
-    refused = deconvfix.convert(model, to="equalized", example_inputs=(x,))
+    refused = deconvfix.convert(model, to="equalized", init="fit", example_inputs=(x,))
     assert len(refused.plan.refused) >= 2
     got = deconvfix.convert(
         model, to="equalized", init=init, example_inputs=(x,), strength=0, grow=1, strict=True
@@ -157,7 +157,9 @@ def test_strength_0_changes_nothing_and_refuses_nothing(init):
     state = got.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(got.model(x), model(x))
-    slight = deconvfix.convert(model, to="equalized", example_inputs=(x,), strength=1e-3)
+    slight = deconvfix.convert(
+        model, to="equalized", init="fit", example_inputs=(x,), strength=1e-3
+    )
     assert [each.name for each in slight.plan.refused] == [
         each.name for each in refused.plan.refused
     ]
@@ -175,10 +177,10 @@ def test_random_weights_are_no_part_of_the_layer_whatever_the_strength():
 def test_notch_at_half_strength_has_half_the_ripple():
     """20 log10(1/2) = -6.02 dB for the fit to the weights; one unit of float32 is far below 1e-4 dB."""
     model, x = decoder(), smooth_batches((2, 3, 5, 6))[0]
-    half = deconvfix.convert(model, to="notch", strength=0.5, example_inputs=(x,))
+    half = deconvfix.convert(model, to="notch", init="fit", strength=0.5, example_inputs=(x,))
     even = half.report.layers[0]  # k4 s2: the mean level of the phases stays, too
     change = even.ripple_db_after - even.ripple_db_before
     assert change == pytest.approx(20 * math.log10(0.5), abs=1e-4)
-    none = deconvfix.convert(model, to="notch", strength=0.0, example_inputs=(x,))
+    none = deconvfix.convert(model, to="notch", init="fit", strength=0.0, example_inputs=(x,))
     assert all(each.exact for each in none.report.layers)
     assert error_of(none.model, model, [x]) < error_of(half.model, model, [x]) * 1e-6

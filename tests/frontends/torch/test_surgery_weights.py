@@ -109,12 +109,12 @@ def test_conversion_leaves_the_vectors_of_spectral_norm_alone():
 )
 def test_normed_layer_becomes_a_resize_convolution(norm):
     model = nn.Sequential(norm(drawn())).eval()
-    conversion = convert(model, X, to="resize")
+    conversion = convert(model, X, to="resize", init="fit")
     assert transposed_calls(conversion.model, X) == []
 
 
 def test_pruned_layer_becomes_a_resize_convolution():
-    assert transposed_calls(convert(pruned("weight"), X, to="resize").model, X) == []
+    assert transposed_calls(convert(pruned("weight"), X, to="resize", init="fit").model, X) == []
 
 
 def test_layer_with_a_pruned_bias_is_converted():
@@ -128,7 +128,7 @@ def test_layer_with_a_pruned_bias_is_converted():
 )
 def test_weight_normed_layer_is_equalized_through_its_norm(norm):
     model = nn.Sequential(norm(drawn()))
-    conversion = convert(model, X, to="equalized")
+    conversion = convert(model, X, to="equalized", init="fit")
     assert conversion.model.state_dict().keys() == model.state_dict().keys()
     after = deconvfix.inspect(conversion.model, (X,)).layers[0].ripple_db
     # Phase sums are equal up to float32: 10 eps is -118 dB.
@@ -153,8 +153,8 @@ def rescaled(ran):
 @announced_end_of_weight_norm
 @pytest.mark.parametrize("inputs", [(X,), ()], ids=["inputs", "no inputs"])
 def test_equalized_starts_from_the_weight_that_the_model_would_use(inputs):
-    want = convert(rescaled(ran=True), *inputs, to="equalized").model(X)
-    got = convert(rescaled(ran=False), *inputs, to="equalized").model(X)
+    want = convert(rescaled(ran=True), *inputs, to="equalized", init="fit").model(X)
+    got = convert(rescaled(ran=False), *inputs, to="equalized", init="fit").model(X)
     assert torch.equal(got, want)
 
 
@@ -174,7 +174,7 @@ def test_inspect_reads_the_weight_that_the_model_would_use():
 )
 def test_weight_that_cannot_be_set_is_refused_by_equalized(make):
     """A refusal in the plan, so that the other layers are still converted."""
-    conversion = convert(nn.Sequential(make(), up(4, 3)), X, to="equalized")
+    conversion = convert(nn.Sequential(make(), up(4, 3)), X, to="equalized", init="fit")
     assert [each.decision for each in conversion.plan.decisions] == ["refused", "replaced"]
 
 
