@@ -241,7 +241,9 @@ class Search:
                 continue
             more = (match.name, *chosen)
             try:
-                grown = convert(self.model, to="equalized", grow=1, include=more, verify=False)
+                grown = convert(
+                    self.model, to="equalized", init="fit", grow=1, include=more, verify=False
+                )
             except DeconvfixError:
                 continue
             if self._cost(grown.model) <= self.max_cost:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import deconvfix
+from deconvfix.frontends.torch.frontend import TorchModuleFrontend
 from tests.support.command import run
 from tests.support.gridded import Autoencoder, gridded, pictures_for
 
@@ -50,7 +51,8 @@ def test_nothing_to_fix_is_exit_code_3_and_writes_nothing(source, tmp_path):
 
 
 def test_no_good_candidate_is_exit_code_1_and_writes_nothing(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("deconvfix.frontends.torch.frontend.restore", lambda model, task: model)
+    unchanged = staticmethod(lambda model, task: model)
+    monkeypatch.setattr(TorchModuleFrontend, "restore", unchanged)
     monkeypatch.setattr("deconvfix.fixing.search._CLOSED", ())
     arguments = ("fix", source, *ARCH, "--data", tmp_path / "data.npz", "-o", tmp_path / "out.pt")
     result = run(*arguments, "--seconds", 2)

@@ -11,6 +11,7 @@ from torch import nn
 import deconvfix
 from deconvfix.errors import OptionError
 from deconvfix.fixing import search
+from deconvfix.frontends.torch.frontend import TorchModuleFrontend
 from deconvfix.grid.visible import visible_grid
 from tests.support.gridded import Shuffled, gridded, pictures_for
 
@@ -105,7 +106,7 @@ def test_if_all_candidates_are_worse_nothing_is_changed(monkeypatch):
             broken.up.bias += 0.3
         return broken
 
-    monkeypatch.setattr("deconvfix.frontends.torch.frontend.restore", worse)
+    monkeypatch.setattr(TorchModuleFrontend, "restore", staticmethod(worse))
     monkeypatch.setattr(search, "_CLOSED", ())
     model = gridded()
     found = deconvfix.fix(model, data=pictures_for(32), seconds=3)
