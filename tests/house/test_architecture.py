@@ -24,7 +24,7 @@ FLOORS = (
     ("fit", "grid"),
     ("forms",),
     ("plan", "parity"),
-    ("frontends",),
+    ("frontends", "failures"),
     ("frontends.torch", "frontends.onnx"),
     ("frontends.program", "diagnose"),
     ("request", "report"),
@@ -37,10 +37,11 @@ WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")
 DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
-    "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "external",
-    "file", "find", "fold", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
+    "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "exposed",
+    "external", "file", "find", "fold", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
     "nodes", "parity", "parts", "proto", "refusals", "reroute", "restore", "runtime_parity", "samples",
-    "shown", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "values", "weights",
+    "shown", "shuffles", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "values",
+    "weights",
 }  # fmt: skip
 MIRRORED = {
     "frontend",
