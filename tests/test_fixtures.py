@@ -126,17 +126,17 @@ def test_other_weights_are_told_apart(name):
 
 @pytest.mark.parametrize("interpolation", ["nearest", "linear"])
 def test_segmenter_is_a_resize_convolution_already(interpolation):
-    report = convert("segmenter", to="resize", init="fit", interpolation=interpolation).report
+    report = convert("segmenter", to="resize", interpolation=interpolation).report
     assert [(each.form, each.exact) for each in report.layers] == [("resize", True)] * 3
 
 
 def test_segmenter_as_resize_reaches_the_same_metric():
-    model = convert("segmenter", to="resize", init="fit").model
+    model = convert("segmenter", to="resize").model
     assert round(evaluate("segmenter", model), 3) == MANIFEST["segmenter"]["value"]
 
 
 def test_segmenter_needs_no_equalizing():
-    report = convert("segmenter", to="equalized", init="fit").report
+    report = convert("segmenter", to="equalized").report
     assert {each.decision for each in report.layers} == {"kept"}
 
 

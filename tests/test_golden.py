@@ -36,6 +36,7 @@ from torch import nn
 
 import deconvfix
 from deconvfix.__main__ import main
+from tests.support.forms import arguments_of, options_of
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(__file__).parent / "golden"
@@ -283,8 +284,8 @@ def reports(folder):
     yield "convert", "exact, ONNX", converted(graph, suffix=".onnx")
     yield "convert", "exact, program", converted(program, suffix=".pt2")
     yield "convert", "dry run", printed("convert", *without_inputs, "--dry-run")
-    yield "convert", "fitted to weights, checkpoint", converted(*PHOTO, "--to", "resize")
-    sound = converted(*AUDIO, "--to", "notch", "--sample-rate", "8000")
+    yield "convert", "fitted to weights, checkpoint", converted(*PHOTO, *arguments_of("resize"))
+    sound = converted(*AUDIO, *arguments_of("notch"), "--sample-rate", "8000")
     yield "convert", "fitted to weights, with a sample rate", sound
     normal = ("--to", "equalized", "--init", "calibrated", "--calibration", "normal")
     normal += ("--samples", "8")
@@ -373,20 +374,20 @@ def recipes():
     calibrated = {"init": "calibrated", "calibration": images}
     cases = {
         "subpixel": {},
-        "resize": {"to": "resize"},
+        "resize": options_of("resize"),
         "resize, linear, grown, calibrated": {
             **calibrated,
             "to": "resize",
             "interpolation": "linear",
             "grow": 1,
         },
-        "equalized": {"to": "equalized"},
+        "equalized": options_of("equalized"),
         "equalized, half strength, calibrated": {
             **calibrated,
             "to": "equalized",
             "strength": 0.5,
         },
-        "notch": {"to": "notch"},
+        "notch": options_of("notch"),
         "notch, reach 2, calibrated": {**calibrated, "to": "notch", "reach": 2},
     }
     described = {}

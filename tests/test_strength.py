@@ -11,13 +11,14 @@ from torch import nn
 import deconvfix
 from deconvfix import OptionError
 from deconvfix.plan import Options, Plan
+from tests.support.forms import options_of
 from tests.support.networks import Net
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, "1", None, True])
 def test_strength_is_a_number_from_0_to_1(value):
     with pytest.raises(OptionError, match=r"strength: the value is .*; a number from 0 .* needed"):
-        Options(to="equalized", init="fit", strength=value)
+        Options(to="equalized", strength=value)
 
 
 @pytest.mark.parametrize("to", ["subpixel", "resize"])
@@ -28,7 +29,9 @@ def test_other_forms_have_no_strength(to, strength):
     )
     with pytest.raises(OptionError, match=text):
         deconvfix.convert(nn.ConvTranspose1d(2, 2, 4, 2), to=to, strength=strength)
-    assert deconvfix.convert(nn.ConvTranspose1d(2, 2, 4, 2), to=to, strength=1).plan.replaced
+    assert deconvfix.convert(
+        nn.ConvTranspose1d(2, 2, 4, 2), **options_of(to), strength=1
+    ).plan.replaced
 
 
 def test_recipes_from_before_are_read():

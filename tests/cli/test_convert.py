@@ -20,6 +20,7 @@ from tests.support.command import (
     run_json,
     save,
 )
+from tests.support.forms import arguments_of
 
 SUFFIXES = [".safetensors", ".pt", ".pth", ".ckpt"]
 
@@ -108,11 +109,29 @@ def test_report_of_an_exact_form_has_the_promised_keys(net):
 
 @pytest.mark.parametrize("to", ["resize", "equalized", "notch"])
 def test_report_of_a_fitted_form_tells_its_fidelity(net, to):
-    options = ("--to", to, *INPUT, "-o", net.with_name("out.pt"))
+    options = (*arguments_of(to), *INPUT, "-o", net.with_name("out.pt"))
     fidelity = run_json("convert", net, *arch("Net"), *options)["fidelity"]
     assert fidelity.keys() >= {"psnr_db", "ripple_db_before", "ripple_db_after"}
     # Free of a checkerboard: -60 dB is a thousandth of the level.
     assert fidelity["ripple_db_after"] < -60 < fidelity["ripple_db_before"]
+
+
+@pytest.mark.parametrize("to", ["resize", "equalized", "notch"])
+def test_fitted_forms_want_inputs_or_to_be_named(net, to):
+    output = net.with_name("out.pt")
+    command = ("convert", net, *arch("Net"), *INPUT, "--to", to, "-o", output)
+    refused = run_json(*command)["layers"]
+    assert [layer["decision"] for layer in refused] == ["refused", "refused"]
+    assert all("no inputs to fit it to; inputs are needed" in layer["reason"] for layer in refused)
+    told = " ".join(run(*command, "--force").stdout.replace("│", " ").split())
+    assert "Give calibration inputs, use `fix`, or ask for init 'fit' by name." in told
+    output.unlink()
+    assert_fails_in_words(run(*command, "--strict"), "no inputs to fit it to", "`strict` allows")
+    assert not output.exists()
+    for options, word in ((("--init", "fit"), ""), (("--calibration", "normal"), "calibrated")):
+        layers = run_json(*command, *options, "--force")["layers"]
+        assert [layer["decision"] for layer in layers] == ["replaced", "replaced"]
+        assert all(layer["reason"].startswith(word) for layer in layers)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +164,7 @@ def test_text_tells_what_happened(net):
 
 @pytest.mark.parametrize(
     "command",
-    [("inspect",), ("convert", "--dry-run"), ("convert", "--dry-run", "--to", "resize")],
+    [("inspect",), ("convert", "--dry-run"), ("convert", "--dry-run", *arguments_of("resize"))],
     ids=["inspect", "convert", "resize"],
 )
 def test_text_fits_eighty_columns(tmp_path, command):

@@ -17,6 +17,7 @@ from tests.support.command import (
     run_json,
     save,
 )
+from tests.support.forms import arguments_of
 
 
 @pytest.mark.parametrize(
@@ -123,14 +124,14 @@ def test_inputs_file_that_was_cut_off_is_told_in_words(net):
 
 def test_refusal_is_told_and_the_rest_converted(tmp_path):
     path = save(tmp_path, Functional())
-    options = (*arch("Functional"), *INPUT, "--to", "resize", "-o", tmp_path / "out.pt")
+    options = (*arch("Functional"), *INPUT, *arguments_of("resize"), "-o", tmp_path / "out.pt")
     report = run_json("convert", path, *options)
     assert [layer["decision"] for layer in report["layers"]] == ["refused", "replaced"]
 
 
 def test_strict_makes_a_refusal_an_error(tmp_path):
     path = save(tmp_path, Functional())
-    options = (*arch("Functional"), *INPUT, "--to", "resize", "-o", tmp_path / "out.pt")
+    options = (*arch("Functional"), *INPUT, *arguments_of("resize"), "-o", tmp_path / "out.pt")
     result = run("convert", path, *options, "--strict")
     assert_fails_in_words(result, "conv_transpose2d", "`strict` allows no refusal")
     assert os.listdir(tmp_path) == [path.name]

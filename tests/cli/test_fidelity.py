@@ -17,6 +17,7 @@ from tests.support.command import (
     save,
 )
 from tests.support.fidelity import CALIBRATED, ROUNDED_DB, decoder
+from tests.support.forms import arguments_of
 
 
 def test_numbers_are_always_in_the_json(tmp_path, samples):
@@ -77,7 +78,7 @@ def test_programs_and_onnx_files_show_their_grids_too(tmp_path):
         page = tmp_path / f"{name}.html"
         output = tmp_path / f"new_{name}"
         result = run(
-            *("convert", tmp_path / name, "--to", "equalized", *inputs, "--report", page),
+            *("convert", tmp_path / name, *arguments_of("equalized"), *inputs, "--report", page),
             *("-o", output, "--json"),
         )
         found = json.loads(result.stdout)["fidelity"]

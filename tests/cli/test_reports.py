@@ -18,6 +18,7 @@ from tests.support.command import (
     run,
     run_json,
 )
+from tests.support.forms import arguments_of
 
 
 def test_report_file_is_the_printed_object(net):
@@ -30,7 +31,7 @@ def test_report_file_is_the_printed_object(net):
 
 @pytest.mark.parametrize("to", ["subpixel", "resize"])
 def test_html_report_needs_nothing_from_elsewhere(tmp_path, to):
-    page = html_report(tmp_path, Net(), "Net", *INPUT, "--to", to)
+    page = html_report(tmp_path, Net(), "Net", *INPUT, *arguments_of(to))
     assert page.startswith("<!DOCTYPE html>")
     assert [word for word in ("http://", "https://", "<script", "@import") if word in page] == []
     sources = re.findall(r"""(?:src|href)=["']?([^"' >]{0,5})""", page)
@@ -65,14 +66,14 @@ def test_dry_run_writes_nothing(net, suffix):
 
 
 def test_dry_run_plans(net):
-    report = run_json("convert", net, *arch("Net"), "--dry-run", "--to", "resize")
+    report = run_json("convert", net, *arch("Net"), "--dry-run", *arguments_of("resize"))
     assert (report["output"], report["parity"]) == (None, None)
     assert [layer["form"] for layer in report["layers"]] == ["resize", "resize"]
 
 
 def test_recipe_of_a_dry_run_can_be_carried_out(net):
     recipe, output = net.with_name("recipe.json"), net.with_name("out.pt")
-    planned = ("--to", "resize", "--exclude", "up2", "--dry-run", "--recipe", recipe)
+    planned = (*arguments_of("resize"), "--exclude", "up2", "--dry-run", "--recipe", recipe)
     assert run("convert", net, *arch("Net"), *planned).exit_code == 0
     report = run_json("convert", net, *arch("Net"), "--recipe", recipe, "-o", output)
     assert [(layer["decision"], layer["form"]) for layer in report["layers"]] == [

@@ -14,6 +14,7 @@ from onnx import helper
 
 from deconvfix.errors import printable
 from tests.support.command import INPUT, arch, run, save
+from tests.support.forms import arguments_of
 from tests.support.onnx_files import net
 
 # Colours, a title, a link, one-byte codes, text that is turned around, a bell, a way back over the line.
@@ -67,7 +68,7 @@ def test_inspect(file, options):
     assert_quiet(run("inspect", file, *options))
 
 
-@pytest.mark.parametrize("options", [(), ("--json",), ("--dry-run",), ("--to", "equalized")])
+@pytest.mark.parametrize("options", [(), ("--json",), ("--dry-run",), arguments_of("equalized")])
 def test_convert(file, options):
     assert_quiet(run("convert", file, "-o", file.with_name("out.onnx"), *options))
 

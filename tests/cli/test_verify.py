@@ -7,6 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.support.command import INPUT, arch, assert_fails_in_words, run, run_json
+from tests.support.forms import arguments_of
 
 # --- verify -------------------------------------------------------------------------------------
 
@@ -57,13 +58,13 @@ def test_verify_finds_a_changed_onnx_file(finished, tmp_path):
 
 def test_verify_does_not_accept_a_changed_function(net):
     output = net.with_name("out.pt")
-    run("convert", net, *arch("Net"), "--to", "resize", "-o", output)
+    run("convert", net, *arch("Net"), *arguments_of("resize"), "-o", output)
     assert run("verify", net, output, *arch("Net"), *INPUT).exit_code == 1
 
 
 def test_verify_without_inputs_does_not_accept_a_changed_function(net):
     output = net.with_name("out.pt")
-    run("convert", net, *arch("Net"), "--to", "resize", "-o", output)
+    run("convert", net, *arch("Net"), *arguments_of("resize"), "-o", output)
     assert run("verify", net, output, *arch("Net")).exit_code == 1
 
 

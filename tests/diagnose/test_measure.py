@@ -245,6 +245,7 @@ def test_the_shift_of_colours_is_measured():
 
 def test_a_match_on_noise_is_called_that(tmp_path):
     from tests.support import command, onnx_files
+    from tests.support.forms import arguments_of
 
     fit = {"to": "equalized", "init": "calibrated"}
     model = onnx_files.net(shape=(2, 3, 16, 12))
@@ -254,7 +255,7 @@ def test_a_match_on_noise_is_called_that(tmp_path):
     given = deconvfix.convert(model, calibration=[{"x": x}], **fit).report
     assert not any("made-up noise" in note for note in given.notes)
     path = command.save(tmp_path)
-    options = (*command.arch("Net"), "--to", "equalized", "-o", tmp_path / "out.pt")
+    options = (*command.arch("Net"), *arguments_of("equalized"), "-o", tmp_path / "out.pt")
     assert "made-up noise" in command.run("convert", path, *options, *command.INPUT).stdout
     np.savez(tmp_path / "x.npz", x=np.zeros((1, 2, 5, 6), np.float32))
     real = ("--inputs", tmp_path / "x.npz", "--force")

@@ -85,7 +85,11 @@ def test_a_strength_of_zero_keeps_the_layer():
             np.arange(18.0).reshape(2, 3, 3),
             "needs equal phase sums. Use init",
         ),
-        (Settings(init="random"), np.ones((2, 3, 3)), "Omit init, or use the form 'resize'"),
+        (
+            Settings(init="random"),
+            np.ones((2, 3, 3)),
+            "Use init 'calibrated', or the form 'resize'",
+        ),
     ],
 )
 def test_refusals_say_what_to_do(settings, weight, words):

@@ -127,10 +127,9 @@ def calibrated(name, form, kind, disturbance=0.0):
     return deconvfix.convert(
         kinds_of(name)[kind],
         example_inputs=(example(name),),
-        init="calibrated",
         calibration=[(x,) for x in moved],
         verify=disturbance == 0,
-        **FORMS[form],
+        **{**FORMS[form], "init": "calibrated"},
     )
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import deconvfix
 from tests.support.bases import haar
+from tests.support.forms import options_of
 
 CHANGING = ["equalized", "notch", "resize"]
 
@@ -59,7 +60,7 @@ KINDS = [module, program, file]
 @pytest.mark.parametrize("to", [*CHANGING, "subpixel"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_not_a_number(make, to, value):
-    report = converted(make, broken(value), to=to).report
+    report = converted(make, broken(value), **options_of(to)).report
     assert report.layers[0].decision == "refused"
     assert "its weight holds NaN or infinite values" in report.layers[0].reason
     assert "verified" not in report.verdict()
@@ -82,12 +83,12 @@ def test_bias_that_is_not_a_number(make):
 @pytest.mark.parametrize("to", CHANGING)
 def test_fixed_basis(make, to):
     weight = haar(2).astype(np.float32)
-    (refused,) = converted(make, weight, to=to).report.layers
+    (refused,) = converted(make, weight, **options_of(to)).report.layers
     assert refused.decision == "refused"
     assert "a fixed basis, an orthonormal synthesis filter bank" in refused.reason
     (exact,) = converted(make, weight).report.layers
     assert exact.decision == "replaced"
-    (named,) = converted(make, weight, to=to, include="*").report.layers
+    (named,) = converted(make, weight, **options_of(to), include="*").report.layers
     assert named.decision == "replaced"
 
 

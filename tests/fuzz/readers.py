@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from deconvfix.cli.main import main
 from tests.fuzz import onnx_files
 from tests.support.command import Net, arch
+from tests.support.forms import arguments_of
 
 ODD = (
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**30, 1.5, float("nan"), float("inf"), 1e308,
@@ -98,8 +99,7 @@ def _seeds():
                 str(path),
                 *arch("Net"),
                 "--dry-run",
-                "--to",
-                "resize",
+                *arguments_of("resize"),
                 "--recipe",
                 str(recipe),
             ],
@@ -117,7 +117,7 @@ def _seeds():
 def onnx_file(rng, folder):
     (folder / "in.onnx").write_bytes(onnx_files.mutated(rng))
     (folder / "w").write_bytes(bytes(4096))
-    options = rng.choice([[], ["--to", "equalized"], ["--to", "resize"]])
+    options = rng.choice([[], arguments_of("equalized"), arguments_of("resize")])
     return ["convert", folder / "in.onnx", "-o", folder / "out.onnx", "--timeout", "10", *options]
 
 

@@ -129,7 +129,7 @@ def test_the_command_line_knows_it(package):
     result = run(package, "-m", "deconvfix", "convert", "--help")
     assert "smooth" in result.stdout
     onnx.save(net(), package / "own.onnx")
-    command = ("own.onnx", "-o", "smooth.onnx", "--to", "smooth", "--json")
+    command = ("own.onnx", "-o", "smooth.onnx", "--to", "smooth", "--init", "fit", "--json")
     result = run(package, "-m", "deconvfix", "convert", *command)
     assert result.returncode == 0, result.stderr
     assert {layer["form"] for layer in json.loads(result.stdout)["layers"]} == {"smooth"}

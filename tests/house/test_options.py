@@ -114,7 +114,7 @@ def test_a_command_gets_an_instance_of_its_options():
 
 
 def test_requests_are_taken_from_what_has_the_same_names():
-    options = ConvertOptions(to="notch", init="fit", reach=7, include=("up*",))
+    options = ConvertOptions(to="notch", reach=7, include=("up*",))
     request = taken_from(Request, options, calibration="normal")
     assert (request.to, request.reach, request.include) == ("notch", 7, ("up*",))
     assert request.calibration == "normal"

@@ -95,9 +95,7 @@ def test_a_kernel_that_divides_by_linear_upsampling_is_compared_by_layer(stride)
     taps = 1 - np.abs(np.arange(size) - (size - 1) / 2) / stride
     weight = (noise(2, 3, 1) * taps).astype(np.float32)
     model = upsampler(weight, stride, (300,))
-    conversion = deconvfix.convert(
-        model, to="resize", init="fit", interpolation="linear", padding_mode="zeros"
-    )
+    conversion = deconvfix.convert(model, to="resize", interpolation="linear", padding_mode="zeros")
     report = conversion.report.parity
     assert conversion.plan["up"].exact
     assert report.ok

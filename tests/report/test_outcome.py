@@ -10,6 +10,7 @@ from torch import nn
 import deconvfix
 from deconvfix.errors import ParityError
 from tests.support import command
+from tests.support.forms import options_of
 from tests.support.onnx_files import net, run
 
 
@@ -57,8 +58,12 @@ CASES = {
     "module, no proof": (Net, {"verify": False}, "not verified, as nothing was run"),
     "nothing to do": (nn.Identity, {"example_inputs": X}, ""),
     "all kept": (Net, {"exclude": "*", "example_inputs": X}, ""),
-    "fitted, measured": (Net, {"to": "equalized", "example_inputs": X}, "verified"),
-    "fitted, not run": (Net, {"to": "equalized"}, "layers verified, the model was not run"),
+    "fitted, measured": (Net, {**options_of("equalized"), "example_inputs": X}, "verified"),
+    "fitted, not run": (
+        Net,
+        options_of("equalized"),
+        "layers verified, the model was not run",
+    ),
     "file": (net, {}, "verified"),
     "file, no proof": (net, {"verify": False}, "not verified, as nothing was run"),
     "file of unknown operators": (unknown_operator, {}, "layers verified, the model was not run"),

@@ -47,7 +47,6 @@ def report(**changes):
         input="<b>net.pt",
         output="out.pt",
         to="equalized",
-        init="fit",
         layers=(layer,),
         parity=ParityReport(True, 0.0, 0.0, "float64"),
         fidelity=fidelity,

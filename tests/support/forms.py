@@ -25,6 +25,16 @@ def run_form(name, case, settings=None, weight=None):
     return run(compiled.steps, case.x, new_weight, bias)
 
 
+def options_of(to):
+    """Of a conversion to a form. A fit to the weights alone is asked for by name; exact forms have none."""
+    return {"to": to} if form(to).is_exact else {"to": to, "init": "fit"}
+
+
+def arguments_of(to):
+    """The same for the command line."""
+    return [word for name, value in options_of(to).items() for word in (f"--{name}", value)]
+
+
 def phases_of(spec):
     return phase_of_taps(spec.kernel_size, spec.stride, spec.dilation)
 

@@ -23,6 +23,7 @@ from torch import nn
 import deconvfix
 from deconvfix.frontends.registry import enter
 from deconvfix.parity.bounds import LIMIT
+from tests.support.forms import options_of
 from tests.support.onnx_models import run
 
 KINDS = ("module", "program", "onnx")
@@ -132,11 +133,11 @@ NETWORKS = {
     "function": Network(Function, (1, 2, 6, 5)),
 }
 FORMS = {
-    "subpixel": {"to": "subpixel"},
-    "nearest": {"to": "resize"},
-    "linear": {"to": "resize", "interpolation": "linear"},
-    "equalized": {"to": "equalized"},
-    "notch": {"to": "notch", "reach": 1},
+    "subpixel": options_of("subpixel"),
+    "nearest": options_of("resize"),
+    "linear": {**options_of("resize"), "interpolation": "linear"},
+    "equalized": options_of("equalized"),
+    "notch": {**options_of("notch"), "reach": 1},
 }
 FITTED = [form for form in FORMS if form != "subpixel"]
 

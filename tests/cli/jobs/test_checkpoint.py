@@ -26,6 +26,7 @@ from tests.support.checkpoints import (
     save,
     seeded,
 )
+from tests.support.forms import options_of
 
 
 class Normed(nn.Module):
@@ -131,16 +132,16 @@ OLD = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 
 CASES = [
     pytest.param(Net, {"to": "subpixel"}, id="subpixel"),
-    pytest.param(Net, {"to": "resize"}, id="resize nearest"),
-    pytest.param(Net, {"to": "resize", "interpolation": "linear"}, id="resize linear"),
-    pytest.param(Net, {"to": "resize", "padding_mode": "replicate"}, id="resize replicate"),
+    pytest.param(Net, options_of("resize"), id="resize nearest"),
+    pytest.param(Net, {**options_of("resize"), "interpolation": "linear"}, id="resize linear"),
+    pytest.param(Net, {**options_of("resize"), "padding_mode": "replicate"}, id="resize replicate"),
     pytest.param(Net, {"to": "resize", "init": "random", "seed": 4}, id="resize random"),
     pytest.param(Bilinear, {"to": "resize"}, id="resize exact"),
-    pytest.param(Net, {"to": "equalized"}, id="equalized"),
+    pytest.param(Net, options_of("equalized"), id="equalized"),
     pytest.param(Net, {"to": "subpixel", "include": "up1"}, id="one layer only"),
     pytest.param(Normed, {"to": "subpixel"}, id="weight_norm subpixel"),
-    pytest.param(Normed, {"to": "resize"}, id="weight_norm resize"),
-    pytest.param(Normed, {"to": "equalized"}, id="weight_norm equalized"),
+    pytest.param(Normed, options_of("resize"), id="weight_norm resize"),
+    pytest.param(Normed, options_of("equalized"), id="weight_norm equalized"),
     pytest.param(OldNormed, {"to": "subpixel"}, id="old weight_norm", marks=OLD),
     pytest.param(Functional, {"to": "subpixel", "example_inputs": (example(),)}, id="functional"),
     pytest.param(
@@ -180,7 +181,7 @@ def test_recipe_comes_back(tmp_path, suffix):
 
 @pytest.mark.parametrize("to", ["subpixel", "resize", "equalized"])
 def test_recipe_survives_json(to):
-    plan = deconvfix.convert(seeded(Net), to=to, exclude="up2").plan
+    plan = deconvfix.convert(seeded(Net), **options_of(to), exclude="up2").plan
     assert Plan.from_json(plan.to_json()) == plan
 
 

@@ -18,6 +18,7 @@ import deconvfix
 import fixtures.models
 from deconvfix.errors import ModelError
 from deconvfix.frontends.onnx import file as onnx_file
+from tests.support.forms import arguments_of
 from tests.support.onnx_files import FLOAT, assert_fails_in_words, convert, net, run
 
 
@@ -132,7 +133,7 @@ def test_a_file_is_calibrated(tmp_path, named, size, outside):
     assert {each["what"] for each in report["parity"]["comparisons"]} == {"up1", "up2"}
     weights_only = tmp_path / "weights.onnx"
     result = convert(
-        file, weights_only, *CALIBRATED[:2], "--inputs", first(tmp_path, size), "--json"
+        file, weights_only, *arguments_of("equalized"), "--inputs", first(tmp_path, size), "--json"
     )
     assert json.loads(result.stdout)["fidelity"]["psnr_db"] < fidelity["psnr_db"]
 
@@ -204,7 +205,7 @@ def test_fitted_forms_are_written_and_their_change_is_measured(file, tmp_path):
     np.savez(inputs, x=np.random.default_rng(0).random((1, 3, 8, 9), np.float32))
     for form in ("resize", "equalized"):
         output = tmp_path / f"{form}.onnx"
-        result = convert(file, output, "--to", form, "--inputs", inputs, "--json")
+        result = convert(file, output, *arguments_of(form), "--inputs", inputs, "--json")
         report = json.loads(result.stdout)
         assert report["parity"]["ok"] is True
         assert report["fidelity"]["psnr_db"] > 0

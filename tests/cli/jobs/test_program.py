@@ -16,6 +16,7 @@ from torch import nn
 from deconvfix.cli.main import main
 from deconvfix.frontends.program import file as program_file
 from deconvfix.frontends.torch.calls import executed_transposed_convolutions
+from tests.support.forms import arguments_of
 
 
 class Net(nn.Module):
@@ -75,7 +76,7 @@ def test_program_in_and_onnx_out(file, tmp_path):
 
 def test_fitted_form_is_written_and_departs(file, tmp_path):
     output = tmp_path / "equalized.pt2"
-    result = convert(file, output, "--to", "equalized", "--input", "x=1x3x8x8", "--json")
+    result = convert(file, output, *arguments_of("equalized"), "--input", "x=1x3x8x8", "--json")
     fidelity = json.loads(result.stdout)["fidelity"]
     assert fidelity["psnr_db"] > 0
     assert fidelity["ripple_db_after"] < -100

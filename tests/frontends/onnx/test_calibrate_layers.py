@@ -66,7 +66,7 @@ def test_a_layer_on_a_constant():
 def test_a_layer_whose_output_is_an_output_and_read_elsewhere():
     nodes = [up("x w b", "a", "up"), node("Relu", "a", "y")]
     proto = model(nodes, [X], [Y, value("a", 3)], W)
-    got = calibrated(proto, to="resize", init="fit")
+    got = calibrated(proto, to="resize")
     assert got.plan["up"].reason.startswith("calibrated")
 
 

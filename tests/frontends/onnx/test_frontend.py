@@ -349,5 +349,5 @@ def test_a_plan_is_carried_out_on_another_copy(model):
 
 def test_options_reach_the_plan(model):
     assert deconvfix.convert(model, exclude="up").plan.decisions[0].decision == "kept"
-    plan = make_plan((), Options(to="resize", init="fit"))
+    plan = make_plan((), Options(to="resize"))
     assert plan.decisions == ()

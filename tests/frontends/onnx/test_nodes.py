@@ -113,7 +113,7 @@ def test_inspect_leaves_the_model_alone():
 
 @pytest.mark.parametrize("form", ["equalized", "notch", "resize"])
 def test_every_form_can_be_had(form):
-    (layer,) = deconvfix.convert(dynamic_pads(), to=form).report.layers
+    (layer,) = deconvfix.convert(dynamic_pads(), to=form, init="fit").report.layers
     assert layer.decision == "replaced", layer.reason
 
 

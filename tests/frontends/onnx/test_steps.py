@@ -184,4 +184,4 @@ def test_opsets_without_local_means_are_refused():
     even = {"w": np.ones(W_SHAPE, np.float32), "b": W["b"]}
     attributes = {"kernel_shape": [3, 2], "strides": [3, 2], "pads": None, "output_padding": None}
     proto = model([deconv(**attributes)], [X], [Y], even, opset=6)
-    check(proto, FEED, to="notch", init="fit")
+    check(proto, FEED, to="notch")

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 
 import deconvfix
 from deconvfix.errors import RefusedError
+from tests.support.forms import options_of
 from tests.support.onnx_layers import (
     FEED,
     INTS,
@@ -80,7 +81,7 @@ def test_tied_weights_that_are_inputs_too(to):
     nodes = [deconv(), deconv(output="z", name="again")]
     inputs = [value("x", X_SHAPE), value("w", W_SHAPE), value("b", [C_OUT])]
     proto = model(nodes, inputs, [Y, Z], W, ir_version=3, opset=11)
-    conversion = deconvfix.convert(proto, to=to, example_inputs=FEED)
+    conversion = deconvfix.convert(proto, **options_of(to), example_inputs=FEED)
     assert conversion.report.parity.ok
     conversion.model.graph.input[0].name = "other"
     for each in conversion.model.graph.node:

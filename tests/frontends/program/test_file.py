@@ -14,6 +14,7 @@ from torch import nn
 import deconvfix
 from deconvfix.errors import DeconvfixError
 from deconvfix.frontends.program import file as program_file
+from tests.support.forms import options_of
 from tests.support.program_files import (
     PROGRAM,
     WEIGHTS,
@@ -57,7 +58,7 @@ def test_a_program_that_was_read_is_written_again(program, path, tmp_path):
 @pytest.mark.parametrize("to", ["subpixel", "resize", "equalized"])
 def test_a_converted_program_needs_no_deconvfix(program, tmp_path, to, decomposed):
     source = program.run_decompositions() if decomposed else program
-    converted = deconvfix.convert(source, to=to, padding_mode="replicate").model
+    converted = deconvfix.convert(source, **options_of(to), padding_mode="replicate").model
     program_file.write(converted, tmp_path / "net.pt2")
     x = torch.randn(3, 2, 8)
     torch.save((x, converted.module()(x)), tmp_path / "expected.pt")

@@ -15,6 +15,7 @@ from deconvfix.frontends.program import file as program_file
 from deconvfix.frontends.program.frontend import FRONTEND
 from deconvfix.frontends.torch import steps as torch_steps
 from tests.support import strategies
+from tests.support.forms import options_of
 from tests.support.programs import export
 
 # torch's own decomposition pass warns about its own tree code.
@@ -168,12 +169,12 @@ def test_fitted_forms_equal_those_of_the_module(to, grow, decomposed):
     program = export(model)
     if decomposed:
         program = program.run_decompositions()
-    fitted = deconvfix.convert(program, to=to, include=["a", "b"], grow=grow)
+    fitted = deconvfix.convert(program, to=to, init="fit", include=["a", "b"], grow=grow)
     assert fitted.report.parity.ok
     # float32 rounds each tap by 6e-8 of its size: -144 dB, and sums of a few dozen of them.
     assert fitted.report.fidelity.ripple_db_after < -120
     assert fitted.report.fidelity.ripple_db_before > fitted.report.fidelity.ripple_db_after
-    want = deconvfix.convert(model, to=to, include=["a", "b"], grow=grow).model
+    want = deconvfix.convert(model, to=to, init="fit", include=["a", "b"], grow=grow).model
     x = torch.randn(3, 3, 9, 7)
     torch.testing.assert_close(fitted.model.module()(x), want(x))
     assert (fitted.model.module()(x) - model(x)).abs().max() > 0.1
@@ -185,14 +186,14 @@ def test_fitted_forms_equal_those_of_the_module(to, grow, decomposed):
 def test_the_original_keeps_its_weights(to):
     program = export(Net())
     before = copy.deepcopy(dict(program.state_dict))
-    deconvfix.convert(program, to=to)
+    deconvfix.convert(program, to=to, init="fit")
     assert all(torch.equal(program.state_dict[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize("to", ["resize", "equalized", "notch"])
 def test_a_wrong_kernel_is_noticed(to):
     program = export(Net())
-    conversion = deconvfix.convert(program, to=to)
+    conversion = deconvfix.convert(program, to=to, init="fit")
     report = FRONTEND.verify(program, conversion.model, [], conversion.plan)
     assert report.ok
     with torch.no_grad():
@@ -264,7 +265,7 @@ def test_a_wrong_kernel_of_an_exact_resize_is_noticed():
         nn.Sequential(layer, nn.ReLU()).eval(), (torch.randn(1, 2, 5, 6),)
     )
     conversion = deconvfix.convert(
-        program, to="resize", init="fit", interpolation="linear", padding_mode="zeros"
+        program, to="resize", interpolation="linear", padding_mode="zeros"
     )
     assert conversion.report.layers[0].exact
     assert FRONTEND.verify(program, conversion.model, [], conversion.plan).ok
@@ -311,7 +312,7 @@ def test_weights_that_cannot_be_fitted_are_refused(model, decomposed, reason, to
     program = export(model())
     if decomposed:
         program = program.run_decompositions()
-    (layer,) = deconvfix.convert(program, to=to).report.layers
+    (layer,) = deconvfix.convert(program, to=to, init="fit").report.layers
     assert layer.decision == "refused"
     assert reason in layer.reason
     (layer,) = deconvfix.convert(program).report.layers
@@ -332,12 +333,12 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("to", ["resize", "equalized", "notch"])
 def test_the_calls_of_one_layer_are_converted_alike(to):
     program = torch.export.export(Twice().eval(), (torch.randn(1, 2, 5, 6),))
-    got = deconvfix.convert(program, to=to)
+    got = deconvfix.convert(program, to=to, init="fit")
     names = [decision.name for decision in got.plan.changed]
     assert len(names) == 2
     assert got.report.parity.ok
     with pytest.raises(ModelError, match="the calls of one layer must be converted alike"):
-        deconvfix.convert(program, to=to, include=names[0])
+        deconvfix.convert(program, to=to, init="fit", include=names[0])
     fits = {"init": "calibrated", "calibration": "normal"}
     calibrated = deconvfix.convert(program, to=to, **fits)
     assert calibrated.report.ok
@@ -357,7 +358,9 @@ def test_a_recipe_of_another_program_is_refused():
 
 @pytest.mark.parametrize("to", ["subpixel", "resize"])
 def test_a_program_is_exported_to_onnx(to, tmp_path):
-    converted = deconvfix.convert(export(Net()), to=to, exclude="conv_transpose2d_[34]").model
+    converted = deconvfix.convert(
+        export(Net()), **options_of(to), exclude="conv_transpose2d_[34]"
+    ).model
     report = deconvfix.export_onnx(converted, tmp_path / "net.onnx")
     assert report.parity.ok
     assert report.operators["ConvTranspose"] == 2

@@ -25,6 +25,7 @@ from tests.support.checkpoints import (
     save,
     seeded,
 )
+from tests.support.forms import options_of
 
 
 class Runs:
@@ -277,7 +278,7 @@ def test_binary_recipe_beside_a_checkpoint_is_refused(tmp_path):
 
 def tampered(path, change, to):
     """A converted checkpoint whose recipe's first decision was changed by hand."""
-    conversion = deconvfix.convert(seeded(Net), to=to)
+    conversion = deconvfix.convert(seeded(Net), **options_of(to))
     recipe = json.loads(conversion.plan.to_json())
     decision = recipe["decisions"][0]
     for key, value in change.items():

@@ -158,7 +158,7 @@ def test_gradients_reach_every_parameter_of_the_original(make):
 def test_fitted_form_is_taken_or_refused_in_words(name, to):
     """Nothing in between: no crash, no silent loss; what is refused says what to do."""
     model = MODELS[name]()
-    conversion = convert(model, X, to=to)
+    conversion = convert(model, X, to=to, init="fit")
     for each in conversion.plan.decisions:
         assert each.decision != "refused" or each.reason.endswith(
             "Convert this layer to 'subpixel', or exclude it."
@@ -177,7 +177,7 @@ def test_fitted_form_is_taken_or_refused_in_words(name, to):
 )
 @pytest.mark.parametrize("to", ["resize", "notch"])
 def test_fitted_form_refuses_what_has_no_layer_of_its_own(make, found, to):
-    conversion = convert(make(), X, to=to)
+    conversion = convert(make(), X, to=to, init="fit")
     (refused,) = conversion.plan.refused
     assert found in refused.reason
     assert transposed_calls(conversion.model, X) != []

@@ -114,6 +114,14 @@ def test_complex_calls_are_refused_in_the_plan():
     assert "complex64" in decision.reason
 
 
+def test_a_pass_has_no_inputs_to_fit_to(net):
+    traced = fx.symbolic_trace(net)
+    layer, *_ = ReplaceTransposedConvs(to="resize").plan(traced).decisions
+    assert layer.decision == "refused"
+    assert "there are no inputs to fit it to" in layer.reason
+    assert not ReplaceTransposedConvs(to="resize")(traced).modified
+
+
 def test_other_forms_replace_layers_and_refuse_calls(net, x):
     traced = fx.symbolic_trace(net)
     plan = ReplaceTransposedConvs(to="resize", init="fit").plan(traced)

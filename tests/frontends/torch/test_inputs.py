@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import deconvfix
+from tests.support.forms import options_of
 from tests.support.modules import (
     Containers,
     Nested,
@@ -138,10 +139,10 @@ def test_model_without_transposed_convolution_is_left_as_it_is():
     assert torch.equal(conversion.model(X), model(X))
 
 
-@pytest.mark.parametrize("options", [{}, {"to": "resize"}, {"to": "equalized"}], ids=str)
-def test_bare_layer_is_exchanged(options):
+@pytest.mark.parametrize("to", ["subpixel", "resize", "equalized"])
+def test_bare_layer_is_exchanged(to):
     layer = drawn()
-    conversion = convert(layer, X, **options)
+    conversion = convert(layer, X, **options_of(to))
     assert decisions(conversion) == {"": "replaced"}
     assert conversion.model(X).shape == layer(X).shape
 

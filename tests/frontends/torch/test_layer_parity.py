@@ -28,7 +28,6 @@ def test_a_kernel_that_divides_up_to_rounding_is_no_departure(stride, interpolat
     got = deconvfix.convert(
         model,
         to="resize",
-        init="fit",
         interpolation=interpolation,
         padding_mode="zeros",
         example_inputs=x,

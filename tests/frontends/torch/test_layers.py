@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import deconvfix
 from tests.support import oracle
+from tests.support.forms import options_of
 from tests.support.layers import (
     FEW,
     GEOMETRIES,
@@ -306,7 +307,7 @@ def test_frozen_parameter_stays_frozen(to, name, frozen):
     getattr(layer, frozen).requires_grad_(False)
     frozen_after = {
         key.split(".")[-1]: not parameter.requires_grad
-        for key, parameter in converted(layer, to=to).named_parameters()
+        for key, parameter in converted(layer, **options_of(to)).named_parameters()
     }
     assert frozen_after == {key: key == frozen for key in ("weight", "bias")}
 
@@ -375,7 +376,7 @@ def test_resize_of_a_box_kernel_is_the_same_function():
     with torch.no_grad():
         layer.weight.copy_(integers((3, 2, 1, 1), 1).expand(3, 2, 2, 3))
         layer.bias.copy_(integers((2,), 2))
-    conversion = deconvfix.convert(layer, to="resize", init="fit")
+    conversion = deconvfix.convert(layer, to="resize")
     x = integers((2, 3, 4, 5), 3)
     assert conversion.plan[""].exact
     # The fit goes through a least squares solution: 10 eps of the sum of magnitudes.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import deconvfix
+from tests.support.forms import options_of
 from tests.support.layers import converted, make_input, make_layer, some_geometries
 
 # --- copies and files ---------------------------------------------------------------------------
@@ -31,7 +32,7 @@ def reload(module):
 @some_geometries
 def test_copy_computes_the_same(name, to, travel):
     layer = make_layer(name)
-    new = converted(layer, to=to)
+    new = converted(layer, **options_of(to))
     x = make_input(layer)
     again = travel(new)
     assert again.spec == new.spec

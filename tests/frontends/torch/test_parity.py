@@ -79,7 +79,7 @@ def test_a_mistake_outside_the_layers_fails_end_to_end(example):
 @pytest.mark.parametrize("form", ["resize", "equalized"])
 def test_a_fitted_form_is_held_against_its_definition(form, example):
     model = Decoder()
-    conversion = deconvfix.convert(model, to=form, example_inputs=example)
+    conversion = deconvfix.convert(model, to=form, init="fit", example_inputs=example)
     assert conversion.report.parity.ok
     if form == "resize":
         conversion.model.first.conv.weight.data[0, 0, 0, 0] += 1e-3

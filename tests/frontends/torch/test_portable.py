@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import deconvfix
+from tests.support.forms import options_of
 from tests.support.open_sizes import OPEN, agrees, unet, whole_numbers
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, but converters use it
@@ -87,7 +88,7 @@ def test_a_converted_module_can_be_scripted(name, unbatched):
 @pytest.mark.parametrize("name", ["1-D k4 s2 p1", "2-D k(4,3) s(2,1)", "3-D k3 s2 p1 op1"])
 def test_a_resize_convolution_can_be_scripted(name, options):
     module, x = layer(name)
-    converted = deconvfix.convert(module, to="resize", verify=False, **options).model
+    converted = deconvfix.convert(module, to="resize", init="fit", verify=False, **options).model
     assert torch.equal(torch.jit.script(converted)(x), converted(x))
 
 
@@ -106,7 +107,7 @@ def test_what_cannot_be_scripted_says_so():
 @pytest.mark.parametrize("to", ["subpixel", "equalized"])
 def test_a_converted_module_is_exported_with_open_sizes(to, tmp_path):
     module, x = unet()
-    converted = deconvfix.convert(module, example_inputs=(x,), to=to).model
+    converted = deconvfix.convert(module, example_inputs=(x,), **options_of(to)).model
     agrees(torch.export.export(converted, (x,), dynamic_shapes=OPEN).module(), converted)
     if to == "subpixel":
         agrees(converted, module)
@@ -134,7 +135,7 @@ def test_sizes_out_of_reach_are_still_refused():
 def test_every_output_size_of_a_fitted_form(to):
     """A smaller output is the begin of a larger one, whatever the form."""
     module = whole_numbers(nn.Sequential(nn.ConvTranspose2d(4, 3, (3, 5), (2, 3), (1, 2))))
-    up = deconvfix.convert(module, to=to, verify=False).model[0]
+    up = deconvfix.convert(module, to=to, init="fit", verify=False).model[0]
     x = torch.randint(-3, 4, (2, 4, 6, 5)).float()
     largest = up(x, output_size=(12, 15))
     for height in (11, 12):

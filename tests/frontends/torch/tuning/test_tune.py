@@ -59,7 +59,7 @@ def test_the_best_state_is_kept():
     calibrated = state_of(convert(decoder(), init="calibrated", to="resize").model)
     seen = []
     tuning = Tuning(steps=8, learning_rate=1e3, progress=seen.append)
-    ruined = convert(decoder(), tuning, to="resize", init="fit")
+    ruined = convert(decoder(), tuning, to="resize")
     assert all(
         torch.equal(value, calibrated[name]) for name, value in ruined.model.state_dict().items()
     )
