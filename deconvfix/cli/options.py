@@ -169,8 +169,8 @@ class ConvertOptions(_ExportedOptions, ReportOptions):
     seed: int = same_as(Request, "seed")
     calibration: str | None = option(
         None,
-        "Inputs for --init calibrated and tuned: a .npz or .npy file of inputs, a folder of pictures or "
-        "sounds, or a distribution to draw from.",
+        "Inputs for the fits (--init calibrated, the default with them, and tuned): a .npz or .npy file of "
+        "inputs, a folder of pictures or sounds, or a distribution to draw from.",
         metavar="PATH|normal|uniform",
     )
     samples: int = option(64, "Number of calibration inputs to read.")

@@ -88,7 +88,7 @@ class Equalized(Form):
             return Refusal(
                 f"init is {settings.init!r} and the form is 'equalized'",
                 "the equalized form corrects the trained weight",
-                "Omit init, or use the form 'resize'",
+                "Use init 'calibrated', or the form 'resize'",
             )
         if settings.strength == 0:
             return Settled(replace(settings, init="exact"), True, 0.0, _AS_IT_IS, form=KEEP)

@@ -81,7 +81,7 @@ class Notch(Form):
             return Refusal(
                 f"init is {settings.init!r} and the form is 'notch'",
                 "the notch form keeps the trained weight",
-                "Omit init, or use the form 'resize'",
+                "Use init 'calibrated', or the form 'resize'",
             )
         settled = EQUALIZED.settle(spec, settings, read_weight)
         if isinstance(settled, Refusal):
