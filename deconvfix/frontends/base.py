@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.errors import OptionError
+from deconvfix.errors import OptionError, Refusal
 from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import Init
@@ -21,6 +21,7 @@ from deconvfix.plan import Match, Plan
 
 __all__ = [
     "MOST_SAMPLES",
+    "SHUFFLED_LAYER",
     "CalibrationData",
     "Findings",
     "FitsToData",
@@ -261,6 +262,14 @@ class Restoration:
     seconds: float
     seed: int = 0
     grow: tuple[str, ...] = ()
+
+
+# What another form, or a kernel of another size, cannot take the place of.
+SHUFFLED_LAYER = Refusal(
+    "it is a convolution in front of a pixel shuffle",
+    "another form, and a larger kernel, are for transposed convolutions",
+    "Use the form 'equalized' without `grow`, which corrects it in place",
+)
 
 
 @runtime_checkable

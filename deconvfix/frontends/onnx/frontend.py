@@ -16,11 +16,17 @@ import onnx_ir as ir
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import Init, Need
 from deconvfix.forms.unfit import not_finite
-from deconvfix.frontends.base import CalibrationData, Findings, Probe
+from deconvfix.frontends.base import SHUFFLED_LAYER, CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, check_without_data, refuse_flat_inputs
 from deconvfix.frontends.onnx import parity as onnx_parity
 from deconvfix.frontends.onnx.calibrate import FittableModel
 from deconvfix.frontends.onnx.diagnose import probe_model
+from deconvfix.frontends.onnx.exposed import (
+    SHUFFLED,
+    shows_shuffles,
+    with_shuffled,
+    with_transposed,
+)
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.samples import OnnxSamples
@@ -63,6 +69,21 @@ class OnnxFrontend:
         notes = [] if not floats else [_FLOATS.format(names=", ".join(floats))]
         matches = tuple(_match(layer, model.ir_version) for layer in layers)
         return Findings(matches, tuple(notes))
+
+    def with_transposed(self, model: ir.Model, inputs: Any | None) -> ir.Model:
+        """See `exposed.with_transposed`; nothing is run."""
+        return with_transposed(model)
+
+    def as_in(self, model: ir.Model, exposed: ir.Model) -> ir.Model:
+        """They are found again, as the weights alone may differ."""
+        return with_transposed(model)
+
+    def same_function(self, shown: ir.Model, model: ir.Model, inputs: Any) -> ParityReport:
+        """See `parity.compare_models`."""
+        return onnx_parity.compare_models(shown, model, [] if inputs is None else [inputs], None)
+
+    with_shuffled = staticmethod(with_shuffled)
+    shows_shuffles = staticmethod(shows_shuffles)
 
     def probe(self, model: ir.Model, example_inputs: Any | None, matches: Sequence[Match]) -> Probe:
         """See `diagnose.probe_model`."""
@@ -161,14 +182,20 @@ class ReplaceTransposedConvs(ir.passes.InPlacePass):
 
 
 def _match(layer: Layer, ir_version: int) -> Match:
+    stands_for = SHUFFLED in layer.node.metadata_props
     return Match(
         name=layer.name,
-        op="ConvTranspose",
+        op="Conv + shuffle" if stands_for else "ConvTranspose",
         spec=layer.spec,
         dtype=layer.dtype,
         input_sizes=(tuple(n or 0 for n in layer.input_size),) if all(layer.input_size) else (),
         obstacle=layer.obstacle or _not_finite(layer, ir_version),
-        lacks=lacking({Need.STORED_WEIGHT: _not_own(layer)})
+        lacks=lacking(
+            {
+                Need.OWN_PLACE: SHUFFLED_LAYER if stands_for else None,
+                Need.STORED_WEIGHT: _not_own(layer),
+            }
+        )
         | {
             need: _needs_opset(what, layer.opset, oldest)
             for need, (what, oldest) in _OLDEST_OPSET.items()

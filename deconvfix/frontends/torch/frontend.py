@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Need
-from deconvfix.frontends.base import CalibrationData, Findings, Kernel, Probe, Shuffle
+from deconvfix.frontends.base import (
+    SHUFFLED_LAYER,
+    CalibrationData,
+    Findings,
+    Kernel,
+    Probe,
+    Shuffle,
+)
 from deconvfix.frontends.calibrate import calibrate, fitted_decisions
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch.calibrate import FittableModule
@@ -169,7 +176,7 @@ class TorchModuleFrontend:
                 if stands_for is not None:
                     op = f"{type(stands_for.layer).__name__} + PixelShuffle"
                     match = replace(
-                        match, op=op, lacks={Need.OWN_PLACE: _SHUFFLED} | dict(match.lacks)
+                        match, op=op, lacks={Need.OWN_PLACE: SHUFFLED_LAYER} | dict(match.lacks)
                     )
                 matches[name] = match
             else:
@@ -373,11 +380,6 @@ _USED_ELSEWHERE = Refusal(
     "other code uses its parameters too while the model runs",
     "another form has other parameters",
     "Convert this layer to 'subpixel', or exclude it",
-)
-_SHUFFLED = Refusal(
-    "it is a convolution in front of a pixel shuffle",
-    "another form, and a larger kernel, are for transposed convolutions",
-    "Use the form 'equalized' without `grow`, which corrects it in place",
 )
 _UNSEEN = Refusal(
     "it is called in this module's code, with a geometry unknown before it runs",

@@ -1,0 +1,195 @@
+"""Convolutions in front of pixel shuffles, found in the main graph of an ONNX model.
+
+A shuffle is DepthToSpace of either mode, or Reshape, Transpose, Reshape with the permutation of a pixel
+shuffle. Between it and the convolution there may be nodes that treat each element alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from deconvfix.core.shuffled import Shuffled
+from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, Known, constant
+
+__all__ = ["ShuffledConv", "shuffled_convolutions"]
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+_ELEMENTWISE = frozenset(
+    [
+        *("Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Gelu"),
+        *("Identity", "Clip"),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ShuffledConv:
+    """A convolution, what follows it, and the shuffle.
+
+    Attributes:
+        conv: The Conv.
+        between: Nodes that treat each element alike, in order.
+        shuffle: The nodes of the shuffle, in order.
+        shuffled: The geometry.
+        weight: As it is stored, (C_out * phases, C_in / groups, *k).
+        bias: As it is stored, (C_out * phases,), or None.
+    """
+
+    conv: ir.Node
+    between: tuple[ir.Node, ...]
+    shuffle: tuple[ir.Node, ...]
+    shuffled: Shuffled
+    weight: NDArray[Any]
+    bias: NDArray[Any] | None
+
+
+def shuffled_convolutions(model: ir.Model) -> Iterator[ShuffledConv]:
+    """The convolutions of the main graph whose outputs are shuffled, and go nowhere else."""
+    known = Known(model)
+    for node in list(model.graph):
+        if node.op_type == "Conv" and node.domain in DEFAULT_DOMAINS:
+            found = _understood(known, node)
+            if found is not None:
+                yield found
+
+
+def _understood(known: Known, conv: ir.Node) -> ShuffledConv | None:
+    version = known.model.ir_version
+    operands = [value for value in conv.inputs[1:] if value is not None]
+    if not all(value.is_initializer() and constant(value, version) for value in operands):
+        return None
+    weight, bias = [*(constant(value, version) for value in operands), None][:2]
+    if weight is None or weight.dtype not in _FLOATS:
+        return None
+    between: list[ir.Node] = []
+    following = _only_reader(conv)
+    while following is not None and _is_elementwise(following, version):
+        between.append(following)
+        following = _only_reader(following)
+    if following is None:
+        return None
+    stored = weight.numpy()
+    geometry = _geometry(conv, stored.shape[2:])
+    written = _shuffle(known, following, len(stored), stored.ndim - 2)
+    if geometry is None or written is None:
+        return None
+    nodes, channels = written
+    groups = int(_attribute(conv, "group", 1))
+    shuffled = Shuffled.of(
+        channels,
+        stored.shape[1] * groups,
+        stored.shape[2:],
+        geometry,
+        groups,
+        bias=bias is not None,
+    )
+    if shuffled is None:
+        return None
+    stored_bias = None if bias is None else bias.numpy()
+    return ShuffledConv(conv, tuple(between), nodes, shuffled, stored, stored_bias)
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    """The node that reads the output of this one as its first input, if nothing else reads its values."""
+    value = node.outputs[0]
+    uses = [use for use in value.uses() if use.node.op_type != "Shape"]
+    if value.is_graph_output() or len(uses) != 1:
+        return None
+    ((reader, index),) = uses
+    return reader if index == 0 and reader.graph is node.graph else None
+
+
+def _is_elementwise(node: ir.Node, version: int) -> bool:
+    if node.domain not in DEFAULT_DOMAINS or len(node.outputs) != 1:
+        return False
+    if node.op_type in ("Mul", "Add", "Div", "Sub", "PRelu") and len(node.inputs) == 2:
+        other = constant(node.inputs[1], version)
+        return other is not None and other.size == 1
+    return node.op_type in _ELEMENTWISE
+
+
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None or found.is_ref() else found.value
+
+
+def _geometry(conv: ir.Node, kernel: tuple[int, ...]) -> tuple[tuple[int, int], ...] | None:
+    """The padding of a convolution of stride 1; None for another one (Conv-11: auto_pad, pads)."""
+    if {*_attribute(conv, "strides", [1]), *_attribute(conv, "dilations", [1])} != {1}:
+        return None
+    auto_pad = _attribute(conv, "auto_pad", "NOTSET")
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        less, more = [(k - 1) // 2 for k in kernel], [k // 2 for k in kernel]
+        pairs = (
+            zip(less, more, strict=True)
+            if auto_pad == "SAME_UPPER"
+            else zip(more, less, strict=True)
+        )
+        return tuple(pairs)
+    pads = (
+        _attribute(conv, "pads", [0] * 2 * len(kernel))
+        if auto_pad == "NOTSET"
+        else [0] * 2 * len(kernel)
+    )
+    return tuple(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True))
+
+
+def _shuffle(
+    known: Known, node: ir.Node, count: int, ndim: int
+) -> tuple[tuple[ir.Node, ...], NDArray[np.int64]] | None:
+    """The nodes of a shuffle that begins here, and where it puts the channels; see `Shuffled`."""
+    if node.domain not in DEFAULT_DOMAINS:
+        return None
+    if node.op_type == "DepthToSpace" and ndim == 2:
+        block = int(_attribute(node, "blocksize", 1))
+        if block < 2 or count % block**2:
+            return None
+        numbers = np.arange(count)
+        if _attribute(node, "mode", "DCR") == "CRD":
+            return (node,), numbers.reshape(-1, block, block)
+        return (node,), numbers.reshape(block, block, -1).transpose(2, 0, 1)
+    if node.op_type != "Reshape":
+        return None
+    return _reshaped(known, node, count, ndim)
+
+
+def _reshaped(
+    known: Known, first: ir.Node, count: int, ndim: int
+) -> tuple[tuple[ir.Node, ...], NDArray[np.int64]] | None:
+    """Reshape to (N, channels and factors, *L), Transpose to (N, C, L, r, L, r, ..), Reshape."""
+    transpose = _only_reader(first)
+    last = None if transpose is None else _only_reader(transpose)
+    if transpose is None or last is None:
+        return None
+    if (transpose.op_type, last.op_type) != ("Transpose", "Reshape"):
+        return None
+    split = known.shape(first.outputs[0], None)
+    before, after = known.shape(first.inputs[0], None), known.shape(last.outputs[0], None)
+    order = [int(axis) for axis in _attribute(transpose, "perm", [])]
+    if split is None or after is None or before is None or len(order) != 2 + 2 * ndim:
+        return None
+    sizes = split[1 : 2 + ndim]
+    spatial = [order[2 + 2 * i] for i in range(ndim)]
+    if order[0] != 0 or spatial != list(range(2 + ndim, 2 + 2 * ndim)) or None in sizes:
+        return None
+    if len(split) != 2 + 2 * ndim or len(after) != 2 + ndim or math.prod(sizes) != count:
+        return None
+    channels = (
+        np.arange(count)
+        .reshape(sizes)
+        .transpose([axis - 1 for axis in (order[1], *(order[3 + 2 * i] for i in range(ndim)))])
+    )
+    # The second Reshape joins the pairs, and nothing else: known by the channels, and sizes as far as
+    # they are known.
+    joined = [r * n for r, n in zip(channels.shape[1:], before[2:], strict=True) if n is not None]
+    given = [m for m, n in zip(after[2:], before[2:], strict=True) if n is not None]
+    if after[1] != len(channels) or joined != given:
+        return None
+    return (first, transpose, last), channels
