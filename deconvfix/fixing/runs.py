@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deconvfix.diagnose.measure import longest_period, outputs_with_grids
 from deconvfix.errors import OptionError
-from deconvfix.frontends.base import Frontend, Probe, Restores
+from deconvfix.frontends.base import Frontend, Probe, Restores, ShowsShuffles
 from deconvfix.grid.flat_field import flat_field_of, network_tables
 from deconvfix.grid.periods import Period, measured_period
 from deconvfix.plan import Match
@@ -33,7 +33,13 @@ def periods_of(
     frontend: Frontend, model: Any, matches: Sequence[Match], batch: Any
 ) -> dict[int, Period]:
     """The longest period of the grids in each output, of transposed convolutions and of pixel shuffles."""
-    shown = outputs_with_grids(matches, frontend.probe(model, batch, matches))
+    if isinstance(frontend, ShowsShuffles):
+        copy = frontend.with_transposed(frontend.prepare(model, batch, inplace=False), batch)
+        layers: Sequence[Match] = frontend.find(copy, batch).matches
+        probe = frontend.probe(copy, batch, layers)
+    else:
+        layers, probe = matches, frontend.probe(model, batch, matches)
+    shown = outputs_with_grids(layers, probe)
     periods = {index: longest_period(grids) for index, (_, grids) in shown.items()}
     if not isinstance(frontend, Restores):
         return periods

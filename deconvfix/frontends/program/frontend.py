@@ -24,11 +24,19 @@ from deconvfix.core.steps import ConvTranspose
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import Init, Need
 from deconvfix.forms.unfit import not_finite
-from deconvfix.frontends.base import CalibrationData, Findings, Probe
+from deconvfix.frontends.base import SHUFFLED_LAYER, CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, refuse_flat_inputs
 from deconvfix.frontends.program.calibrate import FittableProgram
+from deconvfix.frontends.program.exposed import (
+    as_in,
+    shows_shuffles,
+    stands_for,
+    with_shuffled,
+    with_transposed,
+    without_phases,
+)
 from deconvfix.frontends.program.restore import Trainable, copy_program
-from deconvfix.frontends.program.weights import HINT, dequantises, stored, why_fixed
+from deconvfix.frontends.program.weights import HINT, check_shared, dequantises, stored, why_fixed
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import PADDING_ARGUMENT, is_transposed
@@ -45,6 +53,7 @@ from deconvfix.frontends.torch.inputs import as_inputs, psnr_db
 from deconvfix.frontends.torch.layers import read_weight
 from deconvfix.frontends.torch.parity import compare_modules, disturbed
 from deconvfix.frontends.torch.samples import TorchSamples
+from deconvfix.frontends.torch.shuffles import shuffled_parameters
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Match, Plan, Replaced, lacking
 
@@ -76,6 +85,23 @@ class ExportedProgramFrontend(Trainable):
         notes = (_QUANTISED.format(names=", ".join(quantised)),) if quantised else ()
         return Findings(tuple(_match(model, name, call, calls) for name, call in calls), notes)
 
+    def with_transposed(self, model: ExportedProgram, inputs: Any | None) -> ExportedProgram:
+        """See `exposed.with_transposed`; found by a run, on the program's own inputs without others."""
+        inputs = model.example_inputs if inputs is None else inputs
+        if inputs is None:
+            return model
+        return with_transposed(model, shuffled_parameters(model.module(), inputs))
+
+    def same_function(
+        self, shown: ExportedProgram, model: ExportedProgram, inputs: Any
+    ) -> ParityReport:
+        """See `verify`."""
+        return self.verify(shown, model, [] if inputs is None else [inputs], None)
+
+    as_in = staticmethod(as_in)
+    with_shuffled = staticmethod(with_shuffled)
+    shows_shuffles = staticmethod(shows_shuffles)
+
     def probe(
         self, model: ExportedProgram, example_inputs: Any | None, matches: Sequence[Match]
     ) -> Probe:
@@ -88,7 +114,7 @@ class ExportedProgramFrontend(Trainable):
         """Rewrites graph and state in place; torch then checks the program."""
         calls = dict(_named_calls(model))
         # Before anything changes, as a plan may ask for what one weight cannot be.
-        _check_shared(calls, plan)
+        check_shared(calls, plan)
         stored_already: set[str] = set()
         for decision in plan.changed:
             found = _call_of(calls, decision)
@@ -236,6 +262,7 @@ def _match(
     program: ExportedProgram, name: str, found: GraphCall, calls: Sequence[tuple[str, GraphCall]]
 ) -> Match:
     match = match_call(name, found)
+    words = stands_for(found.node)
     # Needs and obstacles of the call first, then those of what the program stores.
     weight = stored(program, found, found.call.weight)
     for what, argument in (("weight", found.call.weight), ("bias", found.call.bias)):
@@ -261,32 +288,15 @@ def _match(
     ]
     return replace(
         match,
-        lacks=lacking({Need.STORED_WEIGHT: why_fixed(program, weight, name, "weight", same)}),
+        op=words or match.op,
+        lacks=lacking(
+            {
+                Need.OWN_PLACE: SHUFFLED_LAYER if words else None,
+                Need.STORED_WEIGHT: why_fixed(program, weight, name, "weight", same),
+            }
+        ),
         read_weight=None if weight.tensor.is_meta else lambda: read_weight(weight.tensor),
     )
-
-
-def _check_shared(calls: dict[str, GraphCall], plan: Plan) -> None:
-    """Calls of one layer share its weight: it cannot be in two forms.
-
-    Raises:
-        ModelError: If the plan has more than one for them.
-    """
-    chosen = {
-        decision.name: (decision.form, decision.settings)
-        for decision in plan.replaced
-        if not decision.target.is_exact
-    }
-    for name, settings in chosen.items():
-        weight = calls[name].call.weight if name in calls else None
-        for other, call in calls.items():
-            if weight is not None and call.call.weight is weight and chosen.get(other) != settings:
-                raise ModelError(
-                    name,
-                    f"it has the same weight as {other}, which gets another form or stays",
-                    "the calls of one layer must be converted alike",
-                    "Select all of them with the same options, or convert them to 'subpixel'",
-                )
 
 
 def _set_weights(
@@ -317,6 +327,7 @@ def _set_weights(
     if verbs:
         new = torch_steps.rearrange_tensor(verbs, new, decision.spec.groups)
     place.set(new.contiguous())
+    without_phases(program, found.node)
     stored_already.add(place.key)
     if decision.fitted is not None and decision.fitted.bias is not None:
         place = stored(program, found, found.call.bias)

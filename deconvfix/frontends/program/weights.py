@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from deconvfix.errors import Refusal
+from deconvfix.errors import ModelError, Refusal
 from deconvfix.frontends.torch.graph import GraphCall
+from deconvfix.plan import Plan
 
-__all__ = ["HINT", "Stored", "dequantises", "stored", "why_fixed"]
+__all__ = ["HINT", "Stored", "check_shared", "dequantises", "stored", "why_fixed"]
 
 HINT = "Convert this layer to 'subpixel', or exclude it"
 
@@ -105,6 +106,29 @@ def why_fixed(
     if found.tensor.is_meta:
         return Refusal(f"its {what} is on the meta device", "values are needed for a fit", HINT)
     return None
+
+
+def check_shared(calls: dict[str, GraphCall], plan: Plan) -> None:
+    """Calls of one layer share its weight: it cannot be in two forms.
+
+    Raises:
+        ModelError: If the plan has more than one for them.
+    """
+    chosen = {
+        decision.name: (decision.form, decision.settings)
+        for decision in plan.replaced
+        if not decision.target.is_exact
+    }
+    for name, settings in chosen.items():
+        weight = calls[name].call.weight if name in calls else None
+        for other, call in calls.items():
+            if weight is not None and call.call.weight is weight and chosen.get(other) != settings:
+                raise ModelError(
+                    name,
+                    f"it has the same weight as {other}, which gets another form or stays",
+                    "the calls of one layer must be converted alike",
+                    "Select all of them with the same options, or convert them to 'subpixel'",
+                )
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:

@@ -6,6 +6,7 @@ into channels: whatever the model's code does with them stays as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "shows_shuffles",
     "shuffled_by",
     "stored",
+    "unshuffled",
     "with_shuffled",
     "with_transposed",
 ]
@@ -60,21 +62,32 @@ class _Unshuffle:
         self.rest = None
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        spec = self.shuffled.spec
-        lead = output.shape[: output.dim() - spec.ndim]
-        sizes = output.shape[output.dim() - spec.ndim :]
-        pairs = [n for L, r in zip(sizes, spec.stride, strict=True) for n in (L // r, r)]
-        first = len(lead)
-        axes = [first + 1 + 2 * i for i in range(spec.ndim)]
-        axes += [first + 2 * i for i in range(spec.ndim)]
-        # (.., C, L, r, L, r, ..) -> (.., C * phases, *L), in the order of the convolution's channels
-        split = output.reshape(*lead, *pairs).permute(*range(first), *axes)
-        channels = split.flatten(first - 1, first - 1 + spec.ndim)
         order = torch.from_numpy(self.shuffled.order).to(output.device)
-        back = channels.index_select(first - 1, order)
-        if self.rest is not None:
-            back = back + self.rest.to(back).reshape(-1, *(1 for _ in sizes))
-        return back
+        back = unshuffled(output, self.shuffled.spec.stride, order)
+        if self.rest is None:
+            return back
+        return back + self.rest.to(back).reshape(-1, *(1 for _ in self.shuffled.spec.stride))
+
+
+def unshuffled(output: Tensor, strides: Sequence[int], order: Tensor) -> Tensor:
+    """Phases as channels of the convolution again: (.., C, *(L * r)) -> (.., C * phases, *L).
+
+    Args:
+        output: Of the transposed convolution.
+        strides: Its strides.
+        order: See `Shuffled.order`.
+    """
+    lead = output.shape[: output.dim() - len(strides)]
+    sizes = output.shape[output.dim() - len(strides) :]
+    pairs = [n for size, r in zip(sizes, strides, strict=True) for n in (size // r, r)]
+    first = len(lead)
+    axes = [first + 1 + 2 * i for i in range(len(strides))]
+    axes += [first + 2 * i for i in range(len(strides))]
+    # (.., C, L, r, L, r, ..) -> (.., C * phases, *L), in the order of the convolution's channels
+    split = output.reshape(*lead, *pairs).permute(*range(first), *axes)
+    phases = math.prod(strides)
+    channels = split.reshape(*lead[:-1], lead[-1] * phases, *(n for n in pairs[::2]))
+    return channels.index_select(first - 1, order)
 
 
 class _PadFirst:

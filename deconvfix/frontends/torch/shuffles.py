@@ -8,6 +8,9 @@ however it is written: `nn.PixelShuffle`, views and permutations as of einops, a
 from __future__ import annotations
 
 import re
+import weakref
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +25,21 @@ from deconvfix.frontends.base import Shuffle
 from deconvfix.frontends.torch.find import current_weight, makes_weight
 from deconvfix.frontends.torch.inputs import as_inputs, names_of, run_model, running_modules
 
-__all__ = ["CONVOLUTIONS", "class_of", "executed_shuffles", "shuffled_layers"]
+__all__ = [
+    "CONVOLUTIONS",
+    "class_of",
+    "executed_shuffles",
+    "shuffled_layers",
+    "shuffled_parameters",
+]
 
-_CONVOLUTIONS: dict[Any, type[nn.Module]] = {
-    torch.conv1d: nn.Conv1d,
-    torch.conv2d: nn.Conv2d,
-    torch.conv3d: nn.Conv3d,
-}
-CONVOLUTIONS = tuple(_CONVOLUTIONS.values())
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_aten = torch.ops.aten
+_FUNCTIONS = (
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default),
+)
+_SIGNATURE = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 # Each element alike, by name: functions, methods and operators have the same ones.
 _ELEMENTWISE = [
     "relu",
@@ -78,20 +88,20 @@ _MOVES = [
 ]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Followed:
     """A tensor that comes from a convolution.
 
     Attributes:
-        tensor: Itself, so that its identity is not given to another.
-        layer: The convolution.
-        sizes: Spatial, of its output.
-        numbers: Where each element was in the convolution's output, (C, *sizes) counted through, for
-            the first sample; None while none has moved.
+        tensor: Itself, as long as the model keeps it.
+        owner: The layer; or the weight, of a function that is called with a parameter; None for others.
+        sizes: Spatial, of the convolution's output.
+        numbers: Where each element was in that, (C, *sizes) counted through, for the first sample; None
+            while none has moved.
     """
 
-    tensor: Tensor
-    layer: nn.Module
+    tensor: weakref.ref[Tensor]
+    owner: nn.Module | Tensor | None
     sizes: tuple[int, ...]
     numbers: Tensor | None = None
 
@@ -103,24 +113,22 @@ class _Follow(TorchFunctionMode):
         super().__init__()
         self.stack = stack
         self.followed: dict[int, _Followed] = {}
-        self.found: dict[nn.Module, list[NDArray[np.int64]]] = {}
-        self.calls: dict[nn.Module, int] = {}
+        self.found: dict[nn.Module | Tensor, list[NDArray[np.int64]]] = {}
+        self.calls: Counter[nn.Module | Tensor] = Counter()
         self.shuffles: list[Shuffle] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         before = self.followed.get(id(args[0])) if args else None
+        if before is not None and before.tensor() is not args[0]:
+            before = None  # another tensor has its identity now
         result = func(*args, **kwargs)
-        # In place or not.
-        name = re.sub("(?<=[a-z0-9])_$", "", getattr(func, "__name__", ""))
         if not isinstance(result, Tensor):
             return result
-        layer = self.stack[-1] if self.stack else None
-        if func in _CONVOLUTIONS:
-            if layer is not None and _is_plain(layer, func, args, kwargs):
-                sizes = tuple(result.shape[2 - args[1].dim() :])
-                self.calls[layer] = self.calls.get(layer, 0) + 1
-                self._follow(_Followed(result, layer, sizes))
+        # In place or not, torch's function or ATen's.
+        name = re.sub("(?<=[a-z0-9])_$", "", getattr(func, "__name__", "").split(".")[0])
+        if func in _FUNCTIONS:
+            self._begin(func, dict(zip(_SIGNATURE, args, strict=False)) | kwargs, result)
         elif before is not None and name in (*_MOVES, *_ELEMENTWISE):
             self._step(before, func, name, args, kwargs, result)
         elif name == "pixel_shuffle":  # of something else, which makes a grid as well
@@ -128,17 +136,35 @@ class _Follow(TorchFunctionMode):
             self.shuffles.append(Shuffle((factor,) * 2, tuple(result.shape[-2:])))
         return result
 
-    def _follow(self, followed: _Followed) -> None:
-        self.followed[id(followed.tensor)] = followed
+    def _begin(self, func: Any, call: dict[str, Any], result: Tensor) -> None:
+        weight = call["weight"]
+        layer = self.stack[-1] if self.stack else None
+        owner: nn.Module | Tensor | None = None
+        if layer is not None and _is_plain(layer, func, weight):
+            owner = layer
+        elif isinstance(weight, nn.Parameter) and _moves_by_one(call):
+            owner = weight
+        if owner is not None:
+            self.calls[owner] += 1
+        self._follow(result, owner, tuple(result.shape[2 - weight.dim() :]))
+
+    def _follow(
+        self,
+        tensor: Tensor,
+        owner: nn.Module | Tensor | None,
+        sizes: tuple[int, ...],
+        numbers: Tensor | None = None,
+    ) -> None:
+        self.followed[id(tensor)] = _Followed(weakref.ref(tensor), owner, sizes, numbers)
 
     def _step(
         self, before: _Followed, func: Any, name: str, args: Any, kwargs: Any, result: Tensor
     ) -> None:
-        layer, sizes, tensor = before.layer, before.sizes, before.tensor
+        owner, sizes, tensor = before.owner, before.sizes, args[0]
         if name in _ELEMENTWISE and result.shape == tensor.shape:
             others = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, Tensor)]
             if all(other.numel() == 1 for other in others):
-                self._follow(_Followed(result, layer, sizes, before.numbers))
+                self._follow(result, owner, sizes, before.numbers)
             return
         if name not in _MOVES:
             return
@@ -149,18 +175,18 @@ class _Follow(TorchFunctionMode):
             elements = tensor[0].numel() if batched else tensor.numel()
             numbers = torch.arange(tensor.numel()).reshape(tensor.shape) % elements
         moved = func(numbers, *args[1:], **kwargs)
-        self._follow(_Followed(result, layer, sizes, moved))
+        self._follow(result, owner, sizes, moved)
         first = moved[0] if moved.dim() == len(sizes) + 2 else moved
         channels = channels_of(first.numpy(), sizes)
         if channels is not None:
-            self.found.setdefault(layer, []).append(channels)
             self.shuffles.append(Shuffle(channels.shape[1:], tuple(first.shape[1:])))
+            if owner is not None:
+                self.found.setdefault(owner, []).append(channels)
 
 
-def _is_plain(layer: nn.Module, func: Any, args: Any, kwargs: Any) -> bool:
+def _is_plain(layer: nn.Module, func: Any, weight: Any) -> bool:
     """Whether a call is that of a layer of torch's own, of stride 1, with the weight that it stores."""
-    kind = _CONVOLUTIONS[func]
-    if not isinstance(layer, kind) or type(layer).forward is not kind.forward:
+    if not isinstance(layer, CONVOLUTIONS) or type(layer).forward is not class_of(layer).forward:
         return False
     others = [
         hook
@@ -168,11 +194,20 @@ def _is_plain(layer: nn.Module, func: Any, args: Any, kwargs: Any) -> bool:
         for hook in hooks.values()
         if not makes_weight(hook)
     ]
-    conv: Any = layer
-    if others or isinstance(conv.padding, str) or {*conv.stride, *conv.dilation} != {1}:
+    if others or isinstance(layer.padding, str) or {*layer.stride, *layer.dilation} != {1}:
         return False
-    weight = args[1] if len(args) > 1 else kwargs.get("weight")
-    return isinstance(weight, Tensor) and torch.equal(weight, current_weight(conv))
+    return isinstance(weight, Tensor) and torch.equal(weight, current_weight(layer))
+
+
+def _moves_by_one(call: dict[str, Any]) -> bool:
+    """Whether a call has stride and dilation 1, and its padding in numbers."""
+    stride, dilation = call.get("stride", 1), call.get("dilation", 1)
+    steps = [*(_numbers(stride)), *(_numbers(dilation))]
+    return {*steps} == {1} and not isinstance(call.get("padding", 0), str)
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def class_of(layer: nn.Module) -> type[nn.Module]:
@@ -185,7 +220,6 @@ def _followed(model: nn.Module, inputs: Any) -> _Follow:
         follow = _Follow(stack)
         with follow:
             run_model(model, as_inputs(inputs))
-    follow.followed.clear()
     return follow
 
 
@@ -203,17 +237,32 @@ def shuffled_layers(model: nn.Module, inputs: Any) -> dict[str, NDArray[np.int64
     A layer whose calls are not all shuffled alike, or whose parameters others use, is none of them. The model
     is run once.
     """
-    follow = _followed(model, inputs)
     names = names_of(model)
     owners: dict[int, set[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), set()).add(name)
     layers = {}
-    for layer, seen in follow.found.items():
-        name = names.get(layer, "")
-        alike = all(np.array_equal(one, seen[0]) for one in seen)
-        shared = any(len(owners[id(p)]) > 1 for p in layer.parameters(recurse=False))
-        if alike and name and len(seen) == follow.calls[layer] and not shared:
-            layers[name] = seen[0]
+    for layer, channels in _alike(_followed(model, inputs)):
+        if not isinstance(layer, nn.Module) or not names.get(layer):
+            continue
+        if all(len(owners[id(p)]) == 1 for p in layer.parameters(recurse=False)):
+            layers[names[layer]] = channels
     return layers
+
+
+def shuffled_parameters(model: nn.Module, inputs: Any) -> dict[str, NDArray[np.int64]]:
+    """The same for convolutions that are calls of functions, by the name of the parameter."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(weight)]: channels
+        for weight, channels in _alike(_followed(model, inputs))
+        if id(weight) in names
+    }
+
+
+def _alike(follow: _Follow) -> Iterator[tuple[nn.Module | Tensor, NDArray[np.int64]]]:
+    """What is always shuffled, and always in the same way."""
+    for owner, seen in follow.found.items():
+        if len(seen) == follow.calls[owner] and all(np.array_equal(one, seen[0]) for one in seen):
+            yield owner, seen[0]
