@@ -28,11 +28,11 @@ from deconvfix.frontends.base import (
     CalibrationData,
     Frontend,
     HasInputs,
-    ShowsShuffles,
     Translates,
 )
 from deconvfix.frontends.calibrate import fitter_of
 from deconvfix.frontends.registry import enter, opened
+from deconvfix.frontends.shuffled import ShowsShuffles, check_same
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan, make_plan
 from deconvfix.report.report import ConversionReport, layers_with_ripples, versions
@@ -144,9 +144,11 @@ def inspect(
     check_sample_rate(sample_rate)
     frontend, model = enter(model)
     prepared = frontend.prepare(model, example_inputs, inplace=example_inputs is None)
+    notes: tuple[str, ...] = ()
     if isinstance(frontend, ShowsShuffles):
-        prepared = frontend.with_transposed(prepared, example_inputs)
+        prepared, notes = frontend.with_transposed(prepared, example_inputs)
     findings = frontend.find(prepared, example_inputs)
+    findings = replace(findings, notes=(*notes, *findings.notes))
     probe = frontend.probe(prepared, example_inputs, findings.matches)
     return diagnose(findings, probe, sample_rate)
 
@@ -263,13 +265,14 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     """
     working = frontend.prepare(model, request.example_inputs, inplace=request.inplace)
     shuffling: ShowsShuffles | None = None
+    found: tuple[str, ...] = ()
     if isinstance(frontend, ShowsShuffles) and request.form.keeps_layer and not request.inplace:
         # What is corrected in place may be a convolution in front of a pixel shuffle as well.
         request = request.with_inputs_read()
-        working = frontend.with_transposed(working, request.first_inputs())
+        working, found = frontend.with_transposed(working, request.first_inputs())
         if frontend.shows_shuffles(working):
             shuffling = frontend
-            _check_same(frontend, working, model, request.first_inputs())
+            check_same(frontend, working, model, request.first_inputs())
     findings = frontend.find(working, request.example_inputs)
     plan = request.plan or make_plan(findings.matches, request, request.selects)
     if request.strict and plan.refused:
@@ -291,7 +294,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     if inputs is None and isinstance(frontend, HasInputs):
         inputs = frontend.own_inputs(working)
     # Exact forms are finished here. Fitted ones have their fit to the weights.
-    after, notes = frontend.apply(working, plan), list(findings.notes)
+    after, notes = frontend.apply(working, plan), [*found, *findings.notes]
     samples = None
     if fitter is not None and calibration is not None:
         data = CalibrationData(
@@ -343,16 +346,8 @@ def finished(tried: Attempt) -> Any:
     assert isinstance(tried.frontend, ShowsShuffles)
     copy = tried.frontend.prepare(tried.after, None, inplace=False)
     given = tried.frontend.with_shuffled(copy)
-    _check_same(tried.frontend, tried.after, given, tried.inputs)
+    check_same(tried.frontend, tried.after, given, tried.inputs)
     return given
-
-
-def _check_same(frontend: ShowsShuffles, shown: Any, model: Any, inputs: Any) -> None:
-    """Raises if pixel shuffles and what stands for them are not the same function."""
-    parity = frontend.same_function(shown, model, inputs)
-    # Whether inputs are evidence at all is said of the conversion itself.
-    if not all(comparison.ok for comparison in parity.comparisons):
-        raise parity_error(parity, "(model)")
 
 
 def rewritten(tried: Attempt, after: Any) -> Attempt:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from deconvfix.diagnose.measure import longest_period, outputs_with_grids
 from deconvfix.errors import OptionError
-from deconvfix.frontends.base import Frontend, Probe, Restores, ShowsShuffles
+from deconvfix.frontends.base import Frontend, Probe, Restores
+from deconvfix.frontends.shuffled import ShowsShuffles
 from deconvfix.grid.flat_field import flat_field_of, network_tables
 from deconvfix.grid.periods import Period, measured_period
 from deconvfix.plan import Match
@@ -34,7 +35,7 @@ def periods_of(
 ) -> dict[int, Period]:
     """The longest period of the grids in each output, of transposed convolutions and of pixel shuffles."""
     if isinstance(frontend, ShowsShuffles):
-        copy = frontend.with_transposed(frontend.prepare(model, batch, inplace=False), batch)
+        copy, _ = frontend.with_transposed(frontend.prepare(model, batch, inplace=False), batch)
         layers: Sequence[Match] = frontend.find(copy, batch).matches
         probe = frontend.probe(copy, batch, layers)
     else:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.errors import OptionError, Refusal
+from deconvfix.errors import OptionError
 from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import Init
@@ -21,7 +21,6 @@ from deconvfix.plan import Match, Plan
 
 __all__ = [
     "MOST_SAMPLES",
-    "SHUFFLED_LAYER",
     "CalibrationData",
     "Findings",
     "FitsToData",
@@ -34,7 +33,6 @@ __all__ = [
     "Restoration",
     "Restores",
     "ShowsKernels",
-    "ShowsShuffles",
     "Shuffle",
     "Translates",
 ]
@@ -262,44 +260,6 @@ class Restoration:
     seconds: float
     seed: int = 0
     grow: tuple[str, ...] = ()
-
-
-# What another form, or a kernel of another size, cannot take the place of.
-SHUFFLED_LAYER = Refusal(
-    "it is a convolution in front of a pixel shuffle",
-    "another form, and a larger kernel, are for transposed convolutions",
-    "Use the form 'equalized' without `grow`, which corrects it in place",
-)
-
-
-@runtime_checkable
-class ShowsShuffles(Protocol):
-    """A front end that can write convolutions in front of pixel shuffles as transposed convolutions."""
-
-    def with_transposed(self, model: Any, inputs: Any | None) -> Any:
-        """The same function, with a transposed convolution for each such layer, under its name.
-
-        Args:
-            model: Changed itself.
-            inputs: To find the layers by a run, where that is needed.
-        """
-        ...
-
-    def shows_shuffles(self, model: Any) -> bool:
-        """Whether it has such layers."""
-        ...
-
-    def same_function(self, shown: Any, model: Any, inputs: Any) -> ParityReport:
-        """Compares a model with and without such layers."""
-        ...
-
-    def as_in(self, model: Any, exposed: Any) -> Any:
-        """Another model of the same architecture, written like one that `with_transposed` gave."""
-        ...
-
-    def with_shuffled(self, model: Any) -> Any:
-        """The way back, of weights that may have changed; the model itself is changed."""
-        ...
 
 
 @runtime_checkable

@@ -17,10 +17,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from deconvfix.core.shuffled import Shuffled
-from deconvfix.frontends.onnx.shuffles import ShuffledConv, shuffled_convolutions
+from deconvfix.frontends.onnx.shuffles import ShuffledConv, count_others, shuffled_convolutions
 from deconvfix.frontends.onnx.values import Names, constant
+from deconvfix.frontends.shuffled import others_shuffled
 
-__all__ = ["SHUFFLED", "shows_shuffles", "with_shuffled", "with_transposed"]
+__all__ = ["SHUFFLED", "as_in", "shows_shuffles", "with_shuffled", "with_transposed"]
 
 # Metadata of a ConvTranspose that stands for a Conv and a shuffle, which no file holds: what was there.
 SHUFFLED = "deconvfix.shuffled"
@@ -31,20 +32,30 @@ def shows_shuffles(model: ir.Model) -> bool:
     return any(SHUFFLED in node.metadata_props for node in model.graph)
 
 
-def with_transposed(model: ir.Model) -> ir.Model:
+def with_transposed(model: ir.Model, inputs: Any | None = None) -> tuple[ir.Model, tuple[str, ...]]:
     """The model with its convolutions in front of pixel shuffles written as transposed convolutions.
 
+    Args:
+        model: It is not changed.
+        inputs: Not needed: nothing is run.
+
     Returns:
-        A copy, or the model itself where there is none.
+        A copy, or the model itself where there is none; and notes on other shuffles.
     """
+    notes = others_shuffled(count_others(model))
     if next(shuffled_convolutions(model), None) is None:
-        return model
+        return model, notes
     model = model.clone()
     names = Names(model)
     for found in list(shuffled_convolutions(model)):
         _expose(model, names, found)
     model.graph.sort()
-    return model
+    return model, notes
+
+
+def as_in(model: ir.Model, exposed: ir.Model) -> ir.Model:
+    """Another model of the same graph, written like `exposed`: they are found again."""
+    return with_transposed(model)[0]
 
 
 def _expose(model: ir.Model, names: Names, found: ShuffledConv) -> None:

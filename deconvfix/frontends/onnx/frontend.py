@@ -16,13 +16,14 @@ import onnx_ir as ir
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import Init, Need
 from deconvfix.forms.unfit import not_finite
-from deconvfix.frontends.base import SHUFFLED_LAYER, CalibrationData, Findings, Probe
+from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, check_without_data, refuse_flat_inputs
 from deconvfix.frontends.onnx import parity as onnx_parity
 from deconvfix.frontends.onnx.calibrate import FittableModel
 from deconvfix.frontends.onnx.diagnose import probe_model
 from deconvfix.frontends.onnx.exposed import (
     SHUFFLED,
+    as_in,
     shows_shuffles,
     with_shuffled,
     with_transposed,
@@ -34,6 +35,7 @@ from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
 from deconvfix.frontends.onnx.values import check_model, constant, is_quantizer
 from deconvfix.frontends.onnx.weights import scales_of
 from deconvfix.frontends.samples import calibration_inputs, count_samples
+from deconvfix.frontends.shuffled import SHUFFLED_LAYER
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Options, Plan, lacking, make_plan
 
@@ -70,18 +72,12 @@ class OnnxFrontend:
         matches = tuple(_match(layer, model.ir_version) for layer in layers)
         return Findings(matches, tuple(notes))
 
-    def with_transposed(self, model: ir.Model, inputs: Any | None) -> ir.Model:
-        """See `exposed.with_transposed`; nothing is run."""
-        return with_transposed(model)
-
-    def as_in(self, model: ir.Model, exposed: ir.Model) -> ir.Model:
-        """They are found again, as the weights alone may differ."""
-        return with_transposed(model)
-
     def same_function(self, shown: ir.Model, model: ir.Model, inputs: Any) -> ParityReport:
         """See `parity.compare_models`."""
         return onnx_parity.compare_models(shown, model, [] if inputs is None else [inputs], None)
 
+    with_transposed = staticmethod(with_transposed)
+    as_in = staticmethod(as_in)
     with_shuffled = staticmethod(with_shuffled)
     shows_shuffles = staticmethod(shows_shuffles)
 

@@ -16,9 +16,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from deconvfix.core.shuffled import Shuffled
-from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, Known, constant
+from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, Known, bodies, constant
 
-__all__ = ["ShuffledConv", "shuffled_convolutions"]
+__all__ = ["ShuffledConv", "count_others", "shuffled_convolutions"]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _ELEMENTWISE = frozenset(
@@ -58,6 +58,16 @@ def shuffled_convolutions(model: ir.Model) -> Iterator[ShuffledConv]:
             found = _understood(known, node)
             if found is not None:
                 yield found
+
+
+def count_others(model: ir.Model) -> int:
+    """How many DepthToSpace nodes the model has, in any graph, that follow no such convolution."""
+    known = {node for found in shuffled_convolutions(model) for node in found.shuffle}
+    return sum(
+        node.op_type == "DepthToSpace" and node.domain in DEFAULT_DOMAINS and node not in known
+        for body in bodies(model)
+        for node in body.all_nodes()
+    )
 
 
 def _understood(known: Known, conv: ir.Node) -> ShuffledConv | None:

@@ -19,10 +19,12 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from deconvfix.core.shuffled import Shuffled
 from deconvfix.frontends.program.weights import Stored
+from deconvfix.frontends.shuffled import others_shuffled
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.exposed import unshuffled
 from deconvfix.frontends.torch.graph import finish, inline
 from deconvfix.frontends.torch.layers import read_weight
+from deconvfix.frontends.torch.shuffles import shuffled_parameters
 
 __all__ = [
     "as_in",
@@ -65,14 +67,27 @@ def shows_shuffles(program: ExportedProgram) -> bool:
 
 
 def with_transposed(
-    program: ExportedProgram, channels: Mapping[str, NDArray[np.int64]]
-) -> ExportedProgram:
+    program: ExportedProgram, inputs: Any | None
+) -> tuple[ExportedProgram, tuple[str, ...]]:
     """The program with its convolutions in front of pixel shuffles written as transposed convolutions.
 
     Args:
         program: Changed, but not in what it computes.
-        channels: By the name of the weight, as `torch.shuffles.shuffled_parameters` finds them.
+        inputs: To find them by a run; None: the program's own, if it kept some.
+
+    Returns:
+        The program, and notes on other shuffles.
     """
+    inputs = program.example_inputs if inputs is None else inputs
+    if inputs is None:
+        return program, ()
+    weights, others = shuffled_parameters(program.module(), inputs)
+    return _exposed(program, weights), others_shuffled(others)
+
+
+def _exposed(
+    program: ExportedProgram, channels: Mapping[str, NDArray[np.int64]]
+) -> ExportedProgram:
     for node, weight, bias in list(_convolutions(program, channels)):
         _expose(program, node, weight, bias, channels[weight.key])
     finish(program.graph_module)
@@ -82,7 +97,7 @@ def with_transposed(
 def as_in(program: ExportedProgram, exposed: ExportedProgram) -> ExportedProgram:
     """Another program of the same graph, with the same layers written as transposed convolutions."""
     told = [node.meta[_SHUFFLED] for node in exposed.graph.nodes if _SHUFFLED in node.meta]
-    return with_transposed(program, {one["weight"]: one["shuffled"].channels for one in told})
+    return _exposed(program, {one["weight"]: one["shuffled"].channels for one in told})
 
 
 def _convolutions(

@@ -24,7 +24,7 @@ from deconvfix.core.steps import ConvTranspose
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import Init, Need
 from deconvfix.forms.unfit import not_finite
-from deconvfix.frontends.base import SHUFFLED_LAYER, CalibrationData, Findings, Probe
+from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, refuse_flat_inputs
 from deconvfix.frontends.program.calibrate import FittableProgram
 from deconvfix.frontends.program.exposed import (
@@ -38,6 +38,7 @@ from deconvfix.frontends.program.exposed import (
 from deconvfix.frontends.program.restore import Trainable, copy_program
 from deconvfix.frontends.program.weights import HINT, check_shared, dequantises, stored, why_fixed
 from deconvfix.frontends.samples import calibration_inputs, count_samples
+from deconvfix.frontends.shuffled import SHUFFLED_LAYER
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import PADDING_ARGUMENT, is_transposed
 from deconvfix.frontends.torch.diagnose import probe_module
@@ -53,7 +54,6 @@ from deconvfix.frontends.torch.inputs import as_inputs, psnr_db
 from deconvfix.frontends.torch.layers import read_weight
 from deconvfix.frontends.torch.parity import compare_modules, disturbed
 from deconvfix.frontends.torch.samples import TorchSamples
-from deconvfix.frontends.torch.shuffles import shuffled_parameters
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Match, Plan, Replaced, lacking
 
@@ -85,19 +85,13 @@ class ExportedProgramFrontend(Trainable):
         notes = (_QUANTISED.format(names=", ".join(quantised)),) if quantised else ()
         return Findings(tuple(_match(model, name, call, calls) for name, call in calls), notes)
 
-    def with_transposed(self, model: ExportedProgram, inputs: Any | None) -> ExportedProgram:
-        """See `exposed.with_transposed`; found by a run, on the program's own inputs without others."""
-        inputs = model.example_inputs if inputs is None else inputs
-        if inputs is None:
-            return model
-        return with_transposed(model, shuffled_parameters(model.module(), inputs))
-
     def same_function(
         self, shown: ExportedProgram, model: ExportedProgram, inputs: Any
     ) -> ParityReport:
         """See `verify`."""
         return self.verify(shown, model, [] if inputs is None else [inputs], None)
 
+    with_transposed = staticmethod(with_transposed)
     as_in = staticmethod(as_in)
     with_shuffled = staticmethod(with_shuffled)
     shows_shuffles = staticmethod(shows_shuffles)

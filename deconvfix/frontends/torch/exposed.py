@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deconvfix.core.shuffled import Shuffled
+from deconvfix.frontends.shuffled import others_shuffled
 from deconvfix.frontends.torch.find import current_weight
 from deconvfix.frontends.torch.inputs import copy_model
 from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight
@@ -111,14 +112,20 @@ def shows_shuffles(model: nn.Module) -> bool:
     return any(shuffled_by(module) is not None for module in model.modules())
 
 
-def with_transposed(model: nn.Module, inputs: Any) -> nn.Module:
+def with_transposed(model: nn.Module, inputs: Any | None) -> tuple[nn.Module, tuple[str, ...]]:
     """The model with its convolutions in front of pixel shuffles written as transposed convolutions.
 
     Args:
         model: Changed, but not in what it computes.
-        inputs: To find them by a run of a copy.
+        inputs: To find them by a run of a copy; None: none are found.
+
+    Returns:
+        The model, and notes on other shuffles.
     """
-    return _exposed(model, shuffled_layers(copy_model(model).eval(), inputs))
+    if inputs is None:
+        return model, ()
+    layers, others = shuffled_layers(copy_model(model).eval(), inputs)
+    return _exposed(model, layers), others_shuffled(others)
 
 
 def as_in(model: nn.Module, exposed: nn.Module) -> nn.Module:

@@ -24,7 +24,6 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Need
 from deconvfix.frontends.base import (
-    SHUFFLED_LAYER,
     CalibrationData,
     Findings,
     Kernel,
@@ -33,6 +32,7 @@ from deconvfix.frontends.base import (
 )
 from deconvfix.frontends.calibrate import calibrate, fitted_decisions
 from deconvfix.frontends.samples import calibration_inputs, count_samples
+from deconvfix.frontends.shuffled import SHUFFLED_LAYER
 from deconvfix.frontends.torch.calibrate import FittableModule
 from deconvfix.frontends.torch.calls import (
     Observed,
@@ -345,16 +345,11 @@ class TorchModuleFrontend:
         """See `diagnose.probe_module`."""
         return probe_module(copy_model(model).eval(), inputs, ())
 
-    def with_transposed(self, model: nn.Module, inputs: Any | None) -> nn.Module:
-        """See `exposed.with_transposed`; without inputs nothing is found."""
-        if inputs is None:
-            return model
-        return with_transposed(model, inputs)
-
     def same_function(self, shown: nn.Module, model: nn.Module, inputs: Any) -> ParityReport:
         """See `parity.compare_modules`, of the weights as they are."""
         return compare_modules(shown, stored(model, shown), [inputs], None)
 
+    with_transposed = staticmethod(with_transposed)
     as_in = staticmethod(as_in)
     with_shuffled = staticmethod(with_shuffled)
     shows_shuffles = staticmethod(shows_shuffles)

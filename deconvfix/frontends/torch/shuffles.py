@@ -131,7 +131,11 @@ class _Follow(TorchFunctionMode):
             self._begin(func, dict(zip(_SIGNATURE, args, strict=False)) | kwargs, result)
         elif before is not None and name in (*_MOVES, *_ELEMENTWISE):
             self._step(before, func, name, args, kwargs, result)
-        elif name == "pixel_shuffle":  # of something else, which makes a grid as well
+        elif name in ("reshape", "view", "unflatten") and _splits_channels(args[0], result):
+            # What is no convolution's output may be shuffled as well: a residual beside it.
+            self._follow(args[0], None, tuple(args[0].shape[2:]))
+            self._step(self.followed[id(args[0])], func, name, args, kwargs, result)
+        elif name == "pixel_shuffle":
             factor = result.shape[-1] // args[0].shape[-1]
             self.shuffles.append(Shuffle((factor,) * 2, tuple(result.shape[-2:])))
         return result
@@ -184,6 +188,14 @@ class _Follow(TorchFunctionMode):
                 self.found.setdefault(owner, []).append(channels)
 
 
+def _splits_channels(before: Any, after: Tensor) -> bool:
+    """Whether (N, C, *L) becomes (N, *C, *L) with a factor for each axis."""
+    if not isinstance(before, Tensor) or not 3 <= before.dim() <= 5:
+        return False
+    sizes = before.shape[2:]
+    return after.dim() == 2 + 2 * len(sizes) and after.shape[-len(sizes) :] == sizes
+
+
 def _is_plain(layer: nn.Module, func: Any, weight: Any) -> bool:
     """Whether a call is that of a layer of torch's own, of stride 1, with the weight that it stores."""
     if not isinstance(layer, CONVOLUTIONS) or type(layer).forward is not class_of(layer).forward:
@@ -231,11 +243,17 @@ def executed_shuffles(model: nn.Module, inputs: Any) -> list[Shuffle]:
     return _followed(model, inputs).shuffles
 
 
-def shuffled_layers(model: nn.Module, inputs: Any) -> dict[str, NDArray[np.int64]]:
+_Found = tuple[dict[str, NDArray[np.int64]], int]
+
+
+def shuffled_layers(model: nn.Module, inputs: Any) -> _Found:
     """The convolutions whose outputs are shuffled, by name, with their channels as `Shuffled` has them.
 
     A layer whose calls are not all shuffled alike, or whose parameters others use, is none of them. The model
     is run once.
+
+    Returns:
+        The layers, and how many shuffles of other things there are.
     """
     names = names_of(model)
     owners: dict[int, set[str]] = {}
@@ -243,22 +261,24 @@ def shuffled_layers(model: nn.Module, inputs: Any) -> dict[str, NDArray[np.int64
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), set()).add(name)
     layers = {}
-    for layer, channels in _alike(_followed(model, inputs)):
+    follow = _followed(model, inputs)
+    others = len(follow.shuffles)
+    for layer, channels in _alike(follow):
         if not isinstance(layer, nn.Module) or not names.get(layer):
             continue
         if all(len(owners[id(p)]) == 1 for p in layer.parameters(recurse=False)):
             layers[names[layer]] = channels
-    return layers
+            others -= follow.calls[layer]
+    return layers, others
 
 
-def shuffled_parameters(model: nn.Module, inputs: Any) -> dict[str, NDArray[np.int64]]:
+def shuffled_parameters(model: nn.Module, inputs: Any) -> _Found:
     """The same for convolutions that are calls of functions, by the name of the parameter."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        names[id(weight)]: channels
-        for weight, channels in _alike(_followed(model, inputs))
-        if id(weight) in names
-    }
+    follow = _followed(model, inputs)
+    found = {weight: channels for weight, channels in _alike(follow) if id(weight) in names}
+    others = len(follow.shuffles) - sum(follow.calls[weight] for weight in found)
+    return {names[id(weight)]: channels for weight, channels in found.items()}, others
 
 
 def _alike(follow: _Follow) -> Iterator[tuple[nn.Module | Tensor, NDArray[np.int64]]]:

@@ -84,9 +84,10 @@ def networks(draw):
 @given(networks())
 def test_found_and_the_same_function_there_and_back(case):
     model, x, factors = case
-    assert list(shuffled_layers(model, (x,))) == ["up"]
+    layers, others = shuffled_layers(model, (x,))
+    assert (list(layers), others) == (["up"], 0)
     assert {shuffle.factors for shuffle in executed_shuffles(model, (x,))} == {factors}
-    shown = with_transposed(copy.deepcopy(model), (x,))
+    shown, _ = with_transposed(copy.deepcopy(model), (x,))
     assert type(shown.up) in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     assert shown.up.stride == factors
     with torch.no_grad():
@@ -219,5 +220,31 @@ def hooked():
     ],
 )
 def test_what_is_none_is_left_alone(model, shape):
-    shown = with_transposed(model, (torch.randn(shape),))
+    shown, notes = with_transposed(model, (torch.randn(shape),))
     assert not any(shuffled_by(module) for module in shown.modules())
+    assert bool(notes) == (not isinstance(model, Latent))
+
+
+class Residual(nn.Module):
+    """As video decoders do it: the input, rearranged and repeated, beside the convolution."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.Conv3d(8, 16, 3, padding=1)
+
+    def rearranged(self, x):
+        n, _, t, h, w = x.shape
+        x = x.reshape(n, -1, 2, 2, 2, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    def forward(self, x):
+        return self.rearranged(self.up(x)) + self.rearranged(x).repeat(1, 2, 1, 1, 1)
+
+
+def test_a_residual_beside_it_is_said():
+    model, x = Residual().eval(), torch.randn(1, 8, 3, 4, 5)
+    found = deconvfix.inspect(model, (x,))
+    assert [layer.name for layer in found.layers] == ["up"]
+    assert any(note.startswith("1 pixel shuffle spreads something else") for note in found.notes)
+    assert len(executed_shuffles(model, (x,))) == 2

@@ -1,0 +1,67 @@
+"""What front ends share about convolutions in front of pixel shuffles; `core.shuffled` has the algebra."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from deconvfix.errors import Refusal
+from deconvfix.failures import parity_error
+from deconvfix.parity.bounds import ParityReport
+
+__all__ = ["SHUFFLED_LAYER", "ShowsShuffles", "check_same", "others_shuffled"]
+
+# What another form, or a kernel of another size, cannot take the place of.
+SHUFFLED_LAYER = Refusal(
+    "it is a convolution in front of a pixel shuffle",
+    "another form, and a larger kernel, are for transposed convolutions",
+    "Use the form 'equalized' without `grow`, which corrects it in place",
+)
+
+
+def others_shuffled(count: int) -> tuple[str, ...]:
+    """A note on pixel shuffles of something else than the output of a plain convolution."""
+    if not count:
+        return ()
+    what = "pixel shuffle spreads" if count == 1 else "pixel shuffles spread"
+    return (
+        f"{count} {what} something else than the output of a plain convolution of stride 1, such as a "
+        "residual: a grid that comes from there is not corrected. `fix` trains the layers around it.",
+    )
+
+
+@runtime_checkable
+class ShowsShuffles(Protocol):
+    """A front end that can write convolutions in front of pixel shuffles as transposed convolutions."""
+
+    def with_transposed(self, model: Any, inputs: Any | None) -> tuple[Any, tuple[str, ...]]:
+        """The same function, with a transposed convolution for each such layer, under its name; and notes.
+
+        Args:
+            model: Changed itself.
+            inputs: To find the layers by a run, where that is needed.
+        """
+        ...
+
+    def shows_shuffles(self, model: Any) -> bool:
+        """Whether it has such layers."""
+        ...
+
+    def same_function(self, shown: Any, model: Any, inputs: Any) -> ParityReport:
+        """Compares a model with and without such layers."""
+        ...
+
+    def as_in(self, model: Any, exposed: Any) -> Any:
+        """Another model of the same architecture, written like one that `with_transposed` gave."""
+        ...
+
+    def with_shuffled(self, model: Any) -> Any:
+        """The way back, of weights that may have changed; the model itself is changed."""
+        ...
+
+
+def check_same(frontend: ShowsShuffles, shown: Any, model: Any, inputs: Any) -> None:
+    """Raises if pixel shuffles and what stands for them are not the same function."""
+    parity = frontend.same_function(shown, model, inputs)
+    # Whether inputs are evidence at all is said of the conversion itself.
+    if not all(comparison.ok for comparison in parity.comparisons):
+        raise parity_error(parity, "(model)")
