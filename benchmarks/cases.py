@@ -1,4 +1,4 @@
-"""The four fixtures as cases: a trained network, what it was held out on, and inputs to calibrate on.
+"""The fixtures as cases: a trained network, what it was held out on, and inputs to calibrate on.
 
 Calibration inputs are drawn like the training data, and pictures also from others: no labels are needed. The
 held-out files are only measured on.
@@ -23,6 +23,7 @@ from torch.nn import functional
 from fixtures._training import load_photographs, random_crops, seeded
 from fixtures.train_audio_upsampler import analyse, draw_clips
 from fixtures.train_digits_generator import draw_latents
+from fixtures.train_photo_sharpener import blurred
 from fixtures.train_segmenter import SIDE, draw_scenes
 
 __all__ = ["NAMES", "Case", "load"]
@@ -70,6 +71,8 @@ _DRAWS: dict[str, Callable[[int], Tensor]] = {
     "photo_autoencoder": _photographs,
     "audio_upsampler": lambda count: analyse(draw_clips(count, generator=seeded(SEED))),
     "segmenter": _scenes,
+    "shuffle_autoencoder": _photographs,
+    "photo_sharpener": lambda count: blurred(_photographs(count)),
 }
 NAMES = tuple(_DRAWS)
 
@@ -85,8 +88,10 @@ class Case:
         target: What the held-out outputs are measured against.
         metric: The name of the fixture's own metric.
         evaluate: The metric, `evaluate(model, inputs, target)`.
-        layers: The names of the transposed convolutions with a stride; those without one make no grid.
-        others: The names of the others.
+        layers: The names of the layers that make a grid: transposed convolutions with a stride, or the
+            convolutions that a pixel shuffle follows.
+        others: The names of the transposed convolutions without a stride.
+        shuffles: Whether the grid is one of pixel shuffles, which only `fix` looks at.
     """
 
     name: str
@@ -97,6 +102,7 @@ class Case:
     evaluate: Callable[[nn.Module, Tensor, Tensor], float]
     layers: tuple[str, ...]
     others: tuple[str, ...]
+    shuffles: bool
 
     @property
     def distribution(self) -> str | None:
@@ -127,11 +133,17 @@ def load(name: str) -> Case:
     with np.load(FOLDER / entry["heldout"]["file"]) as arrays:
         [argument] = entry["inputs"]
         inputs, target = (torch.from_numpy(arrays[key]) for key in (argument, "target"))
+    modules = dict(model.named_modules())
     found = {
         name: max(layer.stride) > 1
-        for name, layer in model.named_modules()
+        for name, layer in modules.items()
         if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d))
     }
+    shuffled = [
+        name
+        for name, follower in zip(modules, list(modules.values())[1:], strict=False)
+        if isinstance(follower, nn.PixelShuffle)
+    ]
     return Case(
         name=name,
         model=model.eval(),
@@ -139,6 +151,7 @@ def load(name: str) -> Case:
         target=target,
         metric=entry["metric"],
         evaluate=script.evaluate,
-        layers=tuple(name for name, strided in found.items() if strided),
+        layers=(*(name for name, strided in found.items() if strided), *shuffled),
         others=tuple(name for name, strided in found.items() if not strided),
+        shuffles=bool(shuffled),
     )

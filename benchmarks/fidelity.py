@@ -222,12 +222,14 @@ def run_case(
     for row in rows:
         if row.name.startswith(SILENT) and not case.is_sound:
             continue
+        if case.shuffles and "seconds" not in row.options:
+            continue
         told(f"{case.name}: {row.name}")
         count = tuned_samples if row.init == "tuned" else samples
         results.append(measured(case, row, count, seconds, ripple))
     by_samples = []
     [growing] = [row for row in ROWS if row.name == GROWTH_ROW]
-    for count in growth:
+    for count in () if case.shuffles else growth:
         told(f"{case.name}: {growing.name}, {count} samples")
         model = converted(case, growing, count, seconds)
         by_samples.append((count, measures.distance_db(case, model)))

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import deconvfix
 from benchmarks.cases import Case
+from deconvfix.fixing.runs import periods_of
 from deconvfix.frontends import calibrate as fits
 from deconvfix.frontends.torch import frontend as torch_module
 from deconvfix.frontends.torch.diagnose import probe_module
+from deconvfix.frontends.torch.frontend import FRONTEND
 from deconvfix.grid.flat_field import network_answers
 from deconvfix.grid.visible import VisibleGrid, visible_grid
 
@@ -68,8 +69,8 @@ class FlatRipple:
 
     def __init__(self, case: Case) -> None:
         self.example = (case.inputs[:_FLAT_SAMPLES],)
-        outputs = deconvfix.inspect(case.model, self.example).outputs
-        self.periods = {output.index: output.period for output in outputs}
+        matches = FRONTEND.find(case.model, self.example).matches
+        self.periods = periods_of(FRONTEND, case.model, matches, self.example)
 
     def __call__(self, model: nn.Module) -> float | None:
         """The largest of the outputs' ripples; None if no answer becomes periodic."""

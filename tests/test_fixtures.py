@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import deconvfix
+from deconvfix.grid.visible import visible_grid
 from tests.support.trained import FOLDER, MANIFEST, heldout, load
 
 FILES = [
@@ -19,7 +20,10 @@ LAYERS = {
     "audio_upsampler": ["up1", "up2"],
     "digits_generator": ["project", "up1", "up2"],
     "photo_autoencoder": ["decoder.2", "decoder.4", "decoder.6"],
+    "photo_sharpener": ["up.1", "up.3"],
     "segmenter": ["up4", "up2", "up1"],
+    # Its grid is one of pixel shuffles.
+    "shuffle_autoencoder": [],
 }
 
 
@@ -97,7 +101,7 @@ def test_all_layers_are_replaced_exactly(name):
     ] * len(LAYERS[name])
 
 
-@every_fixture
+@pytest.mark.parametrize("name", sorted(name for name, layers in LAYERS.items() if layers))
 def test_conversion_is_proven_on_real_inputs(name):
     report = convert(name).report
     assert report.ok
@@ -146,6 +150,7 @@ def test_segmenter_needs_no_equalizing():
         ("audio_upsampler", [False, False]),
         ("digits_generator", [False, False, False]),
         ("photo_autoencoder", [True, True, True]),
+        ("photo_sharpener", [True, True]),
         ("segmenter", [False, False, False]),
     ],
 )
@@ -158,3 +163,16 @@ def test_autoencoder_shows_the_grid_that_resize_removes():
     fidelity = convert("photo_autoencoder", to="resize", init="fit").report.fidelity
     # Below -60 dB, a thousandth, a ripple is less than a quarter of a step of 8 bits.
     assert fidelity.ripple_db_after < -60 < fidelity.ripple_db_before
+
+
+@pytest.mark.parametrize(
+    ("name", "period", "least"),
+    [("photo_autoencoder", 8, 0.5), ("photo_sharpener", 4, 1.0), ("shuffle_autoencoder", 8, 0.5)],
+)
+def test_the_grid_is_one_that_people_see(name, period, least):
+    inputs, target = heldout(name)
+    with torch.no_grad():
+        output = load(name)(inputs).numpy()
+    assert visible_grid(output, (period, period)).mean > least
+    # The control: the pictures themselves have none.
+    assert visible_grid(target.numpy(), (period, period), like=output).mean < 0.2

@@ -356,6 +356,7 @@ TRAINED = {
     "audio_upsampler": {"spectrum": {0: "batch", 2: "frames"}},
     "digits_generator": {"z": {0: "batch"}},
     "photo_autoencoder": {"image": {0: "batch", 2: "height", 3: "width"}},
+    "photo_sharpener": {"image": {0: "batch", 2: "height", 3: "width"}},
     "segmenter": {"image": {0: "batch", 2: "height", 3: "width"}},
 }
 
