@@ -16,9 +16,11 @@ from deconvfix.grid.flat_field import flat_field_of, network_tables
 from deconvfix.grid.periods import Period, measured_period
 from deconvfix.plan import Match
 
-__all__ = ["Outputs", "flat_db", "joined", "outputs_of", "periods_of", "spun"]
+__all__ = ["ALL_SHIFTS", "Outputs", "flat_db", "joined", "outputs_of", "periods_of", "spun"]
 
 Outputs = list[NDArray[Any]]
+# Shifts of cycle spinning, where there is time for them.
+ALL_SHIFTS = 64
 # Output elements of the answer to a constant.
 _MOST_OUTPUT = 2**20
 

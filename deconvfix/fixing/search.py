@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from deconvfix.conversion import convert
 from deconvfix.errors import DeconvfixError
 from deconvfix.fixing.judge import is_seen, objections
+from deconvfix.fixing.lessons import lessons
 from deconvfix.fixing.measure import Reference
 from deconvfix.fixing.report import Candidate, FixReport, GridChange, Measured
-from deconvfix.fixing.runs import Outputs, flat_db, joined, outputs_of, periods_of, spun
+from deconvfix.fixing.runs import ALL_SHIFTS, Outputs, flat_db, joined, outputs_of, periods_of, spun
 from deconvfix.frontends.base import Frontend, Restoration, Restores
 from deconvfix.grid.periods import Period
 from deconvfix.grid.visible import without_grid
@@ -28,14 +29,10 @@ __all__ = ["HELDOUT_EVERY", "Search"]
 HELDOUT_EVERY = 4
 # A candidate that leaves so little of the grid, and so small a part of it, leaves nothing to be seen.
 _ENOUGH, _QUARTER = 0.15, 0.25
-# To every so many batches to train on there is one of constants.
-_CONSTANTS_EVERY = 6
 # Larger kernels, and other candidates after the first good one, must be better by so much.
 _LITTLE = 0.05
-# Shifts of cycle spinning: for the measurement, and for each input to train on.
-_ALL_SHIFTS, _SOME_SHIFTS = 64, 16
 # Of the time, for the goal: on the held-out inputs, and on those to train on.
-_GOAL_SHARE = 0.15
+_GOAL_SHARE, _LESSONS_SHARE = 0.15, 0.25
 # Of the time that is left, for the first training; the second has most of the rest.
 _FIRST, _SECOND = 0.5, 0.8
 
@@ -106,7 +103,7 @@ class Search:
         original = outputs_of(frontend, model, matches, heldout)
         batch_seconds = (time.monotonic() - started) / len(heldout)
         # Each shift is a run: the goal may take a part of the time, not all of it.
-        most = _within(_ALL_SHIFTS, seconds * _GOAL_SHARE / (batch_seconds * len(heldout)))
+        most = _within(ALL_SHIFTS, seconds * _GOAL_SHARE / (batch_seconds * len(heldout)))
         goals = spun(frontend, model, heldout, periods, most, seed)
         goal, notes = "the mean over all shifts of the input", []
         if goals is not None and most < max(map(math.prod, periods.values())):
@@ -188,24 +185,10 @@ class Search:
 
     def _restored(self, frontend: Restores) -> Iterator[tuple[str, Any, Plan, bool]]:
         """The model's own layers, trained; then with larger kernels, as far as the cost allows."""
-        left = self.until - time.monotonic()
-        runs = left * _GOAL_SHARE / (self.batch_seconds * len(self.fitted))
-        most = _within(_SOME_SHIFTS, runs)
-        targets = [
-            spun(self.frontend, self.model, [batch], self.periods, most, self.seed + i)
-            or self._ungridded(batch)
-            for i, batch in enumerate(self.fitted)
-        ]
-        inputs = list(self.fitted)
-        # Constants too: what is left of a grid there is seen in every sky.
-        for i, batch in enumerate(self.fitted[::_CONSTANTS_EVERY]):
-            constant = frontend.constant_like(batch)
-            goal = spun(
-                self.frontend, self.model, [constant], self.periods, _ALL_SHIFTS, self.seed + i
-            )
-            if goal is not None:
-                inputs.append(constant)
-                targets.append(goal)
+        runs = (self.until - time.monotonic()) * _LESSONS_SHARE / self.batch_seconds
+        inputs, targets = lessons(
+            frontend, self.model, self.fitted, self.periods, runs, self._ungridded, self.seed
+        )
         left = self.until - time.monotonic()
         # The goal takes a part of the time, and so does the measurement of each candidate.
         task = Restoration(inputs, targets, self.periods, max(1.0, left * _FIRST), self.seed)

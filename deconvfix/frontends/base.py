@@ -290,8 +290,12 @@ class Restores(Protocol):
         """Inputs drawn in the shapes of an example."""
         ...
 
-    def constant_like(self, inputs: Any) -> Any:
-        """The same inputs with each channel of each sample at its mean."""
+    def constant_like(self, inputs: Any, seed: int) -> Any:
+        """Each sample everywhere as one of its pixels."""
+        ...
+
+    def varied(self, inputs: Any, seed: int) -> Any | None:
+        """The same pictures mirrored, turned, brighter, blurred; None for what is no picture."""
         ...
 
     def restore(self, model: Any, task: Restoration) -> Any:

@@ -16,7 +16,8 @@ from deconvfix.frontends.torch.diagnose import probe_module
 from deconvfix.frontends.torch.inputs import copy_quietly
 from deconvfix.frontends.torch.samples import TorchSamples
 from deconvfix.frontends.torch.shuffles import executed_shuffles
-from deconvfix.frontends.torch.tuning.restore import constant_like, cost, cycle_spun, restore
+from deconvfix.frontends.torch.tuning.restore import cost, restore
+from deconvfix.frontends.torch.tuning.teacher import constant_like, cycle_spun, varied
 from deconvfix.grid.periods import Period
 
 __all__ = ["Runnable", "Trainable", "copy_program", "restored"]
@@ -78,9 +79,13 @@ class Trainable:
         """See `frontends.samples.calibration_inputs`."""
         return list(calibration_inputs(TorchSamples(example_inputs, seed), distribution)[0])
 
-    def constant_like(self, inputs: Any) -> Any:
-        """See `tuning.restore.constant_like`."""
-        return constant_like(inputs)
+    def constant_like(self, inputs: Any, seed: int) -> Any:
+        """See `tuning.teacher.constant_like`."""
+        return constant_like(inputs, seed)
+
+    def varied(self, inputs: Any, seed: int) -> Any | None:
+        """See `tuning.teacher.varied`."""
+        return varied(inputs, seed)
 
     def restore(self, model: ExportedProgram, task: Restoration) -> ExportedProgram:
         """See `restore.restored`."""

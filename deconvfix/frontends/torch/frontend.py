@@ -84,7 +84,8 @@ from deconvfix.frontends.torch.surgery import (
     why_not_exchanged,
 )
 from deconvfix.frontends.torch.tuning.flat import grid_notes
-from deconvfix.frontends.torch.tuning.restore import constant_like, cost, cycle_spun, restore
+from deconvfix.frontends.torch.tuning.restore import cost, restore
+from deconvfix.frontends.torch.tuning.teacher import constant_like, cycle_spun, varied
 from deconvfix.frontends.torch.tuning.tune import tune
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Match, Plan, Replaced
@@ -365,6 +366,7 @@ class TorchModuleFrontend:
         return list(calibration_inputs(TorchSamples(example_inputs, seed), distribution)[0])
 
     constant_like = staticmethod(constant_like)
+    varied = staticmethod(varied)
     restore = staticmethod(restore)
     cost = staticmethod(cost)
 

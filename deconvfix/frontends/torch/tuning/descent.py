@@ -21,7 +21,11 @@ from deconvfix.frontends.torch.inputs import Inputs
 from deconvfix.frontends.torch.tuning.processes import average, total
 from deconvfix.frontends.torch.tuning.resume import Position, Resume
 
-__all__ = ["Best", "Descent"]
+__all__ = ["SHORTEST_SIDE", "Best", "Descent"]
+
+# Muon makes the steps in all directions of a matrix equal, and a few outputs have no more than a few. With
+# such kernels left to Adam two networks ended 0.4 and 0.7 dB closer to the original.
+SHORTEST_SIDE = 8
 
 _WARM_UP = 0.05
 # Muon's learning rate over Adam's, and its momentum. On two networks 0.95 ended 0.4 and 2 dB further away

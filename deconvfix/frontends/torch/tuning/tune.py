@@ -44,7 +44,7 @@ from deconvfix.frontends.torch.samples import cut, endless, join, split
 from deconvfix.frontends.torch.step_modules import LocalMeans
 from deconvfix.frontends.torch.steps import carry_out, rearrange_tensor
 from deconvfix.frontends.torch.surgery import exchange, put_weight, take_over
-from deconvfix.frontends.torch.tuning.descent import Descent
+from deconvfix.frontends.torch.tuning.descent import SHORTEST_SIDE, Descent
 from deconvfix.frontends.torch.tuning.parametrizations import KeptAlong, Subspace, WithMeans
 from deconvfix.frontends.torch.tuning.processes import average
 from deconvfix.frontends.torch.tuning.resume import Resume
@@ -57,9 +57,6 @@ __all__ = [
 Array = NDArray[np.float64]
 
 
-# Muon makes the steps in all directions of a matrix equal, and a few outputs have no more than a few. With
-# such kernels left to Adam two networks ended 0.4 and 0.7 dB closer to the original.
-_SHORTEST_SIDE = 8
 # Samples in a step: of those given, and at most of those drawn, where their outputs have so many values.
 _GIVEN, _DRAWN, _MOST_VALUES = 8, 64, 2**20
 
@@ -189,7 +186,7 @@ def _trained(student: nn.Module) -> tuple[list[Any], list[Any]]:
         if isinstance(kernels, parametrize.ParametrizationList)
         # A kernel kept along directions is no matrix of features and outputs.
         and type(kernels[0]) is Subspace
-        and min(kernels.original.shape) >= _SHORTEST_SIDE
+        and min(kernels.original.shape) >= SHORTEST_SIDE
     ]
     moving = [parameter for parameter in student.parameters() if parameter.requires_grad]
     # By identity: comparing tensors compares their elements.

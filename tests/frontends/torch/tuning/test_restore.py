@@ -1,4 +1,4 @@
-"""Cycle spinning and the training of a model's own weights."""
+"""The training of a model's own weights."""
 
 import itertools
 
@@ -6,51 +6,20 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from deconvfix.frontends.base import Restoration
+from deconvfix.frontends.torch.inputs import Inputs
 from deconvfix.frontends.torch.tuning.restore import (
+    _COLOUR,
+    _LOCKED,
     _locked,
-    constant_like,
+    _Loss,
+    _matrices,
     cost,
-    cycle_spun,
     restore,
 )
+from deconvfix.frontends.torch.tuning.teacher import cycle_spun
 from tests.support.gridded import gridded, pictures_for
-
-
-def test_cycle_spinning_is_its_definition():
-    """Each shift by itself: move, run, move back, and the mean of all."""
-    model, (x, *_) = gridded(), pictures_for(4, side=16)
-    (got,) = cycle_spun(model, x, {0: (2, 2)}, 64, 0)
-    wide = functional.pad(x, (2, 2, 2, 2), mode="reflect")
-    total = np.zeros(x.shape)
-    for row, column in itertools.product(range(2), range(2)):
-        with torch.no_grad():
-            y = model(wide[:, :, row : row + 18, column : column + 18])
-        total += y[:, :, 2 - row : 18 - row, 2 - column : 18 - column].numpy()
-    np.testing.assert_allclose(got, total / 4, atol=1e-6)
-
-
-def test_what_commutes_with_shifts_stays_as_it_is():
-    model = nn.Conv2d(3, 2, 1)
-    x = torch.randn(2, 3, 12, 12)
-    (got,) = cycle_spun(model, x, {0: (4, 4)}, 64, 0)
-    np.testing.assert_allclose(got, model(x).detach().numpy(), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("model", "x", "period"),
-    [
-        (nn.ConvTranspose2d(3, 2, 2, 2), torch.ones(1, 3, 8, 8), (2, 2)),
-        (nn.Conv2d(3, 2, 3), torch.ones(1, 3, 8, 8), (2, 2)),
-        (nn.Flatten(), torch.ones(1, 3, 8, 8), (2, 2)),
-        (nn.Linear(8, 8), torch.ones(1, 8), (2, 2)),
-    ],
-    ids=["a shift is a period", "another size", "no map", "no picture"],
-)
-def test_where_pixels_do_not_correspond_there_is_none(model, x, period):
-    assert cycle_spun(model, x, {0: period}, 64, 0) is None
 
 
 def test_the_locked_part_is_that_of_its_definition():
@@ -63,6 +32,33 @@ def test_the_locked_part_is_that_of_its_definition():
         ])  # fmt: skip
         want.append((means - means.mean()).square().mean())
     torch.testing.assert_close(_locked(error, (2, 2)), torch.stack(want).mean())
+
+
+def test_the_loss_is_its_definition():
+    """Distance, what is locked, and the mean of each sample and channel, over the variance of the goal."""
+    goal = torch.randn(2, 3, 16, 8, dtype=torch.float64)
+    output = torch.randn(2, 3, 16, 8, dtype=torch.float64)
+    pairs = [Inputs((Inputs((output[i : i + 1],), {}), [goal[i : i + 1]]), {}) for i in range(2)]
+    got = _Loss(nn.Identity(), {}, {0: (2, 2)}, True)(pairs)
+    error = output - goal
+    colour = np.mean([float(error[n, c].mean()) ** 2 for n in range(2) for c in range(3)])
+    want = error.square().mean() + _LOCKED * _locked(error, (2, 2)) + _COLOUR * colour
+    torch.testing.assert_close(got, want / goal.var())
+
+
+def test_kernels_are_moved_as_matrices_in_their_own_memory():
+    """Those with eight outputs and eight inputs at least; what Muon moves is the kernel itself."""
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 2, 2), nn.Conv2d(2, 7, 3))
+    model.append(nn.Conv2d(7, 16, 3).to(memory_format=torch.channels_last))
+    found = _matrices(dict(model.named_parameters()))
+    assert {name: tuple(matrix.shape) for name, matrix in found.items()} == {
+        "0.weight": (8, 36),
+        "1.weight": (8, 8),
+    }
+    with torch.no_grad():
+        found["0.weight"].zero_()
+    assert not model[0].weight.any()
+    assert model[1].weight.any()
 
 
 @pytest.mark.parametrize("grow", [(), ("up",)])
@@ -89,14 +85,6 @@ def test_a_grown_layer_computes_the_same_at_first():
     trained = restore(model, Restoration(batches, targets, {0: (2, 2)}, 1e-6, 0, ("up",)))
     assert trained.up.weight.shape[2:] == (5, 5)
     torch.testing.assert_close(trained(batches[0]), model(batches[0]), atol=2e-3, rtol=0)
-
-
-def test_constants_have_the_means_of_the_channels():
-    x = torch.randn(2, 3, 4, 5)
-    (got,) = constant_like(x).args
-    assert got.shape == x.shape
-    torch.testing.assert_close(got[1, 2, 3, 4], x[1, 2].mean())
-    assert got.var((2, 3)).max() < 1e-12
 
 
 def test_cost_counts_operations():
