@@ -11,28 +11,41 @@ from deconvfix.fixing.report import Measured
 from deconvfix.grid.periods import Period
 from deconvfix.grid.visible import VISIBLE, visible_grid
 
-__all__ = ["is_seen", "objections"]
+__all__ = ["is_seen", "leaves_grid", "objections"]
 
 # A grid is seen only if it is so many times larger than what other periods show, which texture has too.
 _ABOVE_TEXTURE = 1.5
 # Or where the worst patches have so much.
 _WORST_SEEN = 1.0
 # What counts as worse: distance to the goal and to the truth in dB, the mean of a channel and the worst
-# patches in steps.
-_MATCH_DB, _TRUTH_DB, _COLOUR, _WORST = 0.5, 0.05, 1.0, 0.05
+# patches in steps. Fits in closed form see one layer at a time, and cost more of the truth than training.
+_MATCH_DB, _TRUTH_DB, _TRUTH_UNTRAINED_DB, _COLOUR, _WORST = 0.5, 0.05, 0.2, 1.0, 0.05
+# Closer to the goal than this is close enough, however close the original was.
+_CLOSE_DB = 40.0
 # A ripple on constants below this is less than a step of 255, whatever it was.
 _FLAT_DB = -50.0
 # A candidate must take away at least this share of the grid.
 _TAKEN = 0.3
 
 
-def objections(before: Measured, after: Measured, cost: float, max_cost: float) -> Iterator[str]:
-    """What a candidate makes worse, or does not make better."""
-    if after.seen > (1 - _TAKEN) * before.seen:
+def objections(
+    before: Measured, after: Measured, cost: float, max_cost: float, *, trained: bool = True
+) -> Iterator[str]:
+    """What a candidate makes worse, or does not make better.
+
+    Args:
+        before: The original.
+        after: The candidate.
+        cost: Its operations, relative to the original's.
+        max_cost: The most that are allowed.
+        trained: Whether models of this kind can be trained: where not, a bit of quality may be lost.
+    """
+    truth_db = _TRUTH_DB if trained else _TRUTH_UNTRAINED_DB
+    if leaves_grid(before, after):
         yield f"it leaves a grid of {after.seen:.2f} steps"
     if after.worst > before.worst + _WORST:
         yield f"the worst patches go from {before.worst:.2f} to {after.worst:.2f} steps"
-    if after.match_db < before.match_db - _MATCH_DB:
+    if after.match_db < min(before.match_db - _MATCH_DB, _CLOSE_DB):
         yield (
             f"it is further from the outputs without a grid than the original "
             f"({after.match_db:.1f} dB, the original {before.match_db:.1f} dB)"
@@ -42,7 +55,7 @@ def objections(before: Measured, after: Measured, cost: float, max_cost: float) 
     if (
         before.truth_db is not None
         and after.truth_db is not None
-        and after.truth_db < before.truth_db - _TRUTH_DB
+        and after.truth_db < before.truth_db - truth_db
     ):
         yield f"its quality falls from {before.truth_db:.2f} to {after.truth_db:.2f} dB"
     if (
@@ -53,6 +66,11 @@ def objections(before: Measured, after: Measured, cost: float, max_cost: float) 
         yield f"its answer to a constant ripples more ({after.flat_db:.0f} dB)"
     if cost > max_cost * 1.001:
         yield f"it costs x{cost:.2f}"
+
+
+def leaves_grid(before: Measured, after: Measured) -> bool:
+    """Whether a candidate leaves too much of the grid to be worth anything."""
+    return after.seen > (1 - _TAKEN) * before.seen
 
 
 def is_seen(

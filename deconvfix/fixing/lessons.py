@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deconvfix.fixing.runs import ALL_SHIFTS, Outputs, spun
+from deconvfix.fixing.runs import ALL_SHIFTS, Outputs
 from deconvfix.frontends.base import Restores
 from deconvfix.grid.periods import Period
 
@@ -44,7 +44,8 @@ def lessons(
     versions = max(0, min(_VERSIONS, int(runs / most) - 1))
 
     def goal(inputs: Any, number: int) -> Outputs:
-        return spun(frontend, model, [inputs], periods, most, seed + number) or ungridded(inputs)
+        found = frontend.cycle_spun(model, inputs, periods, most, seed + number)
+        return found or ungridded(inputs)
 
     inputs = list(batches)
     for version in range(versions):
@@ -57,7 +58,7 @@ def lessons(
     # Constants too: what is left of a grid there is seen in every sky.
     for i, batch in enumerate(batches[::_CONSTANTS_EVERY]):
         constant = frontend.constant_like(batch, seed + i)
-        flat = spun(frontend, model, [constant], periods, ALL_SHIFTS, seed + i)
+        flat = frontend.cycle_spun(model, constant, periods, ALL_SHIFTS, seed + i)
         if flat is not None:
             inputs.append(constant)
             targets.append(flat)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 
 from deconvfix.diagnose.measure import longest_period, outputs_with_grids
 from deconvfix.errors import OptionError
-from deconvfix.frontends.base import Frontend, Probe, Restores
+from deconvfix.frontends.base import Frontend, Probe, Refits, Restores
 from deconvfix.frontends.shuffled import ShowsShuffles
 from deconvfix.grid.flat_field import flat_field_of, network_tables
 from deconvfix.grid.periods import Period, measured_period
+from deconvfix.grid.spinning import cycle_spun
 from deconvfix.plan import Match
 
 __all__ = ["ALL_SHIFTS", "Outputs", "flat_db", "joined", "outputs_of", "periods_of", "spun"]
@@ -25,11 +27,13 @@ ALL_SHIFTS = 64
 _MOST_OUTPUT = 2**20
 
 
-def probed(frontend: Frontend, model: Any, matches: Sequence[Match], batch: Any) -> Probe:
-    """One run; of a model that can be trained whatever layers it has."""
+def runner_of(frontend: Frontend, model: Any, matches: Sequence[Match]) -> Callable[[Any], Probe]:
+    """Runs a model on batches; one that can be trained whatever layers it has."""
     if isinstance(frontend, Restores):
-        return frontend.run(model, batch)
-    return frontend.probe(model, batch, matches)
+        return functools.partial(frontend.run, model)
+    if isinstance(frontend, Refits):
+        return frontend.runner(model)
+    return lambda batch: frontend.probe(model, batch, matches)
 
 
 def periods_of(
@@ -65,8 +69,9 @@ def outputs_of(
 ) -> Outputs:
     """The outputs on all batches, joined along the first axis."""
     found: list[tuple[NDArray[Any], ...]] = []
+    run = runner_of(frontend, model, matches)
     for batch in batches:
-        probe = probed(frontend, model, matches, batch)
+        probe = run(batch)
         if probe.run is None:
             raise OptionError(
                 "data",
@@ -86,30 +91,43 @@ def joined(column: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def spun(
-    frontend: Any,
+    frontend: Frontend,
     model: Any,
+    matches: Sequence[Match],
     batches: Sequence[Any],
     periods: dict[int, Period],
     most: int,
     seed: int,
 ) -> Outputs | None:
     """The outputs without a grid by cycle spinning, where that is possible."""
-    if not isinstance(frontend, Restores):
-        return None
     found = []
+    run = runner_of(frontend, model, matches)
     for i, batch in enumerate(batches):
-        spun = frontend.cycle_spun(model, batch, periods, most, seed + i)
+        if isinstance(frontend, Restores):
+            spun = frontend.cycle_spun(model, batch, periods, most, seed + i)
+        else:
+            spun = _spun_by_runs(run(batch), periods, most, seed + i)
         if spun is None:
             return None
         found.append(spun)
     return [joined(column) for column in zip(*found, strict=True)]
 
 
+def _spun_by_runs(
+    probe: Probe, periods: dict[int, Period], most: int, seed: int
+) -> list[NDArray[Any]] | None:
+    """Of a model that is only run."""
+    run = probe.run
+    if run is None or len(probe.inputs) != 1 or probe.inputs[0].dtype.kind != "f":
+        return None
+    return cycle_spun(lambda x: run([x]), probe.inputs[0], periods, most, seed)
+
+
 def flat_db(
     frontend: Frontend, model: Any, matches: Sequence[Match], batch: Any, periods: dict[int, Period]
 ) -> float | None:
     """Ripple of the answer to a constant input, the largest of the outputs."""
-    probe = probed(frontend, model, matches, batch)
+    probe = runner_of(frontend, model, matches)(batch)
     if probe.run is None:
         return None
     tables = network_tables(probe.run, probe.inputs, periods, _MOST_OUTPUT)

@@ -16,9 +16,10 @@ from deconvfix.errors import DeconvfixError
 from deconvfix.fixing.judge import is_seen, objections
 from deconvfix.fixing.lessons import lessons
 from deconvfix.fixing.measure import Reference
+from deconvfix.fixing.refits import UNTRAINED, refitted
 from deconvfix.fixing.report import Candidate, FixReport, GridChange, Measured
 from deconvfix.fixing.runs import ALL_SHIFTS, Outputs, flat_db, joined, outputs_of, periods_of, spun
-from deconvfix.frontends.base import Frontend, Restoration, Restores
+from deconvfix.frontends.base import Frontend, Refits, Restoration, Restores
 from deconvfix.grid.periods import Period
 from deconvfix.grid.visible import without_grid
 from deconvfix.plan import Match, Plan
@@ -31,6 +32,8 @@ HELDOUT_EVERY = 4
 _ENOUGH, _QUARTER = 0.15, 0.25
 # Larger kernels, and other candidates after the first good one, must be better by so much.
 _LITTLE = 0.05
+# Shifts of cycle spinning for each input to fit to in closed form.
+_SOME_SHIFTS = 16
 # Of the time, for the goal: on the held-out inputs, and on those to train on.
 _GOAL_SHARE, _LESSONS_SHARE = 0.15, 0.25
 # Of the time that is left, for the first training; the second has most of the rest.
@@ -104,7 +107,7 @@ class Search:
         batch_seconds = (time.monotonic() - started) / len(heldout)
         # Each shift is a run: the goal may take a part of the time, not all of it.
         most = _within(ALL_SHIFTS, seconds * _GOAL_SHARE / (batch_seconds * len(heldout)))
-        goals = spun(frontend, model, heldout, periods, most, seed)
+        goals = spun(frontend, model, matches, heldout, periods, most, seed)
         goal, notes = "the mean over all shifts of the input", []
         if goals is not None and most < max(map(math.prod, periods.values())):
             notes.append(
@@ -154,10 +157,11 @@ class Search:
         assert candidate.measured is not None
         assert best.measured is not None
         less = _seen(best) - _seen(candidate)
-        alike = self._leaves_nothing(candidate) and self._leaves_nothing(best)
-        if alike or (abs(less) <= _LITTLE and candidate.cost <= best.cost):
+        if self._leaves_nothing(candidate) and self._leaves_nothing(best):
             return candidate.measured.match_db > best.measured.match_db
-        return not self._leaves_nothing(best) and less > _LITTLE
+        return not self._leaves_nothing(best) and less > (
+            _LITTLE if candidate.cost > best.cost else 0
+        )
 
     def _candidates(self) -> Iterator[tuple[str, Any, Plan, bool]]:
         """What may help, the most promising first: name, model, plan, whether names and shapes stay."""
@@ -166,6 +170,9 @@ class Search:
                 yield from self._restored(self.frontend)
             except DeconvfixError as error:
                 self.notes.append(f"The model's own layers were not trained: {error.found}.")
+        if isinstance(self.frontend, Refits):
+            yield from self._refitted(self.frontend)
+            return
         if any(map(self._leaves_nothing, self.tried)) or time.monotonic() >= self.until:
             return
         for name in _CLOSED:
@@ -212,6 +219,15 @@ class Search:
                 plan,
                 False,
             )
+
+    def _refitted(self, frontend: Refits) -> Iterator[tuple[str, Any, Plan, bool]]:
+        """Layers fitted in closed form: fewer of them, and more gently, where that made something worse."""
+        self.notes.append(UNTRAINED)
+        left = self.until - time.monotonic()
+        runs = left * _GOAL_SHARE / (self.batch_seconds * len(self.fitted))
+        most = _within(_SOME_SHIFTS, runs)
+        fits = frontend.refitter(self.model, self.fitted, most, self.seed)
+        yield from refitted(fits, self.original, self.tried, self.notes, self.until)
 
     def _affordable(self, frontend: Restores) -> tuple[tuple[str, ...], Plan]:
         """Layers whose kernels may grow, the last ones first, within the cost; and the recipe."""
@@ -269,7 +285,15 @@ class Search:
             measured,
             cost,
             keeps,
-            tuple(objections(self.original, measured, cost, self.max_cost)),
+            tuple(
+                objections(
+                    self.original,
+                    measured,
+                    cost,
+                    self.max_cost,
+                    trained=isinstance(self.frontend, Restores),
+                )
+            ),
         )
         return candidate, outputs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,8 +28,10 @@ __all__ = [
     "HasInputs",
     "Kernel",
     "LayerAnswer",
+    "LayerFits",
     "Probe",
     "ReadsConverted",
+    "Refits",
     "Restoration",
     "Restores",
     "ShowsKernels",
@@ -304,6 +306,45 @@ class Restores(Protocol):
 
     def cost(self, model: Any, inputs: Any) -> float:
         """Operations of one run."""
+        ...
+
+
+class LayerFits(Protocol):
+    """Fits of one model's layers to outputs without a grid.
+
+    Attributes:
+        names: Of the layers, in the order in which they run.
+    """
+
+    names: tuple[str, ...]
+
+    def refit(self, names: Sequence[str], weight: float) -> tuple[Any, Plan, list[str]]:
+        """The model with some layers fitted, what was done, and notes on layers that could not be.
+
+        Args:
+            names: Of the layers.
+            weight: Of what is locked to the phase, relative to all other errors.
+        """
+        ...
+
+
+@runtime_checkable
+class Refits(Protocol):
+    """A front end that can fit layers in closed form to outputs without a grid, without training."""
+
+    def runner(self, model: Any) -> Callable[[Any], Probe]:
+        """Runs a model on one input after the other: inputs, outputs and `run` of each."""
+        ...
+
+    def refitter(self, model: Any, batches: Sequence[Any], most: int, seed: int) -> LayerFits:
+        """For one model.
+
+        Args:
+            model: The original; it is not changed.
+            batches: Inputs to fit to.
+            most: Shifts for each of them.
+            seed: Of their choice.
+        """
         ...
 
 

@@ -25,7 +25,7 @@ from deconvfix.frontends.onnx.values import RANDOM, bodies, constant, visible
 from deconvfix.parity.runtime import run_named
 from deconvfix.plan import Fitted, Plan, Replaced
 
-__all__ = ["FittableModel"]
+__all__ = ["FittableModel", "part_of", "values_of"]
 
 Array = NDArray[np.float64]
 
@@ -92,10 +92,10 @@ class FittableModel:
         node = self._layers[decision.name].node
         # On a copy: surgery changes the model in place.
         so_far = self._apply(self._before.clone(), self._plan.before(decision.name))
-        parts = _part(so_far, node.inputs[0]), _part(self._before, node.outputs[0])
+        parts = part_of(so_far, node.inputs[0]), part_of(self._before, node.outputs[0])
         for part in parts:
             _check_repeatable(part)
-        yield from zip(*(_values(part, self._feeds) for part in parts), strict=True)
+        yield from zip(*(values_of(part, self._feeds) for part in parts), strict=True)
 
     def directions(self, decision: Replaced) -> None:
         """There is no grid that may stay on some inputs."""
@@ -145,7 +145,7 @@ def _rounded(values: Array, dtype: np.dtype[Any], decision: Replaced) -> Array:
 # --- running parts of models --------------------------------------------------------------------
 
 
-def _part(model: ir.Model, value: ir.Value | None) -> ir.Model:
+def part_of(model: ir.Model, value: ir.Value | None) -> ir.Model:
     """A copy of a model, with a value of its main graph as its only output, and what computes it."""
     assert value is not None
     part = model.clone()
@@ -164,7 +164,7 @@ def _part(model: ir.Model, value: ir.Value | None) -> ir.Model:
     return part
 
 
-def _values(part: ir.Model, feeds: Sequence[Feed]) -> Iterator[NDArray[Any]]:
+def values_of(part: ir.Model, feeds: Sequence[Feed]) -> Iterator[NDArray[Any]]:
     """The only output of a part, for one input after the other.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from deconvfix.frontends.onnx.parity import session_of
 from deconvfix.frontends.onnx.values import constant
 from deconvfix.parity.runtime import run_named
 
-__all__ = ["probe_model"]
+__all__ = ["probe_model", "runner"]
 
 
 def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
@@ -75,6 +75,33 @@ def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
         run=run,
         unseen=tuple(layer.name for layer in found if layer.name not in looked_at),
     )
+
+
+def runner(model: ir.Model) -> Callable[[Any], Probe]:
+    """Runs a model on one input after the other, in one session.
+
+    Returns:
+        Gives inputs, outputs and `run` of a `Probe`; without `run`, but with a note, where it does not run.
+    """
+    try:
+        session = session_of(model)
+    except DeconvfixError as error:
+        note = f"{error.found}"
+        return lambda example: Probe(notes=(note,))
+
+    def probe(example: Any) -> Probe:
+        feed = onnx_inputs.as_feed(model, example)
+
+        def run(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+            return _arrays(run_named(session, dict(zip(feed, arrays, strict=True))))
+
+        try:
+            outputs = run(tuple(feed.values()))
+        except DeconvfixError as error:
+            return Probe(notes=(f"{error.found}",))
+        return Probe(inputs=tuple(feed.values()), outputs=tuple(outputs), run=run)
+
+    return probe
 
 
 def _name_of_input(layer: Layer) -> str | None:

@@ -7,20 +7,21 @@ metadata, functions, operator sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from deconvfix.errors import ModelError, Refusal
+from deconvfix.fit.regression import MEMORY
 from deconvfix.forms.base import Init, Need
 from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, check_without_data, refuse_flat_inputs
 from deconvfix.frontends.onnx import parity as onnx_parity
 from deconvfix.frontends.onnx.calibrate import FittableModel
-from deconvfix.frontends.onnx.diagnose import probe_model
+from deconvfix.frontends.onnx.diagnose import probe_model, runner
 from deconvfix.frontends.onnx.exposed import (
     SHUFFLED,
     as_in,
@@ -29,7 +30,9 @@ from deconvfix.frontends.onnx.exposed import (
     with_transposed,
 )
 from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
+from deconvfix.frontends.onnx.restore import Refitter
 from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
 from deconvfix.frontends.onnx.values import check_model, constant, is_quantizer
@@ -125,6 +128,18 @@ class OnnxFrontend:
         after.functions.clear()
         after.functions.update(fitted.functions)
         return after, plan, notes
+
+    def runner(self, model: ir.Model) -> Callable[[Any], Probe]:
+        """See `diagnose.runner`."""
+        return runner(model)
+
+    def refitter(self, model: ir.Model, batches: Sequence[Any], most: int, seed: int) -> Refitter:
+        """Layers without a grid on constants stay as they are."""
+        model = plain(model)
+        options = Options(to="equalized", init="calibrated")
+        plan = make_plan(self.find(model, None).matches, options)
+        feeds = [as_feed(model, batch) for batch in batches]
+        return Refitter(model, plan, feeds, self.apply, most=most, seed=seed, memory=MEMORY)
 
     def count_samples(
         self, model: ir.Model, inputs: Iterable[Any] | str, example_inputs: Any | None
