@@ -8,7 +8,7 @@ from deconvfix.errors import Refusal
 from deconvfix.failures import parity_error
 from deconvfix.parity.bounds import ParityReport
 
-__all__ = ["SHUFFLED_LAYER", "ShowsShuffles", "check_same", "others_shuffled"]
+__all__ = ["SHUFFLED_LAYER", "ShowsShuffles", "check_same", "upsampling_notes"]
 
 # What another form, or a kernel of another size, cannot take the place of.
 SHUFFLED_LAYER = Refusal(
@@ -18,15 +18,27 @@ SHUFFLED_LAYER = Refusal(
 )
 
 
-def others_shuffled(count: int) -> tuple[str, ...]:
-    """A note on pixel shuffles of something else than the output of a plain convolution."""
-    if not count:
-        return ()
-    what = "pixel shuffle spreads" if count == 1 else "pixel shuffles spread"
-    return (
-        f"{count} {what} something else than the output of a plain convolution of stride 1, such as a "
-        "residual: a grid that comes from there is not corrected. `fix` trains the layers around it.",
+def upsampling_notes(shuffles: int, resizes: int) -> tuple[str, ...]:
+    """Sentences about upsampling that is not corrected.
+
+    Args:
+        shuffles: Pixel shuffles of something else than the output of a plain convolution.
+        resizes: Upsampling by interpolation.
+    """
+    notes = []
+    if resizes:
+        what = "upsampling" if resizes == 1 else "upsamplings"
+        notes.append(
+            f"{resizes} {what} by interpolation: a constant stays a constant there, which makes no grid."
+        )
+    if not shuffles:
+        return tuple(notes)
+    what = "pixel shuffle spreads" if shuffles == 1 else "pixel shuffles spread"
+    notes.append(
+        f"{shuffles} {what} something else than the output of a plain convolution of stride 1, such as a "
+        "residual: a grid that comes from there is not corrected. `fix` trains the layers around it."
     )
+    return tuple(notes)
 
 
 @runtime_checkable

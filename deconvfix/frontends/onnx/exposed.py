@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from deconvfix.core.shuffled import Shuffled
 from deconvfix.frontends.onnx.shuffles import ShuffledConv, count_others, shuffled_convolutions
 from deconvfix.frontends.onnx.values import Names, constant
-from deconvfix.frontends.shuffled import others_shuffled
+from deconvfix.frontends.shuffled import upsampling_notes
 
 __all__ = ["SHUFFLED", "as_in", "shows_shuffles", "with_shuffled", "with_transposed"]
 
@@ -40,9 +40,9 @@ def with_transposed(model: ir.Model, inputs: Any | None = None) -> tuple[ir.Mode
         inputs: Not needed: nothing is run.
 
     Returns:
-        A copy, or the model itself where there is none; and notes on other shuffles.
+        A copy, or the model itself where there is none; and notes on other upsampling.
     """
-    notes = others_shuffled(count_others(model))
+    notes = upsampling_notes(*count_others(model))
     if next(shuffled_convolutions(model), None) is None:
         return model, notes
     model = model.clone()

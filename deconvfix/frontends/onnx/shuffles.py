@@ -60,14 +60,16 @@ def shuffled_convolutions(model: ir.Model) -> Iterator[ShuffledConv]:
                 yield found
 
 
-def count_others(model: ir.Model) -> int:
-    """How many DepthToSpace nodes the model has, in any graph, that follow no such convolution."""
+def count_others(model: ir.Model) -> tuple[int, int]:
+    """How many DepthToSpace nodes follow no such convolution, and how many nodes interpolate."""
     known = {node for found in shuffled_convolutions(model) for node in found.shuffle}
-    return sum(
-        node.op_type == "DepthToSpace" and node.domain in DEFAULT_DOMAINS and node not in known
+    ops = [
+        node.op_type
         for body in bodies(model)
         for node in body.all_nodes()
-    )
+        if node.domain in DEFAULT_DOMAINS and node not in known
+    ]
+    return ops.count("DepthToSpace"), ops.count("Resize") + ops.count("Upsample")
 
 
 def _understood(known: Known, conv: ir.Node) -> ShuffledConv | None:

@@ -19,7 +19,6 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from deconvfix.core.shuffled import Shuffled
 from deconvfix.frontends.program.weights import Stored
-from deconvfix.frontends.shuffled import others_shuffled
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.exposed import unshuffled
 from deconvfix.frontends.torch.graph import finish, inline
@@ -76,13 +75,13 @@ def with_transposed(
         inputs: To find them by a run; None: the program's own, if it kept some.
 
     Returns:
-        The program, and notes on other shuffles.
+        The program, and notes on other upsampling.
     """
     inputs = program.example_inputs if inputs is None else inputs
     if inputs is None:
         return program, ()
-    weights, others = shuffled_parameters(program.module(), inputs)
-    return _exposed(program, weights), others_shuffled(others)
+    weights, notes = shuffled_parameters(program.module(), inputs)
+    return _exposed(program, weights), notes
 
 
 def _exposed(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deconvfix.core.shuffled import Shuffled
-from deconvfix.frontends.shuffled import others_shuffled
 from deconvfix.frontends.torch.find import current_weight
 from deconvfix.frontends.torch.inputs import copy_model
 from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight
@@ -120,12 +119,12 @@ def with_transposed(model: nn.Module, inputs: Any | None) -> tuple[nn.Module, tu
         inputs: To find them by a run of a copy; None: none are found.
 
     Returns:
-        The model, and notes on other shuffles.
+        The model, and notes on other upsampling.
     """
     if inputs is None:
         return model, ()
-    layers, others = shuffled_layers(copy_model(model).eval(), inputs)
-    return _exposed(model, layers), others_shuffled(others)
+    layers, notes = shuffled_layers(copy_model(model).eval(), inputs)
+    return _exposed(model, layers), notes
 
 
 def as_in(model: nn.Module, exposed: nn.Module) -> nn.Module:

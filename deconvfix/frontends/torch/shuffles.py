@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from deconvfix.core.shuffled import channels_of
 from deconvfix.frontends.base import Shuffle
+from deconvfix.frontends.shuffled import upsampling_notes
 from deconvfix.frontends.torch.find import current_weight, makes_weight
 from deconvfix.frontends.torch.inputs import as_inputs, names_of, run_model, running_modules
 
@@ -116,6 +117,7 @@ class _Follow(TorchFunctionMode):
         self.found: dict[nn.Module | Tensor, list[NDArray[np.int64]]] = {}
         self.calls: Counter[nn.Module | Tensor] = Counter()
         self.shuffles: list[Shuffle] = []
+        self.resizes = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -127,6 +129,8 @@ class _Follow(TorchFunctionMode):
             return result
         # In place or not, torch's function or ATen's.
         name = re.sub("(?<=[a-z0-9])_$", "", getattr(func, "__name__", "").split(".")[0])
+        if name == "interpolate" or name.startswith("upsample_"):
+            self.resizes += result.numel() > args[0].numel()
         if func in _FUNCTIONS:
             self._begin(func, dict(zip(_SIGNATURE, args, strict=False)) | kwargs, result)
         elif before is not None and name in (*_MOVES, *_ELEMENTWISE):
@@ -243,7 +247,8 @@ def executed_shuffles(model: nn.Module, inputs: Any) -> list[Shuffle]:
     return _followed(model, inputs).shuffles
 
 
-_Found = tuple[dict[str, NDArray[np.int64]], int]
+# Layers by name, and sentences about other upsampling.
+_Found = tuple[dict[str, NDArray[np.int64]], tuple[str, ...]]
 
 
 def shuffled_layers(model: nn.Module, inputs: Any) -> _Found:
@@ -253,7 +258,7 @@ def shuffled_layers(model: nn.Module, inputs: Any) -> _Found:
     is run once.
 
     Returns:
-        The layers, and how many shuffles of other things there are.
+        The layers, and notes on other upsampling.
     """
     names = names_of(model)
     owners: dict[int, set[str]] = {}
@@ -269,7 +274,7 @@ def shuffled_layers(model: nn.Module, inputs: Any) -> _Found:
         if all(len(owners[id(p)]) == 1 for p in layer.parameters(recurse=False)):
             layers[names[layer]] = channels
             others -= follow.calls[layer]
-    return layers, others
+    return layers, upsampling_notes(others, follow.resizes)
 
 
 def shuffled_parameters(model: nn.Module, inputs: Any) -> _Found:
@@ -278,7 +283,8 @@ def shuffled_parameters(model: nn.Module, inputs: Any) -> _Found:
     follow = _followed(model, inputs)
     found = {weight: channels for weight, channels in _alike(follow) if id(weight) in names}
     others = len(follow.shuffles) - sum(follow.calls[weight] for weight in found)
-    return {names[id(weight)]: channels for weight, channels in found.items()}, others
+    notes = upsampling_notes(others, follow.resizes)
+    return {names[id(weight)]: channels for weight, channels in found.items()}, notes
 
 
 def _alike(follow: _Follow) -> Iterator[tuple[nn.Module | Tensor, NDArray[np.int64]]]:

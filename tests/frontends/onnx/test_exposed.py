@@ -197,6 +197,20 @@ def test_what_is_none_is_left_alone(proto):
     assert with_transposed(model)[0] is model
 
 
+def test_interpolation_is_said():
+    scales = numpy_helper.from_array(np.float32([1, 1, 2, 2]), "scales")
+    graph = helper.make_graph(
+        [helper.make_node("Resize", ["x", "", "scales"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 4, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 8, 10])],
+        [scales],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    [note] = deconvfix.inspect(proto).notes
+    assert note.startswith("1 upsampling by interpolation")
+
+
 def test_an_output_that_others_read_is_left_alone():
     proto = network(**PLAIN)
     proto.graph.output.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [2, 12, 6, 6]))

@@ -84,8 +84,8 @@ def networks(draw):
 @given(networks())
 def test_found_and_the_same_function_there_and_back(case):
     model, x, factors = case
-    layers, others = shuffled_layers(model, (x,))
-    assert (list(layers), others) == (["up"], 0)
+    layers, notes = shuffled_layers(model, (x,))
+    assert (list(layers), notes) == (["up"], ())
     assert {shuffle.factors for shuffle in executed_shuffles(model, (x,))} == {factors}
     shown, _ = with_transposed(copy.deepcopy(model), (x,))
     assert type(shown.up) in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -223,6 +223,16 @@ def test_what_is_none_is_left_alone(model, shape):
     shown, notes = with_transposed(model, (torch.randn(shape),))
     assert not any(shuffled_by(module) for module in shown.modules())
     assert bool(notes) == (not isinstance(model, Latent))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_interpolation_is_said_and_left_alone(mode):
+    model = nn.Sequential(
+        nn.Upsample(scale_factor=2, mode=mode), nn.Conv2d(3, 2, 3, padding=1)
+    ).eval()
+    found = deconvfix.inspect(model, (torch.randn(1, 3, 9, 8),))
+    assert not found.layers
+    assert any(note.startswith("1 upsampling by interpolation") for note in found.notes)
 
 
 class Residual(nn.Module):
