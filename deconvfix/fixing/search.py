@@ -20,6 +20,7 @@ from deconvfix.fixing.refits import UNTRAINED, refitted
 from deconvfix.fixing.report import Candidate, FixReport, GridChange, Measured
 from deconvfix.fixing.runs import ALL_SHIFTS, Outputs, flat_db, joined, outputs_of, periods_of, spun
 from deconvfix.frontends.base import Frontend, Refits, Restoration, Restores
+from deconvfix.frontends.shuffled import ShowsShuffles
 from deconvfix.grid.periods import Period
 from deconvfix.grid.visible import without_grid
 from deconvfix.plan import Match, Plan
@@ -226,8 +227,13 @@ class Search:
         left = self.until - time.monotonic()
         runs = left * _GOAL_SHARE / (self.batch_seconds * len(self.fitted))
         most = _within(_SOME_SHIFTS, runs)
-        fits = frontend.refitter(self.model, self.fitted, most, self.seed)
-        yield from refitted(fits, self.original, self.tried, self.notes, self.until)
+        model, back = self.model, None
+        if isinstance(frontend, ShowsShuffles):
+            model, _ = frontend.with_transposed(model, self.fitted[0])
+            back = frontend.with_shuffled
+        fits = frontend.refitter(model, self.fitted, most, self.seed)
+        for name, made, *rest in refitted(fits, self.original, self.tried, self.notes, self.until):
+            yield name, made if back is None else back(made), *rest
 
     def _affordable(self, frontend: Restores) -> tuple[tuple[str, ...], Plan]:
         """Layers whose kernels may grow, the last ones first, within the cost; and the recipe."""
