@@ -91,7 +91,7 @@ class Case:
         layers: The names of the layers that make a grid: transposed convolutions with a stride, or the
             convolutions that a pixel shuffle follows.
         others: The names of the transposed convolutions without a stride.
-        shuffles: Whether the grid is one of pixel shuffles, which only `fix` looks at.
+        shuffles: Whether the grid is one of pixel shuffles, which `equalized` and `fix` correct in place.
     """
 
     name: str

@@ -64,6 +64,12 @@ class Row:
         """Where the weights are from."""
         return str(self.options.get("init", ""))
 
+    @property
+    def in_place(self) -> bool:
+        """Whether no layer takes the place of another, and no kernel grows."""
+        corrects = self.options.get("to") == "equalized" and not self.options.get("grow")
+        return corrects or "seconds" in self.options
+
 
 def _row(name: str, to: str, init: str, **options: Any) -> Row:
     return Row(name, {"to": to, "init": init, **options})
@@ -150,6 +156,8 @@ def converted(case: Case, row: Row, samples: int, seconds: float) -> nn.Module:
         model = deconvfix.fix(case.model, data=case.draw(FIX_SAMPLES), seconds=seconds).model
         return cast(nn.Module, model)
     options = dict(row.options)
+    # Shuffles are found by a run.
+    options["example_inputs"] = case.draw(1)[0]
     if row.init in ("calibrated", "tuned"):
         options["calibration"] = case.draw(samples)
         # The batch that outputs are tried on has to be larger than a sample.
@@ -222,7 +230,7 @@ def run_case(
     for row in rows:
         if row.name.startswith(SILENT) and not case.is_sound:
             continue
-        if case.shuffles and "seconds" not in row.options:
+        if case.shuffles and not row.in_place:
             continue
         told(f"{case.name}: {row.name}")
         count = tuned_samples if row.init == "tuned" else samples
