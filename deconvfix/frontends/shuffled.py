@@ -8,13 +8,27 @@ from deconvfix.errors import Refusal
 from deconvfix.failures import parity_error
 from deconvfix.parity.bounds import ParityReport
 
-__all__ = ["SHUFFLED_LAYER", "ShowsShuffles", "check_same", "upsampling_notes"]
+__all__ = [
+    "NOT_IN_PLACE",
+    "SHUFFLED_LAYER",
+    "UNSEEN",
+    "ShowsShuffles",
+    "check_same",
+    "upsampling_notes",
+]
 
 # What another form, or a kernel of another size, cannot take the place of.
 SHUFFLED_LAYER = Refusal(
     "it is a convolution in front of a pixel shuffle",
     "another form, and a larger kernel, are for transposed convolutions",
     "Use the form 'equalized' without `grow`, which corrects it in place",
+)
+
+
+NOT_IN_PLACE = "Convolutions in front of pixel shuffles stay as they are with `inplace`: convert a copy to correct them too."
+UNSEEN = (
+    "No inputs: whether a convolution stands in front of a pixel shuffle is seen by a run; give some to have "
+    "such layers found."
 )
 
 

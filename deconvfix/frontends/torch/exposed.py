@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deconvfix.core.shuffled import Shuffled
+from deconvfix.frontends.shuffled import UNSEEN
 from deconvfix.frontends.torch.find import current_weight
 from deconvfix.frontends.torch.inputs import copy_model
 from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight
@@ -122,7 +123,8 @@ def with_transposed(model: nn.Module, inputs: Any | None) -> tuple[nn.Module, tu
         The model, and notes on other upsampling.
     """
     if inputs is None:
-        return model, ()
+        shuffles = any(isinstance(module, nn.PixelShuffle) for module in model.modules())
+        return model, (UNSEEN,) if shuffles else ()
     layers, notes = shuffled_layers(copy_model(model).eval(), inputs)
     return _exposed(model, layers), notes
 

@@ -168,6 +168,19 @@ def test_other_forms_leave_it_alone():
     assert not converted.report.layers
 
 
+def test_without_inputs_and_in_place_it_is_said():
+    model = pixel_shuffle_network(nn.Conv2d(4, 12, 3, padding=1)).eval()
+    found = deconvfix.convert(model, to="equalized", init="fit")
+    assert any(note.startswith("No inputs: whether") for note in found.report.notes)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    example = (torch.randn(1, 3, 9, 8),)
+    found = deconvfix.convert(
+        model, to="equalized", init="fit", example_inputs=example, inplace=True
+    )
+    assert any("stay as they are with `inplace`" in note for note in found.report.notes)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 class Latent(nn.Module):
     """A latent that becomes a map: a reshape, and no shuffle."""
 
