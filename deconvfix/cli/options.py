@@ -108,7 +108,7 @@ class _ExportedOptions:
         "Axes of an input that may change in the ONNX file, e.g. x=0,2,3. Repeatable.",
         metavar="NAME=AXES",
     )
-    opset: int | None = option(None, "ONNX opset, 18 or newer.")
+    opset: int | None = option(None, "ONNX opset, 18 or newer. Default: 18.")
     force: bool = option(False, "Replace existing files.")
 
 

@@ -25,7 +25,10 @@ SHUFFLED_LAYER = Refusal(
 )
 
 
-NOT_IN_PLACE = "Convolutions in front of pixel shuffles stay as they are with `inplace`: convert a copy to correct them too."
+NOT_IN_PLACE = (
+    "Convolutions in front of pixel shuffles stay as they are with `inplace`: convert a copy to have them "
+    "corrected."
+)
 UNSEEN = (
     "No inputs: whether a convolution stands in front of a pixel shuffle is seen by a run; give some to have "
     "such layers found."

@@ -91,7 +91,7 @@ def export_onnx(
         dynamic_shapes: Which axes may change, with a name for each: {"x": {0: "batch", 2: "height"}}
             by the names of forward's arguments (anything that torch.onnx.export takes). An exported
             program brings its own.
-        opset: 18 or newer; by default the newest that the installed ONNX Runtime runs.
+        opset: 18 or newer; by default 18, which runtimes of years ago read as well.
         input_names: Names in the file; by default those of forward's arguments.
         output_names: Names in the file.
         external_data: Whether weights go into a file beside it; by default only above 2 GB.
@@ -123,7 +123,7 @@ def export_onnx(
                 input_names=input_names,
                 output_names=output_names,
             ),
-            (opset,) if opset is not None else (newest_opset(), OLDEST_OPSET),
+            (opset,) if opset is not None else (OLDEST_OPSET, newest_opset()),
             functools.partial(
                 _save,
                 path=written,
@@ -222,7 +222,7 @@ def _first_that_runs(
         The model, its session, and a sentence for each opset that did not work.
     """
     notes: list[str] = []
-    # The newest opset goes first. An older one is the way out where its conversion fails.
+    # The oldest opset is read by most. A newer one is the way out where a model cannot be written in it.
     failure: ExportError | None = None
     for version in opsets:
         ir_model: ir.Model = export(version).model
