@@ -142,13 +142,15 @@ def _sample(batch: Inputs, index: int) -> Inputs:
     return sample
 
 
-def split(samples: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
-    """Samples to fit to, and samples held out; the same ones where there are too few."""
+def split(
+    samples: Sequence[Inputs], every: int = HELDOUT_EVERY
+) -> tuple[list[Inputs], list[Inputs]]:
+    """Samples to fit to, and one of so many held out; the same ones where there are too few."""
     # At regular places, so that an ordered series is held out evenly.
-    heldout = list(samples[HELDOUT_EVERY - 1 :: HELDOUT_EVERY])
+    heldout = list(samples[every - 1 :: every])
     if not heldout:
         return list(samples), list(samples)
-    fitted = [sample for i, sample in enumerate(samples) if i % HELDOUT_EVERY != HELDOUT_EVERY - 1]
+    fitted = [sample for i, sample in enumerate(samples) if i % every != every - 1]
     return fitted, heldout
 
 

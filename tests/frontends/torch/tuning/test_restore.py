@@ -12,6 +12,7 @@ from deconvfix.frontends.torch.inputs import Inputs
 from deconvfix.frontends.torch.tuning.restore import (
     _COLOUR,
     _LOCKED,
+    _SMOOTH,
     _locked,
     _Loss,
     _matrices,
@@ -23,15 +24,28 @@ from tests.support.gridded import gridded, pictures_for
 
 
 def test_the_locked_part_is_that_of_its_definition():
+    """Patch by patch, with the weight of a patch from what its goal varies, against the mean of that."""
     error = torch.randn(2, 3, 16, 8, dtype=torch.float64)
-    want = []
-    for n, c, i, j in itertools.product(range(2), range(3), range(2), range(1)):
-        patch = error[n, c, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8]
-        means = torch.stack([
-            torch.stack([patch[a::2, b::2].mean() for b in range(2)]) for a in range(2)
-        ])  # fmt: skip
-        want.append((means - means.mean()).square().mean())
-    torch.testing.assert_close(_locked(error, (2, 2)), torch.stack(want).mean())
+    goal = torch.randn(2, 3, 16, 8, dtype=torch.float64)
+    goal[0, :, :8] = goal[0, :, :1, :1]
+    power, rough = [], []
+    for n, i in itertools.product(range(2), range(2)):
+        patch = error[n, :, 8 * i : 8 * i + 8]
+        means = torch.stack([patch[:, a::2, b::2].mean((1, 2)) for a in (0, 1) for b in (0, 1)])
+        power.append((means - means.mean(0)).square().mean())
+        rough.append(goal[n, :, 8 * i : 8 * i + 8].var((1, 2), correction=0).mean())
+    mean = torch.stack(rough).mean()
+    weights = [_SMOOTH * mean / ((_SMOOTH - 1) * each + mean) for each in rough]
+    want = torch.stack([w * p for w, p in zip(weights, power, strict=True)]).mean()
+    torch.testing.assert_close(_locked(error, goal, (2, 2)), want)
+    assert weights[0] == pytest.approx(_SMOOTH)
+
+
+def test_the_locked_part_of_a_constant_goal_counts():
+    error = torch.zeros(1, 1, 8, 8)
+    error[..., ::2, :] = 1
+    flat = _locked(error, torch.zeros_like(error), (2, 2))
+    torch.testing.assert_close(flat, torch.tensor(0.25 * _SMOOTH))
 
 
 def test_the_loss_is_its_definition():
@@ -42,7 +56,7 @@ def test_the_loss_is_its_definition():
     got = _Loss(nn.Identity(), {}, {0: (2, 2)}, True)(pairs)
     error = output - goal
     colour = np.mean([float(error[n, c].mean()) ** 2 for n in range(2) for c in range(3)])
-    want = error.square().mean() + _LOCKED * _locked(error, (2, 2)) + _COLOUR * colour
+    want = error.square().mean() + _LOCKED * _locked(error, goal, (2, 2)) + _COLOUR * colour
     torch.testing.assert_close(got, want / goal.var())
 
 

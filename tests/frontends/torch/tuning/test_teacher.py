@@ -21,7 +21,7 @@ from tests.support.gridded import gridded, pictures_for
 
 
 def test_cycle_spinning_is_its_definition():
-    """Each shift by itself: move, run, move back, and the mean of all."""
+    """Each shift by itself: move, run, move back, and the mean of all, in the colours of the output."""
     model, (x, *_) = gridded(), pictures_for(4, side=16)
     (got,) = cycle_spun(model, x, {0: (2, 2)}, 64, 0)
     wide = functional.pad(x, (2, 2, 2, 2), mode="reflect")
@@ -30,7 +30,10 @@ def test_cycle_spinning_is_its_definition():
         with torch.no_grad():
             y = model(wide[:, :, row : row + 18, column : column + 18])
         total += y[:, :, 2 - row : 18 - row, 2 - column : 18 - column].numpy()
-    np.testing.assert_allclose(got, total / 4, atol=1e-6)
+    with torch.no_grad():
+        colours = model(x).numpy().mean((2, 3), keepdims=True)
+    want = total / 4 - total.mean((2, 3), keepdims=True) / 4 + colours
+    np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_what_commutes_with_shifts_stays_as_it_is():
