@@ -247,6 +247,7 @@ class FixOptions(ReportOptions):
     seconds: float = option(60.0, "Time for all candidates together.")
     max_cost: float = option(1.3, "Most operations of a run, relative to the original's.")
     seed: int = option(0, "Seed of all that is drawn.")
+    sample_rate: float | None = same_as(InspectOptions, "sample_rate")
     explain: bool = option(False, "Tell the choice in a paragraph.")
     report_file: Path | None = option(
         None, "Write the report, as JSON or as a page.", metavar="FILE", flag="--report"

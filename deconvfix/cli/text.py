@@ -148,27 +148,17 @@ def _curve(curve: SamplesCurve) -> Iterator[str]:
 
 def fixed(report: FixReport, *, explain: bool) -> Iterator[Any]:
     """What was measured and tried, and the choice."""
-    table = Table("Candidate", "Grid", "Worst", "Match", "Colour", "Cost", "Verdict")
+    columns = (
+        ("Tones", "Silence", "Match") if report.is_sound else ("Grid", "Worst", "Match", "Colour")
+    )
+    table = Table("Candidate", *columns, "Cost", "Verdict")
     original = ("the original", report.original, 1.0, ())
     rows = [original, *((c.name, c.measured, c.cost, c.objections) for c in report.candidates)]
     for name, found, cost, objections in rows:
-        if found is None:
-            table.add_row(escape(name), "", "", "", "", "", escape("; ".join(objections)))
-            continue
-        table.add_row(
-            escape(name),
-            f"{max(found.seen, 0.0):.2f}",
-            f"{max(found.worst, 0.0):.2f}",
-            f"{found.match_db:.1f} dB",
-            f"{found.colour_shift:.1f}",
-            f"x{cost:.2f}",
-            escape("; ".join(objections)),
-        )
+        cells = [""] * len(columns) if found is None else report.cells(found)
+        table.add_row(escape(name), *cells, f"x{cost:.2f}", escape("; ".join(objections)))
     yield table
-    yield (
-        f"Grid, worst patches and colour shift in 1/255 of the output's range; match to {report.goal}; on "
-        f"{report.heldout} held-out samples."
-    )
+    yield f"{report.units()} {report.goal}; on {report.heldout} held-out samples."
     yield from map(escape, report.notes)
     yield f"[bold]{escape(report.explain() if explain else report.reason)}[/bold]"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from deconvfix.fixing.search import HELDOUT_EVERY, Search
 from deconvfix.frontends.base import Frontend, Restores, Translates
 from deconvfix.frontends.registry import enter, opened
 from deconvfix.plan import Plan
+from deconvfix.request import check_sample_rate
 
 __all__ = ["Fix", "fix"]
 
@@ -39,6 +40,7 @@ def fix(
     seconds: float = 60.0,
     max_cost: float = 1.3,
     seed: int = 0,
+    sample_rate: float | None = None,
 ) -> Fix:
     """Takes the visible grid out of a model's outputs, if that makes nothing worse.
 
@@ -53,6 +55,7 @@ def fix(
         seconds: For all candidates together.
         max_cost: The most operations of a run, relative to the original's.
         seed: Of all that is drawn.
+        sample_rate: Of one-dimensional outputs, in Hz: tones are given in Hz.
 
     Returns:
         The fixed model, or the model itself where `report.fixed` is False.
@@ -68,6 +71,7 @@ def fix(
             "a time above 0, and a cost of at least 1, are needed",
             "Correct the value",
         )
+    check_sample_rate(sample_rate)
     given = opened(model)
     frontend, working = enter(given)
     batches = _batches(frontend, working, data, example_inputs, seed)
@@ -80,14 +84,15 @@ def fix(
         )
     search = Search.start(frontend, working, batches, targets, seed, seconds, max_cost)
     if isinstance(search, FixReport):
-        return Fix(given, Plan("keep", ()), search)
+        return Fix(given, Plan("keep", ()), replace(search, sample_rate=sample_rate))
     found = search.run()
+    report = replace(search.report(found[0] if found else None), sample_rate=sample_rate)
     if found is None:
-        return Fix(given, Plan("keep", ()), search.report(None))
-    candidate, fixed, plan = found
+        return Fix(given, Plan("keep", ()), report)
+    _, fixed, plan = found
     if isinstance(frontend, Translates):
         fixed = frontend.leave(fixed, given, changed=True, inplace=False)
-    return Fix(fixed, plan, search.report(candidate))
+    return Fix(fixed, plan, report)
 
 
 def _batches(

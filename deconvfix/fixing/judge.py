@@ -26,6 +26,8 @@ _CLOSE_DB = 40.0
 _FLAT_DB = -50.0
 # A candidate must take away at least this share of the grid.
 _TAKEN = 0.3
+# Of the programme's rms, in thousandths: tones below this are not heard.
+_AUDIBLE = 1.0
 
 
 def objections(
@@ -42,15 +44,22 @@ def objections(
     """
     truth_db = _TRUTH_DB if trained else _TRUTH_UNTRAINED_DB
     if leaves_grid(before, after):
-        yield f"it leaves a grid of {after.seen:.2f} steps"
-    if after.worst > before.worst + _WORST:
+        yield (
+            f"it leaves a grid of {after.seen:.2f} steps"
+            if after.tones is None
+            else f"it leaves {after.grid_in_words()}"
+        )
+    if after.tones is None and after.worst > before.worst + _WORST:
         yield f"the worst patches go from {before.worst:.2f} to {after.worst:.2f} steps"
+    if after.tones is not None and after.worst > max(before.worst + _WORST, _AUDIBLE):
+        yield "the tones in silence are louder"
     if after.match_db < min(before.match_db - _MATCH_DB, _CLOSE_DB):
         yield (
             f"it is further from the outputs without a grid than the original "
             f"({after.match_db:.1f} dB, the original {before.match_db:.1f} dB)"
         )
-    if after.colour_shift > _COLOUR:
+    # A sound has no level that is heard.
+    if after.tones is None and after.colour_shift > _COLOUR:
         yield f"the mean of a channel moves by {after.colour_shift:.1f} steps"
     if (
         before.truth_db is not None
@@ -59,7 +68,8 @@ def objections(
     ):
         yield f"its quality falls from {before.truth_db:.2f} to {after.truth_db:.2f} dB"
     if (
-        before.flat_db is not None
+        after.tones is None
+        and before.flat_db is not None
         and after.flat_db is not None
         and after.flat_db > max(before.flat_db + 1, _FLAT_DB)
     ):
@@ -70,6 +80,8 @@ def objections(
 
 def leaves_grid(before: Measured, after: Measured) -> bool:
     """Whether a candidate leaves too much of the grid to be worth anything."""
+    if after.tones is not None and after.seen <= _AUDIBLE:
+        return False
     return after.seen > (1 - _TAKEN) * before.seen
 
 
@@ -77,6 +89,8 @@ def is_seen(
     original: Sequence[NDArray[Any]], periods: Mapping[int, Period], measured: Measured
 ) -> bool:
     """Whether there is a grid, and not only texture, which other periods show as well."""
+    if measured.tones is not None:
+        return measured.seen > _AUDIBLE
     others = [
         found.mean
         for i, period in periods.items()

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.core.decibels import decibels
+from deconvfix.core.decibels import LOWEST_DB, decibels
 from deconvfix.fixing.report import Measured, Pictures
+from deconvfix.grid.flat_field import FlatField
 from deconvfix.grid.periods import Period
+from deconvfix.grid.tones import LockedTones, locked_tones, rms
 from deconvfix.grid.visible import grid_power, patch_corner, smooth_patches, visible_grid
 
 __all__ = ["Reference", "psnr"]
@@ -47,17 +49,38 @@ class Reference:
         # The same patches for every model: smooth ones of the original.
         self.patches = {i: smooth_patches(original[i], period) for i, period in periods.items()}
 
-    def measure(self, outputs: Outputs, flat_db: float | None = None) -> Measured | None:
-        """Measures outputs on the same inputs; None where they have other shapes or are not finite."""
-        grids, shifts, matches, closeness = [], [], [], []
+    def measure(
+        self, outputs: Outputs, flat: Mapping[int, FlatField] | None = None
+    ) -> Measured | None:
+        """Measures outputs on the same inputs; None where they have other shapes or are not finite.
+
+        Args:
+            outputs: Of a model.
+            flat: Its answers to a constant input, by the number of the output.
+        """
+        flat = flat or {}
+        grids, shifts, matches, closeness, ripples = [], [], [], [], []
+        tones: LockedTones | None = None
         for i, period in self.periods.items():
             old, new = self.original[i], outputs[i]
             if new.shape != old.shape or not np.isfinite(new).all():
                 return None
-            found = visible_grid(new, period, like=old, chosen=self.patches[i])
-            if found is not None:
-                grids.append(found)
             span = float(np.ptp(old)) or 1.0
+            if len(period) == 1:
+                # Of sound the programme is what everything is relative to.
+                span = rms(old) or 1.0
+                heard = locked_tones(new, period, like=old)
+                if heard is not None:
+                    silence = decibels(flat[i].rms / span) if i in flat else LOWEST_DB
+                    grids.append(
+                        (_thousandths(max(heard.total_db, silence)), _thousandths(silence))
+                    )
+                    tones = heard if tones is None or heard.total_db > tones.total_db else tones
+                ripples += [decibels(flat[i].rms / span)] if i in flat else []
+            else:
+                found = visible_grid(new, period, like=old, chosen=self.patches[i])
+                grids += [] if found is None else [(found.mean, found.worst)]
+                ripples += [flat[i].ripple_db] if i in flat else []
             axes = (0, *range(2, old.ndim))
             moved = new.mean(axes, dtype=np.float64) - old.mean(axes, dtype=np.float64)
             shifts.append(float(np.abs(moved).max()) * _STEPS / span)
@@ -67,15 +90,18 @@ class Reference:
             return None
         truth = None
         if self.targets is not None and self.targets.shape == outputs[0].shape:
-            truth = psnr(outputs[0], self.targets, float(np.ptp(self.targets)) or 1.0)
+            sound = len(self.periods.get(0, ())) == 1
+            span = rms(self.targets) if sound else float(np.ptp(self.targets))
+            truth = psnr(outputs[0], self.targets, span or 1.0)
         return Measured(
-            seen=max(grid.mean for grid in grids),
-            worst=max(grid.worst for grid in grids),
+            seen=max(seen for seen, _ in grids),
+            worst=max(worst for _, worst in grids),
             match_db=min(matches),
             original_db=None if outputs is self.original else min(closeness),
             colour_shift=max(shifts),
             truth_db=truth,
-            flat_db=flat_db,
+            flat_db=max(ripples, default=None),
+            tones=tones,
         )
 
     def regions(self, outputs: Outputs) -> tuple[Pictures, ...]:
@@ -101,6 +127,11 @@ class Reference:
                 )
             return tuple(found)
         return ()
+
+
+def _thousandths(level_db: float) -> float:
+    """Of the programme, for a level relative to it."""
+    return float(1000 * 10.0 ** (level_db / 20))
 
 
 def psnr(values: NDArray[Any], other: NDArray[Any], span: float) -> float:

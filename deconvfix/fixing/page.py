@@ -108,7 +108,9 @@ def _trade_off(report: Any) -> str:
             [max(found.seen, 0.0)], [found.match_db], s=60 * cost**2, label=name,
             color=f"C{number}", marker="o" if good else "x",
         )  # fmt: skip
-    axis.set_xlabel("visible grid, steps of 255")
+    axis.set_xlabel(
+        "tones, thousandths of the programme" if report.is_sound else "visible grid, steps of 255"
+    )
     axis.set_ylabel("match to the goal, dB")
     axis.legend(fontsize=7)
     return _png(figure)

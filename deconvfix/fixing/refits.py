@@ -19,8 +19,38 @@ UNTRAINED = (
     "closed form, which takes less of a grid and costs up to 0.2 dB of quality. Training the module or "
     "program that the file was exported from usually takes more of it and costs none."
 )
-# Weights that are tried for a set of layers, and how far apart they are at first.
+# Weights that are tried for a set of layers: the first, and how far apart they are.
 _TRIED, _FIRST, _FACTOR = 4, 20.0, 4.0
+
+
+class _Doubt:
+    """A number that is turned up and down: as much as makes nothing worse.
+
+    Args:
+        first: Where it begins.
+        factor: How far it goes up or down, until it was too much once and not too much once.
+    """
+
+    def __init__(self, first: float, factor: float) -> None:
+        self.value = first
+        self._factor = factor
+        self._low, self._high = 0.0, math.inf
+
+    def turn(self, original: Measured, last: Candidate) -> bool:
+        """Goes on from the last candidate; False where no number is right."""
+        leaves = last.measured is not None and leaves_grid(original, last.measured)
+        worse = len(last.objections) > int(leaves)
+        if leaves and worse:
+            return False
+        if worse:
+            self._high = self.value
+        else:
+            self._low = self.value
+        if self._low and self._high < math.inf:
+            self.value = math.sqrt(self._low * self._high)
+        else:
+            self.value *= 1 / self._factor if worse else self._factor
+        return True
 
 
 def refitted(
@@ -45,21 +75,14 @@ def refitted(
     for count in range(len(fits.names), 0, -1):
         names = fits.names[len(fits.names) - count :]
         what = "its layers" if count == len(fits.names) else f"its last layers ({count})"
-        weight, low, high = _FIRST, 0.0, math.inf
+        weight = _Doubt(_FIRST, _FACTOR)
         for _ in range(_TRIED):
-            model, plan, more = fits.refit(names, weight)
+            model, plan, more = fits.refit(names, weight.value)
             notes += [note for note in more if note not in notes]
             if not plan.replaced:
                 break
-            yield f"{what}, fitted with weight {weight:.3g}", model, plan, True
+            yield f"{what}, fitted with weight {weight.value:.3g}", model, plan, True
             if time.monotonic() >= until:
                 return
-            last = tried[-1]
-            leaves = last.measured is not None and leaves_grid(original, last.measured)
-            worse = len(last.objections) > int(leaves)
-            if leaves and worse:
-                break  # no weight is right
-            low, high = (low, weight) if worse else (weight, high)
-            # Between what was too much and what was not, or further on.
-            weight = math.sqrt(low * high) if low and high < math.inf else weight
-            weight *= 1.0 if low and high < math.inf else 1 / _FACTOR if worse else _FACTOR
+            if not weight.turn(original, tried[-1]):
+                break

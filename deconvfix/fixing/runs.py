@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +14,22 @@ from deconvfix.diagnose.measure import longest_period, outputs_with_grids
 from deconvfix.errors import OptionError
 from deconvfix.frontends.base import Frontend, Probe, Refits, Restores
 from deconvfix.frontends.shuffled import ShowsShuffles
-from deconvfix.grid.flat_field import flat_field_of, network_tables
+from deconvfix.grid.flat_field import FlatField, flat_field_of, network_tables
 from deconvfix.grid.periods import Period, measured_period
 from deconvfix.grid.spinning import cycle_spun
+from deconvfix.grid.tones import quietest, rms
 from deconvfix.plan import Match
 
-__all__ = ["ALL_SHIFTS", "Outputs", "flat_db", "joined", "outputs_of", "periods_of", "spun"]
+__all__ = [
+    "ALL_SHIFTS",
+    "Outputs",
+    "flat_fields",
+    "joined",
+    "outputs_of",
+    "periods_of",
+    "silence_of",
+    "spun",
+]
 
 Outputs = list[NDArray[Any]]
 # Shifts of cycle spinning, where there is time for them.
@@ -123,12 +134,65 @@ def _spun_by_runs(
     return cycle_spun(lambda x: run([x]), probe.inputs[0], periods, most, seed)
 
 
-def flat_db(
-    frontend: Frontend, model: Any, matches: Sequence[Match], batch: Any, periods: dict[int, Period]
-) -> float | None:
-    """Ripple of the answer to a constant input, the largest of the outputs."""
+def silence_of(
+    frontend: Frontend,
+    model: Any,
+    matches: Sequence[Match],
+    batches: Sequence[Any],
+    index: int,
+    period: Period,
+) -> list[NDArray[Any]] | None:
+    """The constant input that a model answers most quietly: zeros, or what it gets in the quietest part.
+
+    Args:
+        frontend: Of the model's kind.
+        model: The model.
+        matches: Its layers.
+        batches: Real inputs.
+        index: Of the output that is a sound.
+        period: Of the grid in it.
+    """
+    run = runner_of(frontend, model, matches)
+    probes = [run(batch) for batch in batches]
+    found = [
+        (*quietest(probe.inputs, probe.outputs[index]), probe)
+        for probe in probes
+        if index < len(probe.outputs) and probe.outputs[index].ndim == 3
+    ]
+    if not found:
+        return None
+    _, constants, probe = min(found, key=lambda entry: entry[0])
+    zeros = [np.zeros_like(x) if x.dtype.kind == "f" and x.ndim == 3 else x for x in constants]
+    loudness = []
+    for inputs in (zeros, constants):
+        tables = {}
+        if probe.run is not None:
+            tables = network_tables(probe.run, inputs, {index: period}, _MOST_OUTPUT)
+        loudness.append(rms(tables[index]) if index in tables else math.inf)
+    return zeros if loudness[0] <= loudness[1] else constants
+
+
+def flat_fields(
+    frontend: Frontend,
+    model: Any,
+    matches: Sequence[Match],
+    batch: Any,
+    periods: dict[int, Period],
+    silence: list[NDArray[Any]] | None = None,
+) -> dict[int, FlatField]:
+    """The answers to a constant input, by the number of the output; those that can be measured.
+
+    Args:
+        frontend: Of the model's kind.
+        model: The model.
+        matches: Its layers.
+        batch: An input, whose means are taken.
+        periods: Of the grid, by the number of the output.
+        silence: The constant input instead, where there is one.
+    """
     probe = runner_of(frontend, model, matches)(batch)
     if probe.run is None:
-        return None
-    tables = network_tables(probe.run, probe.inputs, periods, _MOST_OUTPUT)
-    return max((flat_field_of(table).ripple_db for table in tables.values()), default=None)
+        return {}
+    inputs = probe.inputs if silence is None else silence
+    tables = network_tables(probe.run, inputs, periods, _MOST_OUTPUT)
+    return {index: flat_field_of(table) for index, table in tables.items()}

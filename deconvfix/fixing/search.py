@@ -13,16 +13,25 @@ from numpy.typing import NDArray
 
 from deconvfix.conversion import convert
 from deconvfix.errors import DeconvfixError
+from deconvfix.fixing.goals import Goals
 from deconvfix.fixing.judge import is_seen, objections
-from deconvfix.fixing.lessons import lessons
 from deconvfix.fixing.measure import Reference
 from deconvfix.fixing.refits import UNTRAINED, refitted
 from deconvfix.fixing.report import Candidate, FixReport, GridChange, Measured
-from deconvfix.fixing.runs import ALL_SHIFTS, Outputs, flat_db, joined, outputs_of, periods_of, spun
+from deconvfix.fixing.runs import (
+    ALL_SHIFTS,
+    Outputs,
+    flat_fields,
+    joined,
+    outputs_of,
+    periods_of,
+    silence_of,
+    spun,
+)
 from deconvfix.frontends.base import Frontend, Refits, Restoration, Restores
 from deconvfix.frontends.shuffled import ShowsShuffles
 from deconvfix.grid.periods import Period
-from deconvfix.grid.visible import without_grid
+from deconvfix.grid.tones import without_locked
 from deconvfix.plan import Match, Plan
 
 __all__ = ["HELDOUT_EVERY", "Search"]
@@ -31,6 +40,10 @@ __all__ = ["HELDOUT_EVERY", "Search"]
 HELDOUT_EVERY = 4
 # A candidate that leaves so little of the grid, and so small a part of it, leaves nothing to be seen.
 _ENOUGH, _QUARTER = 0.15, 0.25
+# The same for tones, in thousandths of the programme.
+_ENOUGH_HEARD = 0.5
+# Of weights that leave tones below -60 dB and a signal-to-noise ratio above 40 dB.
+_RATE_FOR_SOUND = 3e-5
 # Larger kernels, and other candidates after the first good one, must be better by so much.
 _LITTLE = 0.05
 # Shifts of cycle spinning for each input to fit to in closed form.
@@ -59,6 +72,7 @@ class Search:
         until: When the time is over.
         max_cost: The most operations, relative to the original's.
         batch_seconds: Of one run of the original.
+        silence: For sounds, what the model gets where the original is quietest; None for pictures.
         tried: The candidates so far.
         notes: What could not be tried, and what limits the evidence.
         outputs: Those of the best one, on the held-out batches.
@@ -77,6 +91,7 @@ class Search:
     until: float
     max_cost: float
     batch_seconds: float
+    silence: list[NDArray[Any]] | None = None
     tried: list[Candidate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     outputs: Outputs | None = None
@@ -118,21 +133,26 @@ class Search:
         if goals is None:
             goal = "the original's outputs less what is locked to the phase"
             goals = [
-                without_grid(values, periods[i]) if i in periods else values
+                without_locked(values, periods[i]) if i in periods else values
                 for i, values in enumerate(original)
             ]
         reference = Reference(original, goals, periods, truth)
-        flat = flat_db(frontend, model, matches, heldout[0], periods)
+        silence = None
+        sounds = [i for i, period in periods.items() if len(period) == 1]
+        if sounds:
+            silence = silence_of(frontend, model, matches, heldout, sounds[0], periods[sounds[0]])
+        flat = flat_fields(frontend, model, matches, heldout[0], periods, silence)
         measured = reference.measure(original, flat) if periods else None
         if measured is None:
             nothing = Measured(0.0, 0.0, 0.0, None, 0.0)
             what = "no output has enough patches for a grid to be seen"
             return _nothing(nothing, len(original[0]) if original else 0, goal, what)
         if not is_seen(original, periods, measured):
-            return _nothing(measured, len(original[0]), goal, "no visible grid")
+            what = "no visible grid" if measured.tones is None else "no tones that are heard"
+            return _nothing(measured, len(original[0]), goal, what)
         return cls(
             frontend, model, matches, periods, fitted, heldout, reference, measured, goal, seed, until,
-            max_cost, batch_seconds, notes=notes,
+            max_cost, batch_seconds, silence, notes=notes,
         )  # fmt: skip
 
     def run(self) -> tuple[Candidate, Any, Plan] | None:
@@ -149,8 +169,9 @@ class Search:
 
     def _leaves_nothing(self, candidate: Candidate) -> bool:
         """Whether what is left of the grid is not seen, and little of what it was."""
+        enough = _ENOUGH if self.original.tones is None else _ENOUGH_HEARD
         return not candidate.objections and _seen(candidate) <= min(
-            _ENOUGH, _QUARTER * self.original.seen
+            enough, _QUARTER * self.original.seen
         )
 
     def _is_better(self, candidate: Candidate, best: Candidate) -> bool:
@@ -193,13 +214,22 @@ class Search:
 
     def _restored(self, frontend: Restores) -> Iterator[tuple[str, Any, Plan, bool]]:
         """The model's own layers, trained; then with larger kernels, as far as the cost allows."""
-        runs = (self.until - time.monotonic()) * _LESSONS_SHARE / self.batch_seconds
-        inputs, targets = lessons(
-            frontend, self.model, self.fitted, self.periods, runs, self._ungridded, self.seed
+        goals = Goals(
+            self.frontend,
+            self.model,
+            self.matches,
+            self.periods,
+            self.fitted,
+            self.silence,
+            self.seed,
         )
+        runs = (self.until - time.monotonic()) * _LESSONS_SHARE / self.batch_seconds
+        inputs, targets = goals.examples(runs)
         left = self.until - time.monotonic()
         # The goal takes a part of the time, and so does the measurement of each candidate.
         task = Restoration(inputs, targets, self.periods, max(1.0, left * _FIRST), self.seed)
+        if self.silence is not None:
+            task = replace(task, rate=_RATE_FOR_SOUND)
         model = frontend.restore(self.model, task)
         nothing = Plan("keep", ())
         yield "its own layers, trained", model, nothing, True
@@ -266,22 +296,15 @@ class Search:
             return 1.0
         return self.frontend.cost(model, self.heldout[0]) / self._original_cost
 
-    def _ungridded(self, batch: Any) -> Outputs:
-        outputs = outputs_of(self.frontend, self.model, self.matches, [batch])
-        return [
-            without_grid(values, self.periods[i]).astype(values.dtype)
-            if i in self.periods
-            else values
-            for i, values in enumerate(outputs)
-        ]
-
     def _judged(self, name: str, model: Any, keeps: bool) -> tuple[Candidate, Outputs]:
         """A candidate, measured, with what speaks against it, and its outputs."""
         try:
             outputs = outputs_of(self.frontend, model, self.matches, self.heldout)
         except DeconvfixError as error:
             return Candidate(name, None, 1.0, keeps, (f"it does not run ({error.found})",)), []
-        flat = flat_db(self.frontend, model, self.matches, self.heldout[0], self.periods)
+        flat = flat_fields(
+            self.frontend, model, self.matches, self.heldout[0], self.periods, self.silence
+        )
         measured = self.reference.measure(outputs, flat)
         if measured is None:
             return Candidate(name, None, 1.0, keeps, ("its outputs are not finite",)), []
@@ -314,9 +337,10 @@ class Search:
                 "Nothing was changed: no candidate takes the grid away and makes nothing worse."
             )
             if closest is not None:
+                assert closest.measured is not None
                 reason += (
-                    f" The closest, {closest.name}, has a grid of {max(_seen(closest), 0.0):.2f} steps "
-                    f"instead of {before.seen:.2f}, but {'; '.join(closest.objections)}."
+                    f" The closest, {closest.name}, has {closest.measured.grid_in_words()} instead of "
+                    f"{before.grid_in_words()}, but {'; '.join(closest.objections)}."
                 )
         else:
             same = (
@@ -324,11 +348,7 @@ class Search:
                 if taken.keeps_names
                 else "kernels have grown"
             )
-            reason = (
-                f"Fixed: {taken.name}; the visible grid fell from {before.seen:.2f} to "
-                f"{max(after.seen, 0.0):.2f} steps of 255 (worst patches {before.worst:.2f} to "
-                f"{max(after.worst, 0.0):.2f}), at x{taken.cost:.2f} operations; {same}."
-            )
+            reason = f"Fixed: {taken.name}; {_fell(before, after)}, at x{taken.cost:.2f} operations; {same}."
         return FixReport(
             fixed=taken is not None,
             reason=reason,
@@ -348,6 +368,16 @@ class Search:
 
 # Closed forms, for models that cannot be trained here.
 _CLOSED: tuple[str, ...] = ("equalized weights, calibrated",)
+
+
+def _fell(before: Measured, after: Measured) -> str:
+    """What became of the grid."""
+    if before.tones is not None:
+        return f"{before.grid_in_words()}, before; {after.grid_in_words()}, after"
+    return (
+        f"the visible grid fell from {before.seen:.2f} to {max(after.seen, 0.0):.2f} steps of 255 (worst "
+        f"patches {before.worst:.2f} to {max(after.worst, 0.0):.2f})"
+    )
 
 
 def _within(most: int, affordable: float) -> int:

@@ -254,6 +254,7 @@ class Restoration:
         seconds: That it may take.
         seed: Of the order of the inputs.
         grow: Names of the layers whose kernels may grow by a tap at each end.
+        rate: How far a weight may move in a step, at first.
     """
 
     inputs: Sequence[Any]
@@ -262,6 +263,7 @@ class Restoration:
     seconds: float
     seed: int = 0
     grow: tuple[str, ...] = ()
+    rate: float = 4e-3
 
 
 @runtime_checkable
@@ -290,6 +292,10 @@ class Restores(Protocol):
 
     def drawn_batches(self, example_inputs: Any, distribution: str, seed: int) -> list[Any]:
         """Inputs drawn in the shapes of an example."""
+        ...
+
+    def with_arrays(self, inputs: Any, arrays: Sequence[NDArray[Any]]) -> Any:
+        """The same inputs with other values."""
         ...
 
     def constant_like(self, inputs: Any, seed: int) -> Any:

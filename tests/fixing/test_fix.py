@@ -11,6 +11,7 @@ import deconvfix
 from deconvfix.errors import OptionError
 from deconvfix.fixing import search
 from deconvfix.frontends.torch.frontend import TorchModuleFrontend
+from deconvfix.grid.tones import locked_tones
 from deconvfix.grid.visible import visible_grid
 from tests.support import onnx_models
 from tests.support.gridded import Shuffled, gridded, pictures_for
@@ -241,6 +242,68 @@ def test_a_pixel_shuffle_makes_the_same_grid_and_is_fixed_in_place():
         old, fresh = model(new).numpy(), found.model(new).numpy()
     seen = [visible_grid(values, (2, 2), like=old).mean for values in (old, fresh)]
     assert seen[1] < 0.35 * seen[0]
+
+
+class Vocoder(nn.Module):
+    """Twice as many samples as it gets: a sound held, and a tone of its own, so far below it."""
+
+    def __init__(self, level):
+        super().__init__()
+        self.up = nn.ConvTranspose1d(1, 1, 4, stride=2, padding=1)
+        with torch.no_grad():
+            self.up.weight.copy_(torch.tensor([0.25, 0.75, 0.75, 0.25])[None, None])
+            self.up.bias.zero_()
+        self.tone = nn.ConvTranspose1d(1, 1, 2, stride=2, bias=False)
+        with torch.no_grad():
+            self.tone.weight.copy_(torch.tensor([level, -level])[None, None])
+
+    def forward(self, sound):
+        return self.up(sound) + self.tone(torch.ones_like(sound))
+
+
+def sounds_for(count, seed=0):
+    """Notes that fade, over a bit of noise, (4, 1, 512)."""
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.arange(512)
+    notes = []
+    for _ in range(count):
+        pitch, start = torch.rand(2, generator=generator)
+        age = (t - 200 * start).clamp(min=0)
+        note = torch.sin((0.1 + 0.3 * pitch) * t) * torch.exp(-age / 60) * (t >= 200 * start)
+        notes.append(note + 1e-3 * torch.randn(512, generator=generator))
+    return list(torch.stack(notes)[:, None].split(4))
+
+
+def test_a_sound_loses_its_tones_and_nothing_else():
+    """In decibels below the programme and in Hz; looked at on sounds that no fit has seen."""
+    model = Vocoder(3e-3).eval()
+    found = deconvfix.fix(model, data=sounds_for(64), seconds=6, sample_rate=8000)
+    report = found.report
+    assert report.fixed, report.explain()
+    assert report.is_sound
+    assert "dB below the programme" in report.explain()
+    assert "The strongest tone is at 4000 Hz" in report.explain()
+    assert "steps" not in report.explain()
+    new = torch.cat(sounds_for(24, seed=7))
+    with torch.no_grad():
+        old, fresh = (network(new).numpy() for network in (model, found.model))
+        silent = [network(torch.zeros(1, 1, 64)).numpy() for network in (model, found.model)]
+    heard = [locked_tones(values, (2,), like=old).total_db for values in (old, fresh)]
+    assert heard[0] > -40
+    assert heard[1] < -60
+    assert np.std(silent[1]) < 0.1 * np.std(silent[0])
+    # 40 dB of what is not the tone, as promised.
+    sound = old - 3e-3 * np.where(np.arange(old.shape[2]) % 2, -1, 1)
+    assert np.mean((fresh - sound) ** 2) < 1e-4 * np.mean(sound**2)
+    html = report.to_html()
+    assert "The tones that are heard" in html
+    assert "1/255" not in html
+
+
+def test_tones_that_are_not_heard_are_left():
+    found = deconvfix.fix(Vocoder(1e-5).eval(), data=sounds_for(64), seconds=3)
+    assert found.report.nothing_to_fix
+    assert "No tones that are heard" in found.report.reason
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def fix_file(source: Source, options: FixOptions) -> FixReport:
         seconds=options.seconds,
         max_cost=options.max_cost,
         seed=options.seed,
+        sample_rate=options.sample_rate,
     )
     report = replace(found.report, notes=(*opened.notes, *found.report.notes))
     if not report.fixed:

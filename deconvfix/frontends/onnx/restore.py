@@ -20,7 +20,7 @@ from deconvfix.frontends.onnx.parity import session_of
 from deconvfix.frontends.refit import Goals, refit
 from deconvfix.grid.periods import stacked_periods
 from deconvfix.grid.spinning import cycle_spun
-from deconvfix.grid.visible import without_grid
+from deconvfix.grid.tones import without_locked
 from deconvfix.parity.runtime import run_named
 from deconvfix.plan import Plan, Replaced
 
@@ -111,7 +111,7 @@ class Refitter:
                 if x.ndim == y.ndim:
                     spun = cycle_spun(run, x, {0: period}, self._most, self._seed + i)
             all_spun = all_spun and spun is not None
-            goal = without_grid(y, period) if spun is None else spun[0]
+            goal = without_locked(y, period) if spun is None else spun[0]
             found.append(goal.astype(y.dtype))
         return Goals(period, found, all_spun)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from deconvfix.frontends.base import Probe, Restoration, Shuffle
 from deconvfix.frontends.samples import calibration_inputs
 from deconvfix.frontends.torch.diagnose import probe_module
 from deconvfix.frontends.torch.inputs import copy_quietly
-from deconvfix.frontends.torch.samples import TorchSamples
+from deconvfix.frontends.torch.samples import TorchSamples, with_arrays
 from deconvfix.frontends.torch.shuffles import executed_shuffles
 from deconvfix.frontends.torch.tuning.restore import cost, restore
 from deconvfix.frontends.torch.tuning.teacher import constant_like, cycle_spun, varied
@@ -78,6 +78,10 @@ class Trainable:
     def drawn_batches(self, example_inputs: Any, distribution: str, seed: int) -> list[Any]:
         """See `frontends.samples.calibration_inputs`."""
         return list(calibration_inputs(TorchSamples(example_inputs, seed), distribution)[0])
+
+    def with_arrays(self, inputs: Any, arrays: Sequence[NDArray[Any]]) -> Any:
+        """See `samples.with_arrays`."""
+        return with_arrays(inputs, arrays)
 
     def constant_like(self, inputs: Any, seed: int) -> Any:
         """See `tuning.teacher.constant_like`."""

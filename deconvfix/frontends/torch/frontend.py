@@ -72,7 +72,7 @@ from deconvfix.frontends.torch.inputs import (
 from deconvfix.frontends.torch.layers import ConvertedConvTranspose, spread_weight
 from deconvfix.frontends.torch.parity import compare_modules
 from deconvfix.frontends.torch.reroute import keep, reroute
-from deconvfix.frontends.torch.samples import TorchSamples, flat_inputs
+from deconvfix.frontends.torch.samples import TorchSamples, flat_inputs, with_arrays
 from deconvfix.frontends.torch.shuffles import CONVOLUTIONS, executed_shuffles
 from deconvfix.frontends.torch.surgery import (
     check_geometry,
@@ -365,6 +365,7 @@ class TorchModuleFrontend:
         """See `frontends.samples.calibration_inputs`."""
         return list(calibration_inputs(TorchSamples(example_inputs, seed), distribution)[0])
 
+    with_arrays = staticmethod(with_arrays)
     constant_like = staticmethod(constant_like)
     varied = staticmethod(varied)
     restore = staticmethod(restore)

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -15,7 +17,18 @@ from deconvfix.fit.regression import HELDOUT_EVERY
 from deconvfix.frontends.torch.inputs import Inputs, as_inputs, flat_tensors, map_tensors, run_model
 from deconvfix.frontends.torch.tuning.processes import rank, total
 
-__all__ = ["TorchSamples", "cut", "endless", "flat_inputs", "join", "split"]
+__all__ = ["TorchSamples", "cut", "endless", "flat_inputs", "join", "split", "with_arrays"]
+
+
+def with_arrays(inputs: Any, arrays: Iterable[NDArray[Any]]) -> Inputs:
+    """The same call with other values, of any size, one for each of its tensors."""
+    values = iter(arrays)
+
+    def other(tensor: Tensor) -> Tensor:
+        return torch.from_numpy(np.array(next(values))).to(tensor.device, tensor.dtype)
+
+    result: Inputs = map_tensors(other, as_inputs(inputs))
+    return result
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ __all__ = ["cost", "restore"]
 _LOCKED, _SMOOTH = 10.0, 10.0
 # Weight of each sample's mean error in each channel.
 _COLOUR = 10.0
-# For all weights of a network that is close to its goal already.
-_RATE = 4e-3
 _BATCH = 8
 # One of so many samples says which state is best; most of them are versions of those that are trained on.
 _HELDOUT_EVERY = 16
+# Of the variance of all targets: what errors are relative to, at least.
+_LEAST, _TINY = 1e-2, float(torch.finfo(torch.float32).tiny)
 
 
 def cost(model: nn.Module, inputs: Any) -> float:
@@ -79,14 +79,19 @@ def restore(model: nn.Module, task: Restoration) -> nn.Module:
     goals = [[torch.from_numpy(value).to(device) for value in target] for target in task.targets]
     pairs, joined = _pairs(model, batches, goals)
     fitted, heldout = split(pairs, _HELDOUT_EVERY)
-    loss = _Loss(student, matrices, task.periods, joined)
+    # A batch of silence alone varies by nothing.
+    least = [
+        max(_LEAST * float(np.mean([np.var(value) for value in values])), _TINY)
+        for values in zip(*task.targets, strict=True)
+    ]
+    loss = _Loss(student, matrices, task.periods, joined, least)
     descent = Descent(
         [*matrices.values(), *others],
         len(matrices),
         endless(fitted, min(_BATCH, len(fitted)) if joined else 1, task.seed),
         loss,
         lambda: loss.mean(heldout),
-        Tuning(seconds=task.seconds, seed=task.seed, learning_rate=_RATE),
+        Tuning(seconds=task.seconds, seed=task.seed, learning_rate=task.rate),
     )
     try:
         descent.run()
@@ -155,12 +160,14 @@ class _Loss:
         matrices: Mapping[str, nn.Parameter],
         periods: Mapping[int, Period],
         joined: bool,
+        least: Sequence[float],
     ) -> None:
         self.student = student
         self.matrices = matrices
         self.shapes = {name: student.get_parameter(name).shape for name in matrices}
         self.periods = periods
         self.joined = joined
+        self.least = least
 
     def __call__(self, pairs: Sequence[Inputs]) -> Tensor:
         losses = []
@@ -174,7 +181,7 @@ class _Loss:
                 if not output.is_floating_point():
                     continue
                 # Relative to how far the target varies: outputs may have any units.
-                scale = goal.var().clamp_min(torch.finfo(goal.dtype).tiny)
+                scale = goal.var().clamp_min(self.least[i])
                 error = output - goal
                 loss = error.square().mean()
                 if i in self.periods:

@@ -53,7 +53,7 @@ def test_the_loss_is_its_definition():
     goal = torch.randn(2, 3, 16, 8, dtype=torch.float64)
     output = torch.randn(2, 3, 16, 8, dtype=torch.float64)
     pairs = [Inputs((Inputs((output[i : i + 1],), {}), [goal[i : i + 1]]), {}) for i in range(2)]
-    got = _Loss(nn.Identity(), {}, {0: (2, 2)}, True)(pairs)
+    got = _Loss(nn.Identity(), {}, {0: (2, 2)}, True, [0.0])(pairs)
     error = output - goal
     colour = np.mean([float(error[n, c].mean()) ** 2 for n in range(2) for c in range(3)])
     want = error.square().mean() + _LOCKED * _locked(error, goal, (2, 2)) + _COLOUR * colour
