@@ -127,10 +127,8 @@ def _fidelity(fidelity: Fidelity) -> Iterator[str]:
     for what, before, after in pairs:
         if before is not None and after is not None:
             yield f"  {what}: {decibels_in_words(before)} before, {decibels_in_words(after)} after."
-    if fidelity.psnr_db is not None:
-        yield (
-            f"  Match to the original: {fidelity.psnr_db:.1f} dB PSNR, on {fidelity.measured_on()}."
-        )
+    if (match := fidelity.match_in_words()) is not None:
+        yield f"  Match to the original: {match}, on {fidelity.measured_on()}."
 
     for output in fidelity.outputs:
         if (moved := output.shift_in_words()) is not None:
@@ -277,6 +275,9 @@ def _output(output: OutputDiagnosis) -> Iterator[str]:
     flat = output.flat_field
     if output.visible is not None:
         yield f"{where}: {output.visible.in_words()}."
+    if output.heard is not None:
+        heard = "are heard" if output.heard.is_heard else "are not heard"
+        yield f"{where}: tones that are locked to the phase: {output.heard.in_words()}; they {heard}."
     if flat is not None:
         yield (
             f"{where}: on a constant input the ripple is {flat.ripple_db:.1f} dB; phases differ by up to "

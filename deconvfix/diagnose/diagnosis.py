@@ -24,6 +24,7 @@ from deconvfix.grid.periods import (
     layers_with,
 )
 from deconvfix.grid.spectra import radial_spectrum, spectral_peaks
+from deconvfix.grid.tones import locked_tones
 from deconvfix.grid.variance import PhaseVariance, phase_variance
 from deconvfix.grid.visible import VISIBLE, visible_grid
 from deconvfix.plan import Match
@@ -61,7 +62,8 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
     for index, (values, grids) in shown.items():
         # One value that is not finite makes every spectrum and every mean useless.
         usable = bool(np.isfinite(values).all())
-        one_dimensional = sample_rate if len(longest[index]) == 1 else None
+        sound = len(longest[index]) == 1
+        one_dimensional = sample_rate if sound else None
         outputs.append(
             OutputDiagnosis(
                 index=index,
@@ -73,7 +75,10 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
                 if usable
                 else (),
                 radial_spectrum=radial_spectrum(values) if usable else None,
-                visible=visible_grid(values, longest[index]) if usable else None,
+                visible=visible_grid(values, longest[index]) if usable and not sound else None,
+                heard=locked_tones(values, longest[index], sample_rate=sample_rate)
+                if usable and sound
+                else None,
             )
         )
         notes += _limits(outputs[-1], usable)
@@ -92,6 +97,12 @@ def diagnose(findings: Findings, probe: Probe, sample_rate: float | None) -> Ins
 
 def _seen(found: Inspection) -> Iterator[str]:
     """A sentence on what to do about a grid that is seen."""
+    heard = [output for output in found.outputs if output.heard and output.heard.is_heard]
+    if heard:
+        yield (
+            f"Output {heard[0].index} has tones that are heard on these inputs. If they are real ones, "
+            "`deconvfix fix` takes them out and makes nothing worse, or says why it cannot."
+        )
     seen = [output for output in found.outputs if output.visible and output.visible.mean > VISIBLE]
     if seen:
         yield (

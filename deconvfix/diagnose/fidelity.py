@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deconvfix.core.decibels import LOWEST_DB, decibels_in_words
+from deconvfix.core.decibels import LOWEST_DB, decibels, decibels_in_words
 from deconvfix.grid.flat_field import FlatField
+from deconvfix.grid.tones import LockedTones, level_in_words
 from deconvfix.grid.visible import VISIBLE, VisibleGrid
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
 # The visible grid rose if it rose by so much, in 1/255 of the range: less may be texture.
 _RISE = 0.15
 _SAME = 0.05
+# The same for tones, in dB.
+_LOUDER_DB = 1.5
 # What a match on noise is worth.
 MADE_UP = (
     "The outputs were compared on made-up noise, which proves nothing about pictures or sounds: the match is "
@@ -74,8 +77,12 @@ class OutputChange:
         tones: The outputs' power at the frequencies of the grids.
         shift: How far the mean of each channel moved, converted minus original, in the unit of the output.
         span: From the smallest to the largest value of the original's output.
-        visible_before: The visible grid of the original's output; None where it is too small.
+        visible_before: The visible grid of the original's output; None where it is too small, and for sound.
         visible_after: The converted model's, in the same patches and steps.
+        heard_before: For sound the tones in the original's output that are locked to the phase.
+        heard_after: The converted model's, relative to the same programme.
+        programme: rms of the original's output, for sound; 0 for pictures.
+        snr_db: Signal-to-noise ratio of the converted model's sound; None for pictures.
     """
 
     index: int
@@ -87,18 +94,27 @@ class OutputChange:
     span: float = 0.0
     visible_before: VisibleGrid | None = None
     visible_after: VisibleGrid | None = None
+    heard_before: LockedTones | None = None
+    heard_after: LockedTones | None = None
+    programme: float = 0.0
+    snr_db: float | None = None
 
     def visible_in_words(self) -> str | None:
-        """What became of the visible grid; None if it was not measured."""
+        """What became of the visible grid, or of the tones of a sound; None if it was not measured."""
+        if self.heard_before is not None and self.heard_after is not None:
+            return (
+                f"tones that are locked to the phase: {self.heard_before.in_words()} before, "
+                f"{self.heard_after.in_words()} after"
+            )
         before, after = self.visible_before, self.visible_after
         if before is None or after is None:
             return None
-        verb = "stayed at" if abs(after.mean - before.mean) < _SAME else "changed from"
-        verb = "fell from" if after.mean <= before.mean - _SAME else verb
-        verb = "rose from" if after.mean >= before.mean + _SAME else verb
-        numbers = f"{max(before.mean, 0.0):.2f} to {max(after.mean, 0.0):.2f}"
-        if verb == "stayed at":
-            numbers = f"{max(after.mean, 0.0):.2f}"
+        # As they are printed: a mean below zero is less than chance would give.
+        old, new = max(before.mean, 0.0), max(after.mean, 0.0)
+        verb = "fell from" if new < old else "rose from"
+        numbers = f"{old:.2f} to {new:.2f}"
+        if abs(new - old) < _SAME:
+            verb, numbers = "stayed at", f"{new:.2f}"
         return (
             f"the visible grid {verb} {numbers} steps of 255 (in the worst patches "
             f"{max(before.worst, 0.0):.2f} before, {max(after.worst, 0.0):.2f} after)"
@@ -106,7 +122,10 @@ class OutputChange:
 
     @property
     def looks_worse(self) -> bool:
-        """Whether the visible grid rose to where it can be seen."""
+        """Whether the visible grid rose to where it can be seen, or tones to where they are heard."""
+        if self.heard_before is not None and self.heard_after is not None:
+            louder = self.heard_after.total_db > self.heard_before.total_db + _LOUDER_DB
+            return self.heard_after.is_heard and louder
         before, after = self.visible_before, self.visible_after
         return (
             before is not None
@@ -169,14 +188,21 @@ class Fidelity:
 
     def sentence(self) -> str:
         """What the change did, for the owner of the model: first what is seen, then on constants."""
+        constants = self._on_constants()
+        heard = [
+            (output.heard_before.total_db, words)
+            for output in self.outputs
+            if output.heard_before and (words := output.visible_in_words())
+        ]
+        if heard:
+            return f"In the outputs, {max(heard)[1]}. {constants}"
         seen = [
             (output.visible_before.mean, words)
             for output in self.outputs
             if output.visible_before and (words := output.visible_in_words())
         ]
         if not seen:
-            return self._on_constants()
-        constants = self._on_constants()
+            return constants
         return f"In the smooth parts of the outputs, {max(seen)[1]}. {constants}"
 
     def _on_constants(self) -> str:
@@ -200,11 +226,23 @@ class Fidelity:
             assert loudest.flat_after
             old, new = loudest.flat_before.rms, loudest.flat_after.rms
             verb = "fell" if new < old else "changed"
-            summary = f"On a constant input, the tone {verb} from an rms of {old:.2g} to {new:.2g}"
-        if self.psnr_db is None:
+            levels = f"an rms of {old:.2g} to {new:.2g}"
+            if loudest.programme:
+                was, now = (level_in_words(decibels(x / loudest.programme)) for x in (old, new))
+                levels = f"{was} to {now}"
+            summary = f"On a constant input, the tone {verb} from {levels}"
+        match = self.match_in_words()
+        if match is None:
             return f"{summary}; how well the outputs match the original's was not measured."
         seen = " on samples that the fit has seen" if self.psnr_seen else ""
-        return f"{summary}; the outputs match the original's at {self.psnr_db:.1f} dB PSNR{seen}."
+        return f"{summary}; the outputs match the original's at {match}{seen}."
+
+    def match_in_words(self) -> str | None:
+        """How well the outputs match: the lowest SNR of sounds, else the PSNR; None if not measured."""
+        ratios = [output.snr_db for output in self.outputs]
+        if ratios and None not in ratios:
+            return f"{min(ratio for ratio in ratios if ratio is not None):.1f} dB SNR"
+        return None if self.psnr_db is None else f"{self.psnr_db:.1f} dB PSNR"
 
     def measured_on(self) -> str:
         """Which samples the outputs were compared on, in words."""

@@ -14,6 +14,7 @@ from deconvfix.forms.base import Recommendation
 from deconvfix.grid.flat_field import FlatField
 from deconvfix.grid.periods import GridFrequency
 from deconvfix.grid.spectra import Peak, RadialSpectrum
+from deconvfix.grid.tones import LockedTones
 from deconvfix.grid.variance import PhaseVariance
 from deconvfix.grid.visible import VisibleGrid
 
@@ -98,7 +99,8 @@ class OutputDiagnosis:
             the longest first; not for those of which the output has too few.
         peaks: The spectrum at the frequencies of the grid.
         radial_spectrum: Power by frequency over all directions, for two dimensions.
-        visible: The visible grid; None where the output has too few patches.
+        visible: The visible grid; None where the output has too few patches, and for sound.
+        heard: The tones of a sound that are locked to the phase; None where it is too short, and for others.
     """
 
     index: int
@@ -109,6 +111,7 @@ class OutputDiagnosis:
     peaks: tuple[Peak, ...]
     radial_spectrum: RadialSpectrum | None
     visible: VisibleGrid | None = None
+    heard: LockedTones | None = None
 
 
 @dataclass(frozen=True)

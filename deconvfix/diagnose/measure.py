@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.core.decibels import LOWEST_DB, decibels_in_words
+from deconvfix.core.decibels import LOWEST_DB, decibels, decibels_in_words
 from deconvfix.diagnose.fidelity import Fidelity, OutputChange, Tone
 from deconvfix.frontends.base import Frontend, Probe, ReadsConverted
 from deconvfix.grid.flat_field import (
@@ -26,7 +26,8 @@ from deconvfix.grid.flat_field import (
 from deconvfix.grid.kernel import ripple_db
 from deconvfix.grid.periods import Period, measured_period, stacked_periods
 from deconvfix.grid.spectra import spectral_peaks
-from deconvfix.grid.visible import VisibleGrid, visible_grid
+from deconvfix.grid.tones import locked_tones, rms
+from deconvfix.grid.visible import visible_grid
 from deconvfix.plan import Match, Plan
 
 __all__ = [
@@ -262,18 +263,41 @@ def _changes(runs: Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
             tones=_tones(values, runs.compared(index), grids, sample_rate),
             shift=_shift(values, runs.compared(index)),
             span=float(values.max()) - float(values.min()),
-            visible_before=visible_grid(values, periods[index]),
-            visible_after=_visible(values, runs.compared(index), periods[index]),
+            **(_heard if len(periods[index]) == 1 else _seen)(
+                values, runs.compared(index), periods[index], sample_rate
+            ),
         )
         for index, (values, grids) in runs.shown.items()
     )
 
 
-def _visible(
-    before: NDArray[Any], after: NDArray[Any] | None, period: Period
-) -> VisibleGrid | None:
-    """The visible grid of the converted output, where and in the steps in which the original's was."""
-    return None if after is None else visible_grid(after, period, like=before)
+def _seen(
+    before: NDArray[Any], after: NDArray[Any] | None, period: Period, sample_rate: float | None
+) -> dict[str, Any]:
+    """The visible grid of both outputs, where and in the steps in which the original's is."""
+    return {
+        "visible_before": visible_grid(before, period),
+        "visible_after": None if after is None else visible_grid(after, period, like=before),
+    }
+
+
+def _heard(
+    before: NDArray[Any], after: NDArray[Any] | None, period: Period, sample_rate: float | None
+) -> dict[str, Any]:
+    """The tones of both sounds, and how well they match, relative to the original's programme."""
+    old = before.astype(np.float64)
+    programme = rms(old) if np.isfinite(old).all() else 0.0
+    snr = None
+    if after is not None and programme and np.isfinite(after).all():
+        snr = decibels(programme / error) if (error := rms(after - old)) else -LOWEST_DB
+    return {
+        "heard_before": locked_tones(before, period, sample_rate=sample_rate),
+        "heard_after": None
+        if after is None
+        else locked_tones(after, period, like=before, sample_rate=sample_rate),
+        "programme": programme,
+        "snr_db": snr,
+    }
 
 
 def _shift(before: NDArray[Any], after: NDArray[Any] | None) -> tuple[float, ...]:

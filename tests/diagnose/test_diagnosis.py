@@ -268,6 +268,7 @@ def test_json_is_finite_and_has_the_documented_fields(photo):
         "peaks",
         "radial_spectrum",
         "visible",
+        "heard",
     }
 
 

@@ -15,6 +15,7 @@ from deconvfix.frontends.torch.frontend import FRONTEND
 from deconvfix.frontends.torch.layers import spread_weight
 from tests.support.fidelity import ROUNDED_DB, cancelling, convert, decoder
 from tests.support.networks import ripples, smooth_batches
+from tests.support.sounds import Vocoder, sounds_for
 
 # --- layers -------------------------------------------------------------------------------------
 
@@ -260,3 +261,26 @@ def test_a_match_on_noise_is_called_that(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.zeros((1, 2, 5, 6), np.float32))
     real = ("--inputs", tmp_path / "x.npz", "--force")
     assert "made-up noise" not in command.run("convert", path, *options, *real).stdout
+
+
+def test_a_sound_is_measured_as_it_is_heard():
+    """Tones in decibels and Hz, and a signal-to-noise ratio, before and after a form without them."""
+    model, sounds = Vocoder(3e-3).eval(), torch.cat(sounds_for(24))
+    found = deconvfix.inspect(model, (sounds,), sample_rate=8000)
+    assert found.outputs[0].visible is None
+    assert found.outputs[0].heard.hz == 4000
+    assert found.outputs[0].heard.is_heard
+    assert any("tones that are heard" in note for note in found.notes)
+    options = {"to": "equalized", "init": "fit", "include": "tone", "sample_rate": 8000}
+    report = deconvfix.convert(model, example_inputs=(sounds,), **options).report
+    [output] = report.fidelity.outputs
+    assert output.heard_before.strongest_db > -40
+    assert output.heard_after.total_db == -300
+    with torch.no_grad():
+        old = model(sounds).numpy()
+    assert output.programme == pytest.approx(np.sqrt(np.mean(old**2)), rel=1e-5)
+    # What went is the tone, and nothing else.
+    assert output.snr_db == pytest.approx(-output.heard_before.total_db, abs=0.5)
+    assert "none after" in report.fidelity.sentence()
+    assert "dB SNR" in str(report.fidelity.sentence())
+    assert not report.fidelity.looks_worse
