@@ -32,7 +32,7 @@ from deconvfix.frontends.base import (
 )
 from deconvfix.frontends.calibrate import fitter_of
 from deconvfix.frontends.registry import enter, opened
-from deconvfix.frontends.shuffled import NOT_IN_PLACE, ShowsShuffles, check_same
+from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan, make_plan
 from deconvfix.report.report import ConversionReport, layers_with_ripples, versions
@@ -266,16 +266,11 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     working = frontend.prepare(model, request.example_inputs, inplace=request.inplace)
     shuffling: ShowsShuffles | None = None
     found: tuple[str, ...] = ()
-    if isinstance(frontend, ShowsShuffles) and request.form.keeps_layer:
-        # What is corrected may be a convolution in front of a pixel shuffle as well.
+    if request.form.keeps_layer:
         request = request.with_inputs_read()
-        copy = frontend.prepare(working, None, inplace=False) if request.inplace else working
-        copy, found = frontend.with_transposed(copy, request.first_inputs())
-        if frontend.shows_shuffles(copy) and request.inplace:
-            found = (*found, NOT_IN_PLACE)
-        elif frontend.shows_shuffles(copy):
-            working, shuffling = copy, frontend
-            check_same(frontend, working, model, request.first_inputs())
+        shuffling, working, found = shown(
+            frontend, working, model, request.first_inputs(), inplace=request.inplace
+        )
     findings = frontend.find(working, request.example_inputs)
     plan = request.plan or make_plan(findings.matches, request, request.selects)
     if request.strict and plan.refused:

@@ -9,11 +9,11 @@ from deconvfix.failures import parity_error
 from deconvfix.parity.bounds import ParityReport
 
 __all__ = [
-    "NOT_IN_PLACE",
     "SHUFFLED_LAYER",
     "UNSEEN",
     "ShowsShuffles",
     "check_same",
+    "shown",
     "upsampling_notes",
 ]
 
@@ -25,7 +25,7 @@ SHUFFLED_LAYER = Refusal(
 )
 
 
-NOT_IN_PLACE = (
+_NOT_IN_PLACE = (
     "Convolutions in front of pixel shuffles stay as they are with `inplace`: convert a copy to have them "
     "corrected."
 )
@@ -94,3 +94,33 @@ def check_same(frontend: ShowsShuffles, shown: Any, model: Any, inputs: Any) -> 
     # Whether inputs are evidence at all is said of the conversion itself.
     if not all(comparison.ok for comparison in parity.comparisons):
         raise parity_error(parity, "(model)")
+
+
+def shown(
+    frontend: Any, working: Any, model: Any, inputs: Any | None, *, inplace: bool
+) -> tuple[ShowsShuffles | None, Any, tuple[str, ...]]:
+    """A model with its convolutions in front of pixel shuffles as transposed convolutions, if it has any.
+
+    Args:
+        frontend: Of its kind.
+        working: The model to work on.
+        model: The original, to compare with.
+        inputs: To find the layers by a run.
+        inplace: Whether `working` is the user's: it is not written otherwise then.
+
+    Returns:
+        The front end, if there are such layers; the model; and notes.
+
+    Raises:
+        ParityError: If the two do not compute the same.
+    """
+    if not isinstance(frontend, ShowsShuffles):
+        return None, working, ()
+    copy = frontend.prepare(working, None, inplace=False) if inplace else working  # type: ignore[attr-defined]
+    copy, notes = frontend.with_transposed(copy, inputs)
+    if not frontend.shows_shuffles(copy):
+        return None, working, notes
+    if inplace:
+        return None, working, (*notes, _NOT_IN_PLACE)
+    check_same(frontend, copy, model, inputs)
+    return frontend, copy, notes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,21 +18,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deconvfix.core.shuffled import Shuffled
-from deconvfix.frontends.shuffled import UNSEEN
+from deconvfix.forms.base import Need
+from deconvfix.frontends.shuffled import SHUFFLED_LAYER, UNSEEN
 from deconvfix.frontends.torch.find import current_weight
 from deconvfix.frontends.torch.inputs import copy_model
 from deconvfix.frontends.torch.layers import ConvTransposeModule, read_weight
 from deconvfix.frontends.torch.shuffles import class_of, shuffled_layers
 from deconvfix.frontends.torch.surgery import exchange, put_weight
+from deconvfix.plan import Match
 
 __all__ = [
     "as_in",
+    "as_shuffled",
     "shows_shuffles",
     "shuffled_by",
     "stored",
     "unshuffled",
     "with_shuffled",
     "with_transposed",
+    "without_phases",
 ]
 
 _TRANSPOSED: dict[type[nn.Module], type[nn.Module]] = {
@@ -110,6 +115,22 @@ def shuffled_by(module: nn.Module) -> _Unshuffle | None:
 def shows_shuffles(model: nn.Module) -> bool:
     """Whether it has transposed convolutions for convolutions in front of pixel shuffles."""
     return any(shuffled_by(module) is not None for module in model.modules())
+
+
+def as_shuffled(match: Match, module: nn.Module) -> Match:
+    """How a layer is described that stands for a convolution and a shuffle; others as they are."""
+    hook = shuffled_by(module)
+    if hook is None:
+        return match
+    op = f"{type(hook.layer).__name__} + PixelShuffle"
+    return replace(match, op=op, lacks={Need.OWN_PLACE: SHUFFLED_LAYER} | dict(match.lacks))
+
+
+def without_phases(module: nn.Module) -> None:
+    """Takes the phases of its bias from a layer whose weight has lost its grid."""
+    hook = shuffled_by(module)
+    if hook is not None:
+        hook.correct()
 
 
 def with_transposed(model: nn.Module, inputs: Any | None) -> tuple[nn.Module, tuple[str, ...]]:

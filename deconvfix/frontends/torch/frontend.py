@@ -32,7 +32,6 @@ from deconvfix.frontends.base import (
 )
 from deconvfix.frontends.calibrate import calibrate, fitted_decisions
 from deconvfix.frontends.samples import calibration_inputs, count_samples
-from deconvfix.frontends.shuffled import SHUFFLED_LAYER
 from deconvfix.frontends.torch.calibrate import FittableModule
 from deconvfix.frontends.torch.calls import (
     Observed,
@@ -44,11 +43,12 @@ from deconvfix.frontends.torch.calls import (
 from deconvfix.frontends.torch.diagnose import gradient_advice, kernels_of, probe_module
 from deconvfix.frontends.torch.exposed import (
     as_in,
+    as_shuffled,
     shows_shuffles,
-    shuffled_by,
     stored,
     with_shuffled,
     with_transposed,
+    without_phases,
 )
 from deconvfix.frontends.torch.find import (
     PLAIN,
@@ -173,13 +173,7 @@ class TorchModuleFrontend:
                     match = replace(
                         match, lacks={Need.STORED_WEIGHT: _USED_ELSEWHERE} | dict(match.lacks)
                     )
-                stands_for = shuffled_by(module)
-                if stands_for is not None:
-                    op = f"{type(stands_for.layer).__name__} + PixelShuffle"
-                    match = replace(
-                        match, op=op, lacks={Need.OWN_PLACE: SHUFFLED_LAYER} | dict(match.lacks)
-                    )
-                matches[name] = match
+                matches[name] = as_shuffled(match, module) if module._forward_hooks else match
             else:
                 for match in match_calls(name, module, calls, owners, uses):
                     if match.name in layers:  # a child of that name
@@ -235,9 +229,7 @@ class TorchModuleFrontend:
             check_geometry(module, decision)
             if decision.target.keeps_layer:
                 set_weight(module, decision)
-                stands_for = shuffled_by(module)
-                if stands_for is not None:
-                    stands_for.correct()
+                without_phases(module)
             elif decision.target.is_exact and why_not_exchanged(module, owners):
                 rerouted.setdefault(module, set())
             else:
