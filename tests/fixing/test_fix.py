@@ -121,6 +121,26 @@ def test_if_all_candidates_are_worse_nothing_is_changed(monkeypatch):
     assert found.report.grid.seen_after == found.report.grid.seen_before
 
 
+@pytest.mark.parametrize(("left", "kernels"), [(0.0, False), (0.6, True)])
+def test_kernels_grow_only_where_something_is_left(monkeypatch, left, kernels):
+    asked = []
+
+    def trained(model, task):
+        asked.append((task.grow, task.seconds))
+        better = gridded()
+        with torch.no_grad():
+            better.up.weight[better.up.weight > 1] = 1 + 0.03 * left
+        return better
+
+    monkeypatch.setattr("deconvfix.frontends.torch.frontend.restore", trained)
+    found = deconvfix.fix(gridded(), data=pictures_for(32), seconds=20, max_cost=3.0)
+    names = [candidate.name for candidate in found.report.candidates]
+    assert names[0] == "its own layers, trained"
+    assert ("1 of its layers with larger kernels, trained" in names) is kernels
+    assert [grow for grow, _ in asked] == [(), ("up",)][: 1 + kernels]
+    assert asked[0][1] > 10
+
+
 class Frozen(nn.Module):
     """Weights that are no parameters, so there is nothing to train."""
 
