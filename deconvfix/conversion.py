@@ -24,14 +24,10 @@ from deconvfix.failures import parity_error, refused, still_runs, unproven
 from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
-from deconvfix.frontends.base import (
-    CalibrationData,
-    Frontend,
-    HasInputs,
-    Translates,
-)
+from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs, Translates
 from deconvfix.frontends.calibrate import fitter_of
 from deconvfix.frontends.registry import enter, opened
+from deconvfix.frontends.samples import without_heldout
 from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan, make_plan
@@ -81,8 +77,8 @@ class Attempt:
         matches: The layers that were found.
         ripples: Flat-field ripple of the layers whose function changes, in dB before and after, by name.
         fidelity: What is known of an intended change without a run; None for exact forms.
-        inputs: What the two models are compared on where the function changes: the last calibration
-            batch, or the example inputs.
+        inputs: What the two models are compared on where the function changes: calibration batches, held
+            out where there are enough, or the example inputs; empty where there are none.
         still_running: Transposed convolutions that run although they were to be replaced; None without
             example inputs.
         notes: Sentences about what could not be seen or fitted.
@@ -97,7 +93,7 @@ class Attempt:
     matches: tuple[Match, ...]
     ripples: Ripples
     fidelity: Fidelity | None
-    inputs: Any | None
+    inputs: tuple[Any, ...]
     still_running: tuple[str, ...] | None
     notes: tuple[str, ...]
     shows_shuffles: bool = False
@@ -285,9 +281,11 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     ripples = planned_ripples(findings.matches, plan) if changes else {}
     fitter = fitter_of(frontend, request.calibration, inits) if inits else None
     calibration = request.calibration
-    given = None
+    given: list[Any] | None = None
+    heldout: list[Any] = []
     if fitter is not None and calibration is not None and not isinstance(calibration, str):
-        calibration = given = list(calibration)
+        given = list(calibration)
+        calibration, heldout = without_heldout(given)
     inputs = request.example_inputs
     if inputs is None and isinstance(frontend, HasInputs):
         inputs = frontend.own_inputs(working)
@@ -306,29 +304,35 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         after, plan, more = fitter.fit_to_data(before, after, plan, data)
         notes += more
         samples = fitter.count_samples(before, calibration, request.example_inputs)
-        if given is not None:
-            inputs = given[-1] if given else request.example_inputs
-        elif inputs is None:
+        if given is None and inputs is None:
             # Other values than those that the layers were fitted to.
             inputs = fitter.drawn_inputs(before, str(calibration), request.seed + 1)
             notes.append(MADE_UP)
     if shuffling:
         # What is proven are the weights as the original's layers hold them, through a norm or rounded.
         after = shuffling.as_in(shuffling.with_shuffled(after), before)
+    measured_on = tuple(heldout or (given or ())[-1:])
+    if not measured_on and inputs is not None:
+        measured_on = (inputs,)
     fidelity = None
     if changes:
         # After the fit to data, as that has changed the weights again.
         ripples = ripples_now(frontend, after, plan, ripples)
         fidelity = fidelity_of(ripples)
     if fidelity is not None and samples is not None:
-        fidelity = replace(fidelity, calibration_samples=samples, psnr_seen=given is not None)
+        fidelity = replace(
+            fidelity,
+            calibration_samples=samples,
+            psnr_seen=given is not None and not heldout,
+            psnr_heldout=bool(heldout),
+        )
     still_running = None
     if request.example_inputs is not None:
         still_running = tuple(frontend.left(after, plan, request.example_inputs))
         if still_running:
             raise still_runs(still_running)
     return Attempt(
-        frontend, before, after, plan, findings.matches, ripples, fidelity, inputs, still_running,
+        frontend, before, after, plan, findings.matches, ripples, fidelity, measured_on, still_running,
         tuple(notes), shuffling is not None,
     )  # fmt: skip
 
@@ -344,7 +348,7 @@ def finished(tried: Attempt) -> Any:
     assert isinstance(tried.frontend, ShowsShuffles)
     copy = tried.frontend.prepare(tried.after, None, inplace=False)
     given = tried.frontend.with_shuffled(copy)
-    check_same(tried.frontend, tried.after, given, tried.inputs)
+    check_same(tried.frontend, tried.after, given, next(iter(tried.inputs), None))
     return given
 
 
@@ -387,27 +391,13 @@ def prove(
     if parity is not None and not parity.ok:
         raise parity_error(parity, name)
     fidelity, evidence = tried.fidelity, None
-    if fidelity is not None and tried.inputs is not None:
-        fidelity, notes = with_runs(
-            fidelity,
-            frontend,
-            before,
-            after,
-            tried.matches,
-            tried.inputs,
-            sample_rate=request.sample_rate,
-        )
+    if fidelity is not None and tried.inputs:
+        both, rate = (frontend, before, after), request.sample_rate
+        fidelity, notes = with_runs(fidelity, *both, tried.matches, tried.inputs, sample_rate=rate)
         tried = replace(tried, fidelity=fidelity, notes=(*tried.notes, *notes))
         if request.pictures:
-            evidence = gather(
-                frontend,
-                before,
-                after,
-                plan,
-                tried.inputs,
-                fidelity.outputs,
-                sample_rate=request.sample_rate,
-            )
+            seen = tried.inputs[0], fidelity.outputs
+            evidence = gather(*both, plan, *seen, sample_rate=rate)
     report = tried.report(parity=parity, evidence=evidence)
     if request.strict and plan.changed and not report.proven:
         raise unproven(report.outcome(), name)

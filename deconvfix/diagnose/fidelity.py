@@ -153,9 +153,9 @@ class OutputChange:
 class Fidelity:
     """How well the outputs still match the original's after an intended change, and what became of the grid.
 
-    Measured on the last calibration batch, or else on the example inputs; without either, what needs a
-    run is None. Where layers were fitted to calibration inputs, the match is that on inputs which the fit
-    has seen: `SamplesCurve` has it on others.
+    Measured on calibration batches that were held out, where there are enough of them (eight), or else on the
+    last one, or on the example inputs; without any of these, what needs a run is None. Where too few were
+    given to hold some out, the match is that on inputs which the fit has seen.
 
     Attributes:
         psnr_db: Converted against original output, peak = range of the original's.
@@ -168,6 +168,7 @@ class Fidelity:
         psnr_samples: How many samples were looked at.
         psnr_seen: Whether the layers were fitted to these very samples.
         calibration_samples: How many samples the layers were fitted to; None for other fits.
+        psnr_heldout: Whether they are calibration samples that were held out: no fit has seen them.
         outputs: The outputs one by one.
     """
 
@@ -179,6 +180,7 @@ class Fidelity:
     psnr_samples: int | None = None
     psnr_seen: bool = False
     calibration_samples: int | None = None
+    psnr_heldout: bool = False
     outputs: tuple[OutputChange, ...] = ()
 
     @property
@@ -249,6 +251,8 @@ class Fidelity:
         count, fitted = self.psnr_samples, self.calibration_samples
         if self.psnr_seen:
             return f"{count} of the {fitted} samples that the layers were fitted to"
+        if self.psnr_heldout:
+            return f"{count} held-out samples (the layers were fitted to {fitted} others)"
         drawn = "" if fitted is None else f" (the layers were fitted to {fitted} others)"
         if count == 1:
             return f"1 example input{drawn}"

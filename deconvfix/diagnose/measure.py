@@ -7,7 +7,7 @@ outputs, from running the original and the converted model on the same inputs, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,39 +15,29 @@ from numpy.typing import NDArray
 
 from deconvfix.core.decibels import LOWEST_DB, decibels, decibels_in_words
 from deconvfix.diagnose.fidelity import Fidelity, OutputChange, Tone
-from deconvfix.frontends.base import Frontend, Probe, ReadsConverted
+from deconvfix.diagnose.runs import Runs, flat_tables, longest_period, run_both
+from deconvfix.frontends.base import Frontend, ReadsConverted
 from deconvfix.grid.flat_field import (
     NOT_PERIODIC,
     FlatField,
     flat_field_of,
-    network_tables,
-    with_channels,
 )
 from deconvfix.grid.kernel import ripple_db
-from deconvfix.grid.periods import Period, measured_period, stacked_periods
+from deconvfix.grid.periods import Period
 from deconvfix.grid.spectra import spectral_peaks
 from deconvfix.grid.tones import locked_tones, rms
 from deconvfix.grid.visible import visible_grid
+from deconvfix.parity.bounds import psnr
 from deconvfix.plan import Match, Plan
 
 __all__ = [
     "Ripples",
-    "Runs",
     "fidelity_of",
-    "flat_tables",
-    "longest_period",
-    "outputs_with_grids",
-    "periods_if_stacked",
     "planned_ripples",
     "ripples_now",
-    "run_both",
     "with_runs",
 ]
 
-# Inputs are enlarged for a flat field only until outputs have so many elements, or so many times those of
-# the example: a conversion must not take the time and memory of pictures that its owner never makes.
-_MOST_OUTPUT = 2**20
-_MOST_GROWTH = 4
 # Outputs that agree less than this are other ones to the eye. A grid that is so faint is hard to see.
 _FAR_DB = 25.0
 _FAINT_DB = -30.0
@@ -115,47 +105,6 @@ def ripples_now(frontend: Frontend, model: Any, plan: Plan, planned: Ripples) ->
 # --- networks -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Runs:
-    """The original and the converted model on the same inputs.
-
-    Attributes:
-        before: Of the original.
-        after: Of the converted model.
-        shown: The original's outputs that a grid may be in; see `diagnosis.outputs_with_grids`.
-    """
-
-    before: Probe
-    after: Probe
-    shown: Mapping[int, tuple[NDArray[Any], dict[str, Period]]]
-
-    def compared(self, index: int) -> NDArray[Any] | None:
-        """The converted model's output, (N, C, *spatial); None if it is of another shape."""
-        values, grids = self.shown[index]
-        if index >= len(self.after.outputs):
-            return None
-        found = with_channels(self.after.outputs[index], len(longest_period(grids)))
-        return found if found is not None and found.shape == values.shape else None
-
-
-def run_both(
-    frontend: Frontend, before: Any, after: Any, matches: Sequence[Match], inputs: Any
-) -> Runs | None:
-    """Runs both models; None if one of them does not run.
-
-    Args:
-        frontend: Of the models' kind.
-        before: The original.
-        after: The converted model.
-        matches: The original's layers.
-        inputs: As `example_inputs` of `deconvfix.convert`.
-    """
-    old, new = (frontend.probe(model, inputs, matches) for model in (before, after))
-    if old.run is None or new.run is None:
-        return None
-    return Runs(old, new, outputs_with_grids(matches, old))
-
-
 def fidelity_of(ripples: Ripples) -> Fidelity:
     """What is known of an intended change without a run."""
     before = max((pair[0] for pair in ripples.values()), default=LOWEST_DB)
@@ -169,7 +118,7 @@ def with_runs(
     before: Any,
     after: Any,
     matches: Sequence[Match],
-    inputs: Any,
+    batches: Sequence[Any],
     *,
     sample_rate: float | None = None,
 ) -> tuple[Fidelity, tuple[str, ...]]:
@@ -181,20 +130,23 @@ def with_runs(
         before: The original.
         after: The converted model.
         matches: The original's layers.
-        inputs: As `example_inputs` of `deconvfix.convert`.
+        batches: Inputs, each as `example_inputs` of `deconvfix.convert`; their samples count together.
         sample_rate: Of one-dimensional outputs, in Hz.
 
     Returns:
         It, and notes on what could not be measured.
     """
-    fidelity = replace(fidelity, psnr_db=frontend.psnr_db(before, after, inputs))
-    runs = run_both(frontend, before, after, matches, inputs)
+    fidelity = replace(fidelity, psnr_db=frontend.psnr_db(before, after, batches[0]))
+    runs = run_both(frontend, before, after, matches, batches[0], batches[1:])
     if runs is None:
         return fidelity, (
             "The grid of the whole model was not measured, because the model does not run.",
         )
     # The first axis is that of the samples, where there is one.
     batch = next((len(array) for array in runs.before.inputs if array.ndim), None)
+    if len(batches) > 1 and batch is not None:
+        batch = len(runs.before.outputs[0])
+        fidelity = replace(fidelity, psnr_db=psnr(runs.before.outputs, runs.after.outputs))
     outputs = _changes(runs, sample_rate)
     flat = [output for output in outputs if output.flat_before and output.flat_after]
     notes = tuple(
@@ -232,19 +184,6 @@ def _far(fidelity: Fidelity) -> tuple[str, ...]:
 
 def _largest(answers: Sequence[FlatField | None]) -> float | None:
     return max((answer.ripple_db for answer in answers if answer is not None), default=None)
-
-
-def flat_tables(runs: Runs) -> list[dict[int, NDArray[np.float64]]]:
-    """The phases of both models' answers to a constant input, by the number of the output."""
-    periods = {index: longest_period(grids) for index, (_, grids) in runs.shown.items()}
-    # Relative to what the model makes anyway, as constants are enlarged for both models.
-    usual = max((array.size for array in runs.before.outputs), default=0)
-    most = max(_MOST_OUTPUT, _MOST_GROWTH * usual)
-    found = []
-    for probe in (runs.before, runs.after):
-        assert probe.run is not None
-        found.append(network_tables(probe.run, probe.inputs, periods, most))
-    return found
 
 
 def _changes(runs: Runs, sample_rate: float | None) -> tuple[OutputChange, ...]:
@@ -336,69 +275,3 @@ def _tones(
         # Peaks of either: what only one of the two has counts as well.
         for frequency, peak in (new | old).items()
     )
-
-
-# --- pictures -----------------------------------------------------------------------------------
-
-
-def outputs_with_grids(
-    matches: Sequence[Match], probe: Probe
-) -> dict[int, tuple[NDArray[Any], dict[str, Period]]]:
-    """The outputs that a grid may be in.
-
-    Args:
-        matches: The layers.
-        probe: Of a run.
-
-    Returns:
-        By the number of the output its values, (N, C, *spatial), and the period of each layer's grid.
-    """
-    layers = [match for match in matches if match.spec is not None]
-    stacked = periods_if_stacked(matches)
-    sizes: dict[str, tuple[int, ...]] = {}
-    for answer in probe.layers:
-        # Of a layer that runs several times the first call, whose grid has the longest period.
-        sizes.setdefault(answer.name, answer.output_size)
-    shown: dict[int, tuple[NDArray[Any], dict[str, Period]]] = {}
-    for index, output in enumerate(probe.outputs):
-        # An output may have a channel axis or none: the first number of axes that fits counts.
-        for ndim in sorted({len(period) for period in stacked.values()}):
-            values = with_channels(output, ndim)
-            grids: dict[str, Period] = {}
-            if values is not None:
-                grids = _grids(layers, stacked, sizes, probe.unseen, values.shape[2:])
-            if values is not None and any(max(period) > 1 for period in grids.values()):
-                shown[index] = (values, grids)
-                break
-    return shown
-
-
-def longest_period(grids: Mapping[str, Period]) -> Period:
-    """The longest of the grids' periods, per axis."""
-    return tuple(max(axis) for axis in zip(*grids.values(), strict=True))
-
-
-def periods_if_stacked(matches: Sequence[Match]) -> dict[str, Period]:
-    """The periods of layers that follow each other."""
-    layers = {match.name: match.spec.stride for match in matches if match.spec is not None}
-    return dict(zip(layers, stacked_periods(list(layers.values())), strict=True))
-
-
-def _grids(
-    layers: Sequence[Match],
-    stacked: Mapping[str, Period],
-    sizes: Mapping[str, tuple[int, ...]],
-    unseen: Sequence[str],
-    output_size: tuple[int, ...],
-) -> dict[str, Period]:
-    """The periods of the layers' grids in an output: as seen, or as assumed for those not seen."""
-    grids = {}
-    for match in layers:
-        assert match.spec
-        if match.spec.ndim != len(output_size):
-            continue
-        if match.name in sizes and min(sizes[match.name]) > 0:
-            grids[match.name] = measured_period(match.spec.stride, sizes[match.name], output_size)
-        elif not sizes or match.name in unseen:
-            grids[match.name] = stacked[match.name]
-    return grids

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.diagnose.measure import longest_period, outputs_with_grids
+from deconvfix.diagnose.runs import longest_period, outputs_with_grids
 from deconvfix.errors import OptionError
 from deconvfix.frontends.base import Frontend, Probe, Refits, Restores
 from deconvfix.frontends.shuffled import ShowsShuffles

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -22,11 +22,14 @@ __all__ = [
     "count_samples",
     "in_batches_of",
     "nothing_to_fit_to",
+    "without_heldout",
 ]
 
 DISTRIBUTIONS = ("normal", "uniform")
 # Samples that are drawn from a distribution for a closed form.
 _DRAWN = 256
+# Of the batches that are given one in so many is held out, and not more than so many.
+_HELDOUT_EVERY, _MOST_HELDOUT = 8, 8
 Inputs = TypeVar("Inputs")
 
 
@@ -127,6 +130,20 @@ def in_batches_of(
                     for name, array in sample.items()
                 }
                 waiting = []
+
+
+def without_heldout(batches: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
+    """Batches to fit to, and those to measure on: every eighth, but not more than eight in all.
+
+    >>> fitted, heldout = without_heldout(range(17))
+    >>> heldout, len(fitted)
+    ([7, 15], 15)
+    >>> without_heldout(range(7))[1]
+    []
+    """
+    every = max(_HELDOUT_EVERY, math.ceil(len(batches) / _MOST_HELDOUT))
+    fitted = [batch for i, batch in enumerate(batches) if i % every != every - 1]
+    return fitted, list(batches[every - 1 :: every])
 
 
 def nothing_to_fit_to(found: str) -> OptionError:

@@ -66,7 +66,7 @@ def fix_file(source: Source, options: FixOptions) -> FixReport:
     report = replace(found.report, notes=(*opened.notes, *found.report.notes))
     if not report.fixed:
         return report
-    tried = Attempt(opened.frontend, None, found.model, found.plan, (), {}, None, None, None, ())
+    tried = Attempt(opened.frontend, None, found.model, found.plan, (), {}, None, (), None, ())
     with output_folder(output, overwrite=options.force) as folder:
         kind.write(opened, tried, folder / output.name)
     return report
