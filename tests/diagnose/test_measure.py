@@ -284,3 +284,50 @@ def test_a_sound_is_measured_as_it_is_heard():
     assert "none after" in report.fidelity.sentence()
     assert "dB SNR" in str(report.fidelity.sentence())
     assert not report.fidelity.looks_worse
+
+
+def calibrated(batches):
+    model = decoder()
+    options = {"to": "equalized", "init": "calibrated", "calibration": batches}
+    return model, deconvfix.convert(model, **options)
+
+
+def test_of_many_batches_some_are_held_out_and_measured_on():
+    """All of them together, by the definition of the PSNR; the fit has not seen them."""
+    batches = smooth_batches((2, 3, 12, 12), 17)
+    model, got = calibrated(batches)
+    fidelity = got.report.fidelity
+    assert (fidelity.psnr_heldout, fidelity.psnr_seen) == (True, False)
+    size = len(batches[0])
+    assert (fidelity.psnr_samples, fidelity.calibration_samples) == (2 * size, 15 * size)
+    assert fidelity.measured_on() == (
+        f"{2 * size} held-out samples (the layers were fitted to {15 * size} others)"
+    )
+    heldout = torch.cat([batches[7], batches[15]])
+    with torch.no_grad():
+        old, new = (each.eval()(heldout).double() for each in (model, got.model))
+    error = (old - new).square().mean()
+    wanted = 10 * torch.log10((old.max() - old.min()) ** 2 / error)
+    assert fidelity.psnr_db == pytest.approx(float(wanted), abs=0.01)
+    # Other values in them change what is measured, and not the fit.
+    others = [x.flip(-1) * 0.5 if i in (7, 15) else x for i, x in enumerate(batches)]
+    again = calibrated(others)[1]
+    pairs = zip(got.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert again.report.fidelity.psnr_db != fidelity.psnr_db
+
+
+def test_of_few_batches_the_last_is_measured_on_and_the_report_says_that_it_was_seen():
+    batches = smooth_batches((2, 3, 12, 12), 7)
+    fidelity = calibrated(batches)[1].report.fidelity
+    assert (fidelity.psnr_heldout, fidelity.psnr_seen) == (False, True)
+    assert fidelity.calibration_samples == 7 * len(batches[0])
+    assert "on samples that the fit has seen" in fidelity.sentence()
+
+
+def test_held_out_batches_of_other_sizes_count_alone():
+    """Their outputs cannot be joined; the first speaks for all."""
+    batches = smooth_batches((2, 3, 12, 12), 17)
+    batches[15] = batches[15][..., :-2]
+    fidelity = calibrated(batches)[1].report.fidelity
+    assert fidelity.psnr_samples == len(batches[7])
