@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deconvfix.core.decibels import INVISIBLE_DB, LOWEST_DB
 from deconvfix.diagnose.advice import recommend
 from deconvfix.diagnose.inspection import Inspection, Layer, OutputDiagnosis
-from deconvfix.diagnose.runs import longest_period, outputs_with_grids, periods_if_stacked
+from deconvfix.diagnose.measure import outputs_with_grids, periods_if_stacked
 from deconvfix.frontends.base import Findings, Probe
 from deconvfix.grid.flat_field import NOT_PERIODIC, flat_field_of, network_answers
 from deconvfix.grid.kernel import frequency_ripples_db, ripple_db, sum_rule_holds, uneven_overlap
@@ -22,6 +22,7 @@ from deconvfix.grid.periods import (
     Period,
     frequencies_of,
     layers_with,
+    longest_period,
 )
 from deconvfix.grid.spectra import radial_spectrum, spectral_peaks
 from deconvfix.grid.tones import locked_tones

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.diagnose.fidelity import OutputChange, Tone
-from deconvfix.diagnose.runs import Runs, flat_tables, run_both
+from deconvfix.diagnose.measure import Runs, flat_tables, run_both
 from deconvfix.frontends.base import Frontend, Kernel, ShowsKernels
 from deconvfix.grid.spectra import axis_spectrum
 from deconvfix.plan import Plan

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.diagnose.runs import longest_period, outputs_with_grids
+from deconvfix.diagnose.measure import outputs_with_grids
 from deconvfix.errors import OptionError
 from deconvfix.frontends.base import Frontend, Probe, Refits, Restores
 from deconvfix.frontends.shuffled import ShowsShuffles
 from deconvfix.grid.flat_field import FlatField, flat_field_of, network_tables
-from deconvfix.grid.periods import Period, measured_period
+from deconvfix.grid.periods import Period, longest_period, measured_period
 from deconvfix.grid.spinning import cycle_spun
 from deconvfix.grid.tones import quietest, rms
 from deconvfix.plan import Match

@@ -21,6 +21,7 @@ __all__ = [
     "Period",
     "frequencies_of",
     "layers_with",
+    "longest_period",
     "measured_period",
     "stacked_periods",
 ]
@@ -89,6 +90,11 @@ def measured_period(
         1 if s == 1 else max(1, round(s * out / size))
         for s, size, out in zip(stride, layer_size, output_size, strict=True)
     )
+
+
+def longest_period(grids: Mapping[str, Period]) -> Period:
+    """The longest of the grids' periods, per axis."""
+    return tuple(max(axis) for axis in zip(*grids.values(), strict=True))
 
 
 def layers_with(frequency: Sequence[Fraction], periods: Mapping[str, Period]) -> tuple[str, ...]:

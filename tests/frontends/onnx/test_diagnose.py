@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx import helper
 
-from deconvfix.diagnose.runs import outputs_with_grids
+from deconvfix.diagnose.measure import outputs_with_grids
 from deconvfix.frontends.onnx.frontend import FRONTEND
 from tests.support.onnx_layers import BOOL, branch
 from tests.support.onnx_models import integers, model, node, value
