@@ -168,8 +168,8 @@ class Fidelity:
         psnr_samples: How many samples were looked at.
         psnr_seen: Whether the layers were fitted to these very samples.
         calibration_samples: How many samples the layers were fitted to; None for other fits.
-        psnr_heldout: Whether they are calibration samples that were held out: no fit has seen them.
         outputs: The outputs one by one.
+        psnr_heldout: Whether they are calibration samples that were held out: no fit has seen them.
     """
 
     psnr_db: float | None
@@ -180,8 +180,8 @@ class Fidelity:
     psnr_samples: int | None = None
     psnr_seen: bool = False
     calibration_samples: int | None = None
-    psnr_heldout: bool = False
     outputs: tuple[OutputChange, ...] = ()
+    psnr_heldout: bool = False
 
     @property
     def looks_worse(self) -> bool:
