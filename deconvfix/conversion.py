@@ -285,7 +285,8 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     heldout: list[Any] = []
     if fitter is not None and calibration is not None and not isinstance(calibration, str):
         given = list(calibration)
-        calibration, heldout = without_heldout(given)
+        count = fitter.count_samples(before, given, request.example_inputs)
+        calibration, heldout = without_heldout(given, count)
     inputs = request.example_inputs
     if inputs is None and isinstance(frontend, HasInputs):
         inputs = frontend.own_inputs(working)

@@ -153,7 +153,7 @@ class OutputChange:
 class Fidelity:
     """How well the outputs still match the original's after an intended change, and what became of the grid.
 
-    Measured on calibration batches that were held out, where there are enough of them (eight), or else on the
+    Measured on calibration batches that were held out, where there are enough (64 samples), or else on the
     last one, or on the example inputs; without any of these, what needs a run is None. Where too few were
     given to hold some out, the match is that on inputs which the fit has seen.
 

@@ -28,8 +28,8 @@ __all__ = [
 DISTRIBUTIONS = ("normal", "uniform")
 # Samples that are drawn from a distribution for a closed form.
 _DRAWN = 256
-# Of the batches that are given one in so many is held out, and not more than so many.
-_HELDOUT_EVERY, _MOST_HELDOUT = 8, 8
+# One in so many of the given batches is held out, but not more than so many; of so many samples at least.
+_HELDOUT_EVERY, _MOST_HELDOUT, _FEWEST_TO_HOLD_OUT = 8, 8, 64
 Inputs = TypeVar("Inputs")
 
 
@@ -132,15 +132,21 @@ def in_batches_of(
                 waiting = []
 
 
-def without_heldout(batches: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
+def without_heldout(batches: Sequence[Inputs], count: int) -> tuple[list[Inputs], list[Inputs]]:
     """Batches to fit to, and those to measure on: every eighth, but not more than eight in all.
 
-    >>> fitted, heldout = without_heldout(range(17))
+    Args:
+        batches: Of this process.
+        count: Samples of all processes; of fewer than 64 none is held out.
+
+    >>> fitted, heldout = without_heldout(range(17), 68)
     >>> heldout, len(fitted)
     ([7, 15], 15)
-    >>> without_heldout(range(7))[1]
+    >>> without_heldout(range(17), 63)[1]
     []
     """
+    if count < _FEWEST_TO_HOLD_OUT:
+        return list(batches), []
     every = max(_HELDOUT_EVERY, math.ceil(len(batches) / _MOST_HELDOUT))
     fitted = [batch for i, batch in enumerate(batches) if i % every != every - 1]
     return fitted, list(batches[every - 1 :: every])

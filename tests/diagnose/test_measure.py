@@ -294,7 +294,7 @@ def calibrated(batches):
 
 def test_of_many_batches_some_are_held_out_and_measured_on():
     """All of them together, by the definition of the PSNR; the fit has not seen them."""
-    batches = smooth_batches((2, 3, 12, 12), 17)
+    batches = smooth_batches((4, 3, 12, 12), 17)
     model, got = calibrated(batches)
     fidelity = got.report.fidelity
     assert (fidelity.psnr_heldout, fidelity.psnr_seen) == (True, False)
@@ -318,7 +318,7 @@ def test_of_many_batches_some_are_held_out_and_measured_on():
 
 
 def test_of_few_batches_the_last_is_measured_on_and_the_report_says_that_it_was_seen():
-    batches = smooth_batches((2, 3, 12, 12), 7)
+    batches = smooth_batches((10, 3, 12, 12), 7)
     fidelity = calibrated(batches)[1].report.fidelity
     assert (fidelity.psnr_heldout, fidelity.psnr_seen) == (False, True)
     assert fidelity.calibration_samples == 7 * len(batches[0])
@@ -327,7 +327,7 @@ def test_of_few_batches_the_last_is_measured_on_and_the_report_says_that_it_was_
 
 def test_held_out_batches_of_other_sizes_count_alone():
     """Their outputs cannot be joined; the first speaks for all."""
-    batches = smooth_batches((2, 3, 12, 12), 17)
+    batches = smooth_batches((4, 3, 12, 12), 17)
     batches[15] = batches[15][..., :-2]
     fidelity = calibrated(batches)[1].report.fidelity
     assert fidelity.psnr_samples == len(batches[7])
