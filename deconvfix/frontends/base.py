@@ -254,7 +254,9 @@ class Restoration:
         seconds: That it may take.
         seed: Of the order of the inputs.
         grow: Names of the layers whose kernels may grow by a tap at each end.
-        rate: How far a weight may move in a step, at first.
+        rate: The learning rate of Adam; Muon's is in proportion. With 4e-3 two networks of three layers ended
+            2 and 0.7 dB further away from their goal on pictures unlike theirs, and one that is close to its
+            goal from the start 10 dB.
     """
 
     inputs: Sequence[Any]
@@ -263,7 +265,7 @@ class Restoration:
     seconds: float
     seed: int = 0
     grow: tuple[str, ...] = ()
-    rate: float = 4e-3
+    rate: float = 2e-3
 
 
 @runtime_checkable
