@@ -52,9 +52,13 @@ def test_layers_of_every_kind_are_calibrated(layer, to):
     assert got.report.parity.ok
     if to == "equalized":
         assert max(ripples(got.model)) < -120
-    one_by_one = [x for batch in batches for x in batch]
-    same = deconvfix.convert(layer, to=to, init="calibrated", calibration=one_by_one)
-    for one, other in zip(got.model.parameters(), same.model.parameters(), strict=True):
+    # So few that none is held out, whatever they are counted as.
+    one_by_one = [x for batch in batches[:2] for x in batch]
+    few, same = (
+        deconvfix.convert(layer, to=to, init="calibrated", calibration=given).model
+        for given in (batches[:2], one_by_one)
+    )
+    for one, other in zip(few.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(one, other)
 
 
