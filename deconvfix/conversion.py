@@ -264,9 +264,8 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     found: tuple[str, ...] = ()
     if request.form.keeps_layer:
         request = request.with_inputs_read()
-        shuffling, working, found = shown(
-            frontend, working, model, request.first_inputs(), inplace=request.inplace
-        )
+        seen, inplace = request.first_inputs(), request.inplace
+        shuffling, working, found = shown(frontend, working, model, seen, inplace=inplace)
     findings = frontend.find(working, request.example_inputs)
     plan = request.plan or make_plan(findings.matches, request, request.selects)
     if request.strict and plan.refused:
@@ -294,15 +293,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     after, notes = frontend.apply(working, plan), [*found, *findings.notes]
     samples = None
     if fitter is not None and calibration is not None:
-        data = CalibrationData(
-            inputs=calibration,
-            example_inputs=request.example_inputs,
-            tuning=request.tuning or Tuning(),
-            choose_padding=request.padding_mode is None,
-            flat=request.flat_inputs,
-            memory=request.memory,
-        )
-        after, plan, more = fitter.fit_to_data(before, after, plan, data)
+        after, plan, more = fitter.fit_to_data(before, after, plan, _data(request, calibration))
         notes += more
         samples = fitter.count_samples(before, calibration, request.example_inputs)
         if given is None and inputs is None:
@@ -312,9 +303,6 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     if shuffling:
         # What is proven are the weights as the original's layers hold them, through a norm or rounded.
         after = shuffling.as_in(shuffling.with_shuffled(after), before)
-    measured_on = tuple(heldout or (given or ())[-1:])
-    if not measured_on and inputs is not None:
-        measured_on = (inputs,)
     fidelity = None
     if changes:
         # After the fit to data, as that has changed the weights again.
@@ -333,9 +321,29 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         if still_running:
             raise still_runs(still_running)
     return Attempt(
-        frontend, before, after, plan, findings.matches, ripples, fidelity, measured_on, still_running,
-        tuple(notes), shuffling is not None,
+        frontend, before, after, plan, findings.matches, ripples, fidelity,
+        _measured_on(given, heldout, inputs), still_running, tuple(notes), shuffling is not None,
     )  # fmt: skip
+
+
+def _measured_on(
+    given: list[Any] | None, heldout: list[Any], inputs: Any | None
+) -> tuple[Any, ...]:
+    """The held-out batches, or else the last one that was given, or the example inputs."""
+    batches = tuple(heldout or (given or ())[-1:])
+    return (inputs,) if not batches and inputs is not None else batches
+
+
+def _data(request: Request, calibration: Iterable[Any] | str) -> CalibrationData:
+    """What layers are fitted to."""
+    return CalibrationData(
+        inputs=calibration,
+        example_inputs=request.example_inputs,
+        tuning=request.tuning or Tuning(),
+        choose_padding=request.padding_mode is None,
+        flat=request.flat_inputs,
+        memory=request.memory,
+    )
 
 
 def finished(tried: Attempt) -> Any:

@@ -74,7 +74,7 @@ def test_grown_kernels_load_with_the_package(source, tmp_path, monkeypatch):
     monkeypatch.setattr("deconvfix.fixing.search._ENOUGH", -1.0)
     monkeypatch.setattr("deconvfix.fixing.search._LITTLE", -10.0)
     arguments = ("fix", source, *ARCH, "--data", tmp_path / "data.npz", "-o", tmp_path / "out.pt")
-    result = run(*arguments, "--seconds", 8, "--max-cost", 3, "--json")
+    result = run(*arguments, "--seconds", 20, "--max-cost", 3, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["candidates"][1]["keeps_names"] is False
     model = deconvfix.load(tmp_path / "out.pt", Autoencoder())

@@ -132,7 +132,7 @@ def test_kernels_grow_only_where_something_is_left(monkeypatch, left, kernels):
             better.up.weight[better.up.weight > 1] = 1 + 0.03 * left
         return better
 
-    monkeypatch.setattr("deconvfix.frontends.torch.frontend.restore", trained)
+    monkeypatch.setattr(TorchModuleFrontend, "restore", staticmethod(trained))
     found = deconvfix.fix(gridded(), data=pictures_for(32), seconds=20, max_cost=3.0)
     names = [candidate.name for candidate in found.report.candidates]
     assert names[0] == "its own layers, trained"

@@ -72,12 +72,13 @@ def with_transposed(
 
     Args:
         program: Changed, but not in what it computes.
-        inputs: To find them by a run; None: the program's own, if it kept some.
+        inputs: To find them by a run, if the program kept none of its own.
 
     Returns:
         The program, and notes on other upsampling.
     """
-    inputs = program.example_inputs if inputs is None else inputs
+    # Its own are of sizes that it takes.
+    inputs = inputs if program.example_inputs is None else program.example_inputs
     if inputs is None:
         return program, ()
     weights, notes = shuffled_parameters(program.module(), inputs)
