@@ -198,8 +198,16 @@ def verify(
     """
     named = _named(before, source)
     limits = Limits(options.min_snr, options.atol, options.rtol)
+    if options.runtime is not None and (limits.given or before.suffix != ".onnx"):
+        raise click.UsageError("--runtime compares ONNX files up to rounding.", ctx)
     with working("Verifying"):
-        if limits.given:
+        if options.runtime is not None:
+            from deconvfix.cli.jobs.onnx import verify_in
+
+            fared = verify_in(options.runtime, named, after, source.timeout)
+            shown = fared.to_dict() if options.as_json else text.in_runtime(fared)
+            ok = fared.ok
+        elif limits.given:
             one, other = kind_of(before).runners(named, after, threads=1)
             distance = compare_within(limits, one.run(), other.run())
             shown, ok = (

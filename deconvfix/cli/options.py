@@ -22,6 +22,7 @@ from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import FORMS
 from deconvfix.forms.base import Init
 from deconvfix.request import Request
+from deconvfix.runtimes.registry import RUNTIMES
 
 __all__ = [
     "FILE",
@@ -70,7 +71,7 @@ class SourceOptions:
     )
     timeout: float = option(
         600.0,
-        "Time limit for each run of a file in ONNX Runtime, which has a process of its own.",
+        "Time limit for each run of a file in a runtime, which has a process of its own.",
         metavar="SECONDS",
     )
 
@@ -140,6 +141,12 @@ class VerifyOptions(ReportOptions):
         None, "Allowed difference of each number: --atol + --rtol * |BEFORE|.", metavar="NUMBER"
     )
     rtol: float | None = option(None, "The same, relative to BEFORE.", metavar="NUMBER")
+    runtime: str | None = option(
+        None,
+        "Run both ONNX files in the runtime where they are deployed, and compare them with BEFORE in ONNX "
+        "Runtime.",
+        metavar="|".join(RUNTIMES),
+    )
 
 
 @dataclass(frozen=True)

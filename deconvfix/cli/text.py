@@ -23,8 +23,18 @@ if TYPE_CHECKING:
     from deconvfix.parity.bounds import ParityReport
     from deconvfix.report.curves import SamplesCurve
     from deconvfix.report.report import ConversionReport
+    from deconvfix.runtimes.proof import RuntimeReport
 
-__all__ = ["bench", "conversion", "export", "finite", "inspection", "parity", "tolerance"]
+__all__ = [
+    "bench",
+    "conversion",
+    "export",
+    "finite",
+    "in_runtime",
+    "inspection",
+    "parity",
+    "tolerance",
+]
 
 _MOST_LINES = 8
 _STANDS_OUT_DB = 10.0
@@ -222,6 +232,26 @@ def tolerance(report: ToleranceReport) -> Iterator[Any]:
     words = "[green]Within" if report.ok else "[red]NOT within"
     color = "[/green]" if report.ok else "[/red]"
     yield f"{words} the limits{color} ({', '.join(asked)}), on one set of inputs."
+
+
+def in_runtime(report: RuntimeReport) -> Iterator[Any]:
+    """One row for each file, what happened, and the verdict."""
+    table = Table("", report.runtime, "Largest difference", "Over the rounding bound")
+    for name, fared in (("before", report.before), ("after", report.after)):
+        color = "green" if fared.status == "right" else "red"
+        ran = fared.max_abs is not None
+        table.add_row(
+            name,
+            f"[{color}]{fared.status}[/{color}]",
+            f"{fared.max_abs:.3g}" if ran else "",
+            f"{fared.error_ratio:.3g}x (limit {LIMIT:g}x)" if ran else "",
+        )
+    yield table
+    for fared in (report.before, report.after):
+        if fared.words:
+            yield f"{escape(fared.file)}: {escape(fared.words)}."
+    yield from map(escape, report.notes)
+    yield f"[bold]{escape(report.verdict())}[/bold]"
 
 
 def bench(report: BenchReport) -> Iterator[Any]:

@@ -2,12 +2,14 @@
 
 A stranger's file can hold a loop of 2^62 turns, or make ONNX Runtime read memory that is not there. The
 process that asks (`Worker`) and the one that runs (`main`) talk over a socket; both are this package, so what
-is sent is trusted, and what is run is not.
+is sent is trusted, and what is run is not. A class has a method for each request: `Sessions` here, and
+another one for other runtimes in `deconvfix.runtimes.process`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import socket
@@ -17,22 +19,32 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["CrashError", "Worker", "main", "make_session", "rejection"]
+__all__ = ["CrashError", "LateError", "Worker", "main", "make_session", "prepare", "rejection"]
+
+_SESSIONS = "deconvfix.parity.worker:Sessions"
 
 
 class CrashError(Exception):
     """The process ended or was ended; the message says why, as a part of a sentence."""
 
 
-class Worker:
-    """The other process, seen from this one; it starts with the object."""
+class LateError(CrashError):
+    """It was ended at the time limit."""
 
-    def __init__(self) -> None:
+
+class Worker:
+    """The other process, seen from this one; it starts with the object.
+
+    Args:
+        answers: The class whose methods it answers with, as "module:name".
+    """
+
+    def __init__(self, answers: str = _SESSIONS) -> None:
         ours, theirs = socket.socketpair()
         environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(theirs.fileno())],
+                [sys.executable, "-c", _START, str(theirs.fileno()), answers],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -50,19 +62,20 @@ class Worker:
         """Sends a request and waits for the answer.
 
         Args:
-            request: Name of a method of `_Sessions`, and its arguments.
+            request: Name of a method of what it answers with, and its arguments.
             seconds: How long that may take; None for as long as it takes.
 
         Raises:
-            CrashError: If the process ends, or takes longer.
-            RuntimeError: If ONNX Runtime fails, with its words.
+            CrashError: If the process ends.
+            LateError: If it takes longer.
+            RuntimeError: If the method fails, with its words.
         """
         try:
             # A request and its answer; nothing else is ever on the way.
             self.connection.send(request)
             if not self.connection.poll(seconds):
                 self.end()
-                raise CrashError(f"it did not finish within {seconds:g} s")
+                raise LateError(f"it did not finish within {seconds:g} s")
             succeeded, answer = self.connection.recv()
         except (EOFError, OSError) as error:
             self.end()
@@ -118,18 +131,19 @@ def rejection(path: str, *, full: bool) -> str | None:
 
 # --- the process itself -----------------------------------------------------------------------------
 
-_START = "import sys; from deconvfix.parity.worker import main; main(int(sys.argv[1]))"
+_START = "import sys; from deconvfix.parity.worker import main; main(*sys.argv[1:])"
 # prctl: the kernel sends this signal when the process that asked is gone.
 _PARENT_DEATH_SIGNAL = 1
 
 
-class _Sessions:
+class Sessions:
     """The sessions that are open, by number."""
 
     def __init__(self) -> None:
         self.sessions: dict[int, Any] = {}
 
     def open(self, number: int, model: bytes | str, optimize: bool) -> Any:
+        """Opens a file; its inputs and outputs are the answer."""
         session = make_session(model, optimize=optimize, threads=None)
         self.sessions[number] = session
         return [
@@ -138,26 +152,30 @@ class _Sessions:
         ]
 
     def run(self, number: int, feed: dict[str, Any]) -> Any:
+        """All outputs for inputs by name."""
         return self.sessions[number].run(None, feed)
 
     def close(self, number: int) -> None:
+        """Forgets a session."""
         self.sessions.pop(number, None)
 
     def check(self, path: str, full: bool) -> str | None:
+        """See `rejection`."""
         return rejection(path, full=full)
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: str, answers: str) -> None:
     """Answers requests on a socket until its other end is closed."""
-    _prepare()
-    sessions = _Sessions()
-    with Connection(descriptor) as connection:
+    prepare()
+    module, _, kind = answers.partition(":")
+    answering = getattr(importlib.import_module(module), kind)()
+    with Connection(int(descriptor)) as connection:
         while True:
             try:
                 name, *arguments = connection.recv()
             except (EOFError, OSError):
                 return
-            connection.send(_answer(getattr(sessions, name), arguments))
+            connection.send(_answer(getattr(answering, name), arguments))
 
 
 def _answer(method: Callable[..., Any], arguments: list[Any]) -> tuple[bool, Any]:
@@ -167,7 +185,7 @@ def _answer(method: Callable[..., Any], arguments: list[Any]) -> tuple[bool, Any
         return False, str(error) or type(error).__name__
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """Ends with the process that asks, before it if memory is short, and takes no more than there is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not sys.platform.startswith("linux"):

@@ -27,7 +27,7 @@ FLOORS = (
     ("failures",),
     ("frontends",),
     ("frontends.torch", "frontends.onnx"),
-    ("frontends.program", "diagnose"),
+    ("frontends.program", "diagnose", "runtimes"),
     ("request", "report"),
     ("conversion",),
     ("curves", "fixing"),

@@ -28,8 +28,9 @@ from deconvfix.parity.bounds import ParityReport
 from deconvfix.parity.runtime import open_session, rejected_by_checker
 from deconvfix.plan import Plan
 from deconvfix.request import Request
+from deconvfix.runtimes.proof import RuntimeReport, prove_in
 
-__all__ = ["KIND", "OnnxKind"]
+__all__ = ["KIND", "OnnxKind", "verify_in"]
 
 
 class OnnxKind:
@@ -142,6 +143,14 @@ class OnnxKind:
 
 
 KIND = OnnxKind()
+
+
+def verify_in(runtime: str, source: Source, after: Path, seconds: float) -> RuntimeReport:
+    """Runs an ONNX file and the one that it was made from in a runtime; see `runtimes.proof.prove_in`."""
+    _check_kind(after)
+    before, _ = onnx_file.read(source.path).model, onnx_file.read(after)
+    examples = _examples(source, before)
+    return prove_in(runtime, before, (source.path, after), examples, seconds)
 
 
 def _sample_shape(shape: Sequence[int | str] | None) -> tuple[int, ...] | None:

@@ -34,11 +34,26 @@ from deconvfix.frontends.onnx.values import (
 )
 from deconvfix.parity.bounds import Comparison, ParityReport, psnr, summarize
 from deconvfix.parity.definition import rounds_positions
-from deconvfix.parity.outputs import Case, Output, OutputParity, Patience, Rules, compare_outputs
+from deconvfix.parity.outputs import (
+    Case,
+    Output,
+    OutputParity,
+    Pair,
+    Patience,
+    Rules,
+    compare_outputs,
+)
 from deconvfix.parity.runtime import open_session, run_named
 from deconvfix.plan import Plan
 
-__all__ = ["compare_models", "first_that_runs", "psnr_db", "session_of", "weight_bytes"]
+__all__ = [
+    "compare_models",
+    "first_that_runs",
+    "psnr_db",
+    "reference_of",
+    "session_of",
+    "weight_bytes",
+]
 
 # Models with more weights than this are compared layer by layer, unless inputs are given: a whole
 # run would need several times as much memory.
@@ -287,23 +302,55 @@ def _compare_outputs(
         return OutputParity(problems=(problem,))
     # Sessions of the disturbed original measure how far rounding moves the outputs.
     models = _Models(original, converted, _noisy(before, plan), _names_of_outputs(before))
-    # Given inputs, or made-up ones, and then variants of each.
+    reasons: list[str] = []
+    cases = _cases(before, models.before[_AS_IT_STANDS], inputs, reasons)
+    if cases:
+        return compare_outputs(replace(models, cases=cases))
+    if plan is None:
+        return OutputParity(problems=tuple(reasons))
+    return OutputParity(notes=tuple(reasons))
+
+
+def reference_of(before: ir.Model, inputs: Sequence[Any], path: Path) -> Pair:
+    """An original in ONNX Runtime, ready for what another runtime gives to be compared with.
+
+    Args:
+        before: The original.
+        inputs: Example inputs; made up from the model's own types if there are none.
+        path: Its file.
+
+    Raises:
+        DeconvfixError: If ONNX Runtime does not run it, or no inputs can be made up.
+    """
+    sessions = _sessions(before, path)
+    reasons: list[str] = []
+    cases = _cases(before, sessions[_AS_IT_STANDS], inputs, reasons)
+    if not cases:
+        raise ModelError(
+            "inputs",
+            " ".join(reasons).rstrip("."),
+            "the original must run to be compared with",
+            "Give inputs (--inputs FILE.npz)",
+        )
+    return _Models(sessions, {}, _noisy(before, None), _names_of_outputs(before), cases)
+
+
+def _cases(
+    before: ir.Model, session: Any, inputs: Sequence[Any], reasons: list[str]
+) -> tuple[Case, ...]:
+    """Given inputs, or made-up ones, and variants of each; none, and a reason, if none can be made up."""
     feeds = [onnx_inputs.as_feed(before, example) for example in inputs]
     if not feeds:
-        reasons: list[str] = []
-        made_up = first_that_runs(before, models.before[_AS_IT_STANDS], reasons)
-        if made_up is None and plan is None:
-            return OutputParity(problems=tuple(reasons))
+        made_up = first_that_runs(before, session, reasons)
         if made_up is None:
-            return OutputParity(notes=tuple(reasons))
+            return ()
         feeds = [made_up]
     # Other values and other open sizes for each of them.
-    cases = tuple(
+    return tuple(
         Case(words, feed, given=bool(inputs) and words == "the inputs")
         for base in feeds
         for words, feed in onnx_inputs.variants(before, base)
     )
-    return compare_outputs(replace(models, cases=cases))
 
 
 def first_that_runs(model: ir.Model, session: Any, notes: list[str]) -> Feed | None:

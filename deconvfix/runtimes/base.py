@@ -1,0 +1,63 @@
+"""What a runtime is: a class that says what it needs, and loads a file."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+__all__ = ["Feed", "Run", "Runtime", "shapes_in"]
+
+Feed = dict[str, NDArray[Any]]
+# Inputs by name to all outputs, in the order of the file.
+Run = Callable[[Feed], list[NDArray[Any]]]
+
+
+class Runtime(ABC):
+    """A runtime on the CPU, in float32. Its package is imported by `version` and `load` alone.
+
+    Attributes:
+        title: Its name, for people.
+        modules: The packages that it needs, by the names under which they are imported.
+        install: The command that installs them.
+        fixed_sizes: Whether a file is loaded anew for other sizes of its inputs.
+        batches: Whether it takes more than one sample.
+    """
+
+    title: ClassVar[str]
+    modules: ClassVar[tuple[str, ...]]
+    install: ClassVar[str]
+    fixed_sizes: ClassVar[bool] = False
+    batches: ClassVar[bool] = True
+
+    def missing(self) -> str | None:
+        """What is not installed of what it needs, in words; None if nothing is."""
+        for module in self.modules:
+            if importlib.util.find_spec(module) is None:
+                return f"the package {module!r} is not installed"
+        return None
+
+    @abstractmethod
+    def version(self) -> str:
+        """Of the runtime that is installed."""
+
+    @abstractmethod
+    def load(self, path: str, example: Feed, outputs: tuple[str, ...]) -> Run:
+        """Loads an ONNX file.
+
+        Args:
+            path: The file.
+            example: Inputs as they will be given: their names, shapes and dtypes.
+            outputs: The names of the outputs.
+
+        Raises:
+            Exception: Whatever the runtime says; the words are for people.
+        """
+
+
+def shapes_in(feed: Feed) -> dict[str, tuple[int, ...]]:
+    """The shapes of inputs, by name."""
+    return {name: tuple(array.shape) for name, array in feed.items()}

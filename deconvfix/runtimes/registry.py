@@ -1,0 +1,53 @@
+"""The runtimes by name. A new one is a file in this folder and a line here."""
+
+from __future__ import annotations
+
+import importlib
+
+from deconvfix.errors import OptionError
+from deconvfix.runtimes.base import Runtime
+
+__all__ = ["RUNTIMES", "runtime_at", "runtime_named"]
+
+# Name -> "module:class".
+RUNTIMES = {
+    "mnn": "deconvfix.runtimes.mnn:Mnn",
+    "ncnn": "deconvfix.runtimes.ncnn:Ncnn",
+    "onnxruntime": "deconvfix.runtimes.onnxruntime:OnnxRuntime",
+    "onnxruntime-web": "deconvfix.runtimes.onnxruntime_web:OnnxRuntimeWeb",
+    "opencv": "deconvfix.runtimes.opencv:OpenCV",
+    "openvino": "deconvfix.runtimes.openvino:OpenVINO",
+    "tract": "deconvfix.runtimes.tract:Tract",
+}
+
+
+def runtime_at(home: str) -> Runtime:
+    """The runtime that is called "module:class"."""
+    module, _, kind = home.partition(":")
+    runtime: Runtime = getattr(importlib.import_module(module), kind)()
+    return runtime
+
+
+def runtime_named(name: str) -> Runtime:
+    """A runtime by its name, installed.
+
+    Raises:
+        OptionError: If there is none of that name, or something that it needs is not installed.
+    """
+    if name not in RUNTIMES:
+        raise OptionError(
+            "runtime",
+            f"the value is {name!r}",
+            f"one of {', '.join(sorted(RUNTIMES))} is needed",
+            "Correct the name",
+        )
+    runtime = runtime_at(RUNTIMES[name])
+    missing = runtime.missing()
+    if missing is not None:
+        raise OptionError(
+            "runtime",
+            missing,
+            f"files run in {runtime.title} with it",
+            f"Install it: {runtime.install}",
+        )
+    return runtime
