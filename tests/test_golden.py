@@ -299,6 +299,8 @@ def reports(folder):
     after = folder / "fixed.safetensors"
     yield "verify", "checkpoint", printed("verify", before, after, *named)
     yield "verify", "ONNX", printed("verify", graph, fixed)
+    in_runtime = printed("verify", graph, fixed, "--runtime", "onnxruntime")
+    yield "verify", "ONNX, in a runtime", in_runtime
     yield "verify", "program", printed("verify", program, folder / "fixed.pt2")
 
     twice = ("--repeats", "2")

@@ -78,7 +78,7 @@ def _convert(path: str, example: Feed, folder: Path) -> None:
     shutil.copyfile(path, folder / "model.onnx")
     shapes = [f"[{','.join(map(str, array.shape))}]{_dtype(array)}" for array in example.values()]
     done = subprocess.run(
-        [str(Path(home) / "pnnx"), "model.onnx", f"inputshape={','.join(shapes)}"],
+        [str(Path(home) / "pnnx"), "model.onnx", f"inputshape={','.join(shapes)}", "fp16=0"],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,

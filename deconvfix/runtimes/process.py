@@ -46,30 +46,29 @@ class InRuntime:
         path: The file.
         outputs: The names of its outputs.
         seconds: That loading it and one run may take together.
+
+    Attributes:
+        version: Of the runtime.
+
+    Raises:
+        NotRunError: If its package cannot be imported.
     """
 
     def __init__(self, home: str, path: Path, outputs: tuple[str, ...], seconds: float) -> None:
         self.seconds = seconds
-        # What it writes has a folder on this side, as it may be ended at any time.
-        self.ends = contextlib.ExitStack()
-        folder = self.ends.enter_context(scratch_folder())
-        self.worker = Worker(f"{__name__}:File")
-        self.ends.callback(self.worker.end)
-        self._ask("open", home, str(path), outputs, str(folder))
+        with contextlib.ExitStack() as ends:
+            # What it writes has a folder on this side, as it may be ended at any time.
+            folder = ends.enter_context(scratch_folder())
+            self.worker = Worker(f"{__name__}:File")
+            ends.callback(self.worker.end)
+            self.version: str = self._ask("open", home, str(path), outputs, str(folder))
+            self.ends = ends.pop_all()
 
     def __enter__(self) -> InRuntime:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.ends.close()
-
-    def version(self) -> str:
-        """Of the runtime.
-
-        Raises:
-            NotRunError: If its package cannot be imported.
-        """
-        return str(self._ask("version"))
 
     def run(self, feed: Feed) -> list[NDArray[Any]]:
         """All outputs for inputs by name.
@@ -128,14 +127,12 @@ class File:
         self.loaded: Run | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
 
-    def open(self, home: str, path: str, outputs: tuple[str, ...], folder: str) -> None:
-        """Says what is to be run, and where temporary files go."""
+    def open(self, home: str, path: str, outputs: tuple[str, ...], folder: str) -> str:
+        """Says what is to be run, and where temporary files go; the version is the answer."""
         tempfile.tempdir = folder
         self.runtime, self.path, self.outputs = runtime_at(home), path, outputs
-
-    def version(self) -> str:
-        """See `Runtime.version`."""
-        return self.runtime.version()
+        with _said("its package cannot be imported"):
+            return self.runtime.version()
 
     def run(self, feed: Feed) -> list[NDArray[Any]]:
         """All outputs; the file is loaded with the first ones, and anew where sizes are fixed.

@@ -18,9 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from deconvfix.errors import OptionError
+from deconvfix.frontends.onnx import file as onnx_file
 from deconvfix.frontends.onnx.inputs import Feed
 from deconvfix.frontends.onnx.parity import reference_of
 from deconvfix.parity.bounds import LIMIT, RUNTIME_FACTOR, ParityReport, summarize
@@ -101,20 +100,21 @@ class RuntimeReport:
 
 
 def prove_in(
-    name: str, before: ir.Model, paths: tuple[Path, Path], inputs: Sequence[Any], seconds: float
+    name: str, before: Path, after: Path, inputs: Sequence[Any] = (), seconds: float = 600.0
 ) -> RuntimeReport:
     """Compares an original and a converted file in a runtime with the original in ONNX Runtime.
 
     Args:
         name: Of the runtime; see `registry.RUNTIMES`.
-        before: The original.
-        paths: The files of the original and of the converted model.
-        inputs: Example inputs; made up from the original's own types if there are none.
+        before: The original's file.
+        after: The converted file.
+        inputs: Example inputs, each a tuple in the order of the file's, or a dict by name; made up if there
+            are none.
         seconds: That each run in the runtime may take.
 
     Raises:
         OptionError: If there is no such runtime, or it is not installed.
-        DeconvfixError: If the original does not run in ONNX Runtime.
+        DeconvfixError: If a file cannot be read, or the original does not run in ONNX Runtime.
     """
     if os.name == "nt":
         raise OptionError(
@@ -124,7 +124,9 @@ def prove_in(
             "Use WSL",
         )
     runtime = runtime_named(name)
-    reference = reference_of(before, inputs, paths[0])
+    model = onnx_file.read(before).model
+    onnx_file.read(after)  # its errors say what is wrong
+    reference = reference_of(model, inputs, before)
     cases, notes = tuple(reference.cases), []
     if not runtime.batches:
         first, *others = cases
@@ -132,10 +134,10 @@ def prove_in(
         if len(single) < len(others):
             notes.append(f"{runtime.title} takes one sample: inputs with more were left out.")
         cases = (first, *single)
-    outputs = tuple(str(output.name) for output in before.graph.outputs)
+    outputs = tuple(str(output.name) for output in model.graph.outputs)
     start = partial(InRuntime, RUNTIMES[name], outputs=outputs, seconds=seconds)
     version, found = "", []
-    for path in paths:
+    for path in (before, after):
         fared, installed, said = _fared(path, start, reference, cases)
         found.append(fared)
         version = version or installed
@@ -155,7 +157,7 @@ def _fared(
     version = ""
     try:
         with start(path) as model:
-            version = model.version()
+            version = model.version
             found = compare_outputs(_InRuntime(reference, cases, model))
     except NotRunError as error:
         return Fared(str(path), error.status, str(error)), version, ()

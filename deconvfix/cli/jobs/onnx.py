@@ -148,9 +148,8 @@ KIND = OnnxKind()
 def verify_in(runtime: str, source: Source, after: Path, seconds: float) -> RuntimeReport:
     """Runs an ONNX file and the one that it was made from in a runtime; see `runtimes.proof.prove_in`."""
     _check_kind(after)
-    before, _ = onnx_file.read(source.path).model, onnx_file.read(after)
-    examples = _examples(source, before)
-    return prove_in(runtime, before, (source.path, after), examples, seconds)
+    examples = _examples(source, onnx_file.read(source.path).model)
+    return prove_in(runtime, source.path, after, examples, seconds)
 
 
 def _sample_shape(shape: Sequence[int | str] | None) -> tuple[int, ...] | None:

@@ -1,0 +1,157 @@
+"""Runtimes that are ONNX Runtime with a fault, for the checks that must see it."""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from deconvfix.runtimes.base import Runtime
+from deconvfix.runtimes.onnxruntime import OnnxRuntime
+
+
+class Fake(Runtime):
+    """ONNX Runtime, with `distorted` applied to what it gives."""
+
+    title = "Fake"
+    modules = ()
+    install = "pip install fake"
+
+    def version(self):
+        return "1.2"
+
+    def load(self, path, example, outputs):
+        run = OnnxRuntime().load(path, example, outputs)
+        return lambda feed: self.distorted(path, run(feed))
+
+    def distorted(self, path, outputs):
+        return outputs
+
+
+class Reordered(Fake):
+    """Off by a few roundings of each output's size, as another order of summation is."""
+
+    def distorted(self, path, outputs):
+        rng = np.random.default_rng(0)
+        eps = np.finfo(np.float32).eps
+        return [
+            (y + 4 * eps * np.abs(y).max() * rng.uniform(-1, 1, y.shape)).astype(y.dtype)
+            for y in outputs
+        ]
+
+
+class Half(Fake):
+    """Outputs rounded to float16."""
+
+    def distorted(self, path, outputs):
+        return [y.astype(np.float16).astype(y.dtype) for y in outputs]
+
+
+class Shifted(Fake):
+    """All values one pixel further."""
+
+    def distorted(self, path, outputs):
+        return [np.roll(y, 1, axis=-1) for y in outputs]
+
+
+class LastPixel(Fake):
+    """One wrong value among all."""
+
+    def distorted(self, path, outputs):
+        outputs = [y.copy() for y in outputs]
+        outputs[0].reshape(-1)[-1] += 0.01
+        return outputs
+
+
+class NotANumber(Fake):
+    def distorted(self, path, outputs):
+        return [np.full_like(y, np.nan) for y in outputs]
+
+
+class Cropped(Fake):
+    def distorted(self, path, outputs):
+        return [y[..., :-1] for y in outputs]
+
+
+class Twice(Fake):
+    """One output too many."""
+
+    def distorted(self, path, outputs):
+        return [*outputs, *outputs]
+
+
+class WrongOriginal(Fake):
+    """Every ConvTranspose wrong, without an error."""
+
+    def distorted(self, path, outputs):
+        with open(path, "rb") as file:
+            has_layer = b"ConvTranspose" in file.read()
+        return [y + 1 for y in outputs] if has_layer else outputs
+
+
+class OtherSizesWrong(Fake):
+    """Right for the sizes that the file was loaded with, and wrong for all others."""
+
+    def load(self, path, example, outputs):
+        run = super().load(path, example, outputs)
+        shapes = {name: array.shape for name, array in example.items()}
+
+        def run_checked(feed):
+            same = {name: array.shape for name, array in feed.items()} == shapes
+            return run(feed) if same else [y + 1 for y in run(feed)]
+
+        return run_checked
+
+
+class LoadedAnew(OtherSizesWrong):
+    """The same, loaded anew for other sizes: right."""
+
+    fixed_sizes = True
+
+
+class OneSample(Fake):
+    """Without a batch."""
+
+    batches = False
+
+    def load(self, path, example, outputs):
+        run = super().load(path, example, outputs)
+
+        def run_checked(feed):
+            assert all(array.shape[0] == 1 for array in feed.values()), "one sample"
+            return run(feed)
+
+        return run_checked
+
+
+class Refuses(Fake):
+    def load(self, path, example, outputs):
+        raise ValueError("\x1b[31mopset 17\nis too new")
+
+
+class FailsToRun(Fake):
+    def distorted(self, path, outputs):
+        raise RuntimeError("rank 5 is not implemented")
+
+
+class Dies(Fake):
+    def distorted(self, path, outputs):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Hangs(Fake):
+    def distorted(self, path, outputs):
+        time.sleep(1000)
+
+
+class NotInstalled(Fake):
+    modules = ("there_is_no_such_package",)
+
+
+NAMES = {
+    kind.__name__: f"{__name__}:{kind.__name__}"
+    for kind in (
+        Cropped, Dies, FailsToRun, Fake, Half, Hangs, LastPixel, LoadedAnew, NotANumber, NotInstalled,
+        OneSample, OtherSizesWrong, Refuses, Reordered, Shifted, Twice, WrongOriginal,
+    )
+}  # fmt: skip
