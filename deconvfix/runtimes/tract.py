@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,10 @@ __all__ = ["Tract"]
 
 
 class Tract(Runtime):
-    """The sizes of the inputs are set before its analysis, as its own command does it."""
+    """The sizes of the inputs are set before its analysis, as its own command does it.
+
+    Sizes that the file stores for values inside are left out: where they are names, they contradict numbers.
+    """
 
     title = "tract"
     modules = ("tract",)
@@ -29,9 +34,15 @@ class Tract(Runtime):
 
     def load(self, path: str, example: Feed, outputs: tuple[str, ...]) -> Run:
         """See `Runtime.load`."""
+        import onnx
         import tract
 
-        model = tract.onnx().load(path)
+        proto = onnx.load(path)
+        del proto.graph.value_info[:]
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder) / "model.onnx")
+            onnx.save(proto, file)
+            model = tract.onnx().load(file)
         names = [model.input_name(index) for index in range(model.input_count())]
         for index, name in enumerate(names):
             array = example[name]

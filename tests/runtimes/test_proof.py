@@ -102,6 +102,14 @@ def test_a_runtime_that_gets_the_original_wrong(files):
 
 
 @pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize(("runtime", "alike"), [("Shifted", 1), ("Unlike", 0), ("Twice", 0)])
+def test_whether_both_files_are_wrong_in_the_same_way_is_said(files, runtime, alike):
+    report = proof(files, runtime)
+    assert (report.before.status, report.after.status) == ("wrong", "wrong")
+    assert sum("not the conversion" in note for note in report.notes) == alike
+
+
+@pytest.mark.usefixtures("fakes")
 def test_a_converted_file_of_another_function_is_wrong_where_the_original_is_right(files, tmp_path):
     other = tmp_path / "other.onnx"
     onnx.save(net(shape=(1, 3, "h", "w"), seed=1), other)

@@ -89,6 +89,15 @@ class WrongOriginal(Fake):
         return [y + 1 for y in outputs] if has_layer else outputs
 
 
+class Unlike(Fake):
+    """Every file wrong, and a ConvTranspose otherwise."""
+
+    def distorted(self, path, outputs):
+        with open(path, "rb") as file:
+            off = 1 if b"ConvTranspose" in file.read() else 2
+        return [y + off for y in outputs]
+
+
 class OtherSizesWrong(Fake):
     """Right for the sizes that the file was loaded with, and wrong for all others."""
 
@@ -152,6 +161,6 @@ NAMES = {
     kind.__name__: f"{__name__}:{kind.__name__}"
     for kind in (
         Cropped, Dies, FailsToRun, Fake, Half, Hangs, LastPixel, LoadedAnew, NotANumber, NotInstalled,
-        OneSample, OtherSizesWrong, Refuses, Reordered, Shifted, Twice, WrongOriginal,
+        OneSample, OtherSizesWrong, Refuses, Reordered, Shifted, Twice, Unlike, WrongOriginal,
     )
 }  # fmt: skip
