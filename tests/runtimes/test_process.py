@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +35,26 @@ def test_a_process_that_hangs_is_ended(files):
         # It stays ended.
         with pytest.raises(NotRunError):
             model.run(X)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_what_a_runtime_starts_ends_with_it(files):
+    with InRuntime(fake_runtimes.NAMES["Spawns"], files[0], ("y",), 4) as model:
+        pid = model.worker.process.pid
+        found = []
+        thread = threading.Timer(
+            3, lambda: found.extend(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        )
+        thread.start()
+        with pytest.raises(NotRunError, match="did not finish within 4 s"):
+            model.run(X)
+        thread.join()
+    assert len(found) == 1
+    for _ in range(100):
+        if not Path(f"/proc/{found[0]}").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("it still runs")
 
 
 def test_temporary_files_go_with_the_process(files, tmp_path, monkeypatch):

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import subprocess
 import time
 
 import numpy as np
 
+from deconvfix.parity.worker import prepare
 from deconvfix.runtimes.base import Runtime
 from deconvfix.runtimes.onnxruntime import OnnxRuntime
 
@@ -153,6 +155,13 @@ class Hangs(Fake):
         time.sleep(1000)
 
 
+class Spawns(Fake):
+    """Hangs in a process of its own, as a converter may."""
+
+    def distorted(self, path, outputs):
+        subprocess.run(["sleep", "1000"], preexec_fn=prepare, check=True)
+
+
 class NotInstalled(Fake):
     modules = ("there_is_no_such_package",)
 
@@ -161,6 +170,6 @@ NAMES = {
     kind.__name__: f"{__name__}:{kind.__name__}"
     for kind in (
         Cropped, Dies, FailsToRun, Fake, Half, Hangs, LastPixel, LoadedAnew, NotANumber, NotInstalled,
-        OneSample, OtherSizesWrong, Refuses, Reordered, Shifted, Twice, Unlike, WrongOriginal,
+        OneSample, OtherSizesWrong, Refuses, Reordered, Shifted, Spawns, Twice, Unlike, WrongOriginal,
     )
 }  # fmt: skip
