@@ -205,9 +205,10 @@ def section(found: Sequence[Found]) -> str:
         if fared.status == "right"
     ]
     head = (
-        f"Made on {datetime.date.today().isoformat()} on {platform.system()} {platform.machine()}, with "
-        f"{len({one.layer for one in found})} layers in deconvfix {deconvfix.__version__}. The largest\n"
-        f"difference that counts as right was {max(right, default=0.0):.2g} times the rounding bound, whose "
+        f"Made on {datetime.date.today().isoformat()} on {platform.system()} {platform.machine()} by "
+        "`python benchmarks/targets.py --write docs/targets.md`,\n"
+        f"with {len({one.layer for one in found})} layers and deconvfix {deconvfix.__version__}. The largest "
+        f"difference that counts as right was {max(right, default=0.0):.2g} times\nthe rounding bound, whose "
         "limit is 10."
     )
     return "\n".join([head, "", *tables(found)]) + "\n"
