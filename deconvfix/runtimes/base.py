@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-__all__ = ["Feed", "Run", "Runtime", "shapes_in"]
+from deconvfix.parity.worker import prepare
+
+__all__ = ["Feed", "Run", "Runtime", "program", "shapes_in"]
 
 Feed = dict[str, NDArray[Any]]
 # Inputs by name to all outputs, in the order of the file.
@@ -61,3 +65,17 @@ class Runtime(ABC):
 def shapes_in(feed: Feed) -> dict[str, tuple[int, ...]]:
     """The shapes of inputs, by name."""
     return {name: tuple(array.shape) for name, array in feed.items()}
+
+
+def program(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a folder; it ends with this process."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        preexec_fn=prepare,
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.parity.worker import prepare
-from deconvfix.runtimes.base import Feed, Run, Runtime
+from deconvfix.runtimes.base import Feed, Run, Runtime, program
 from deconvfix.runtimes.process import heard
 
 __all__ = ["Ncnn"]
@@ -77,16 +75,8 @@ def _convert(path: str, example: Feed, folder: Path) -> None:
     # pnnx writes beside its input. Importing the package would import torch.
     shutil.copyfile(path, folder / "model.onnx")
     shapes = [f"[{','.join(map(str, array.shape))}]{_dtype(array)}" for array in example.values()]
-    done = subprocess.run(
-        [str(Path(home) / "pnnx"), "model.onnx", f"inputshape={','.join(shapes)}", "fp16=0"],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        preexec_fn=prepare,  # it ends with this process
-    )
+    command = [str(Path(home) / "pnnx"), "model.onnx", f"inputshape={','.join(shapes)}", "fp16=0"]
+    done = program(command, folder)
     if done.returncode or not (folder / "model.ncnn.bin").is_file():
         last = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-3:]
         raise RuntimeError(f"pnnx ends with {done.returncode}: {'; '.join(last)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.parity.worker import prepare
-from deconvfix.runtimes.base import Feed, Run, Runtime
+from deconvfix.runtimes.base import Feed, Run, Runtime, program
 
 __all__ = ["OnnxRuntimeWeb"]
 
@@ -107,15 +105,6 @@ def _home() -> Path | None:
 
 def _node(folder: Path) -> None:
     """Answers the request in a folder."""
-    done = subprocess.run(
-        ["node", "-e", _SCRIPT],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        preexec_fn=prepare,  # it ends with this process
-    )
+    done = program(["node", "-e", _SCRIPT], folder)
     if done.returncode:
         raise RuntimeError(done.stderr.strip() or f"node ends with {done.returncode}")
