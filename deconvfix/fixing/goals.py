@@ -79,12 +79,7 @@ class Goals:
         if self.silence is not None:
             # What a network plays in silence is heard best.
             still = frontend.with_arrays(self.fitted[0], self.silence)
-            quiet = [
-                without_locked(values, self.periods[i]).astype(values.dtype)
-                if i in self.periods
-                else values
-                for i, values in enumerate(self._outputs([still]))
-            ]
+            quiet = [self._unlocked(i, y) for i, y in enumerate(self._outputs([still]))]
             count = len(self.fitted) // _SILENCE_EVERY + 1
             inputs += [still] * count
             targets += [quiet] * count
@@ -102,13 +97,17 @@ class Goals:
         found = []
         for i, values in enumerate(self._outputs([batch])):
             table = self._tones.get(i)
-            if table is not None:
-                found.append(without_tones(values, table).astype(values.dtype))
-            elif i in self.periods:
-                found.append(without_locked(values, self.periods[i]).astype(values.dtype))
+            if table is None:
+                found.append(self._unlocked(i, values))
             else:
-                found.append(values)
+                found.append(without_tones(values, table).astype(values.dtype))
         return found
+
+    def _unlocked(self, index: int, values: NDArray[Any]) -> NDArray[Any]:
+        """An output less what is locked to the phase in itself; as it is where it has no grid."""
+        if index not in self.periods:
+            return values
+        return without_locked(values, self.periods[index]).astype(values.dtype)
 
     @functools.cached_property
     def _tones(self) -> dict[int, NDArray[Any] | None]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from deconvfix.errors import DeconvfixError
 from deconvfix.grid.periods import Period
 
-__all__ = ["cycle_spun"]
+__all__ = ["cycle_spun", "spread_shifts"]
 
 
 def cycle_spun(
@@ -64,7 +64,7 @@ def cycle_spun(
             return None
         around = [(0, 0), (0, 0), *((n * step, n * step) for n in counts)]
         wide = np.pad(x, around, mode="reflect")
-        chosen = _shifts(counts, most, seed)
+        chosen = spread_shifts(counts, most, seed)
         totals: list[NDArray[Any]] = [np.zeros(output.shape) for output in outputs]
         for shift in chosen:
             window: Any = tuple(
@@ -88,11 +88,12 @@ def cycle_spun(
     ]
 
 
-def _shifts(counts: Sequence[int], most: int, seed: int) -> list[tuple[int, ...]]:
+def spread_shifts(counts: Sequence[int], most: int, seed: int) -> list[tuple[int, ...]]:
     """Shifts, all or at most so many, that cover the phases of the shortest grids evenly.
 
     Where there are too many, an axis keeps one shift for each residue of a divisor of their number: what
-    repeats with the divisor averages out as before, and the longer grids as far as chance allows.
+    repeats with the divisor averages out as before, and the longer grids as far as chance allows. The grid of
+    the last layer has the shortest period, and is the strongest as a rule.
     """
     residues = list(counts)
     while math.prod(residues) > most and max(residues) > 1:

@@ -42,13 +42,15 @@ def with_transposed(model: ir.Model, inputs: Any | None = None) -> tuple[ir.Mode
     Returns:
         A copy, or the model itself where there is none; and notes on other upsampling.
     """
-    notes = upsampling_notes(*count_others(model))
-    if next(shuffled_convolutions(model), None) is None:
+    found = list(shuffled_convolutions(model))
+    notes = upsampling_notes(*count_others(model, found))
+    if not found:
         return model, notes
+    # Of the copy, whose nodes are others.
     model = model.clone()
     names = Names(model)
-    for found in list(shuffled_convolutions(model)):
-        _expose(model, names, found)
+    for shuffled in list(shuffled_convolutions(model)):
+        _expose(model, names, shuffled)
     model.graph.sort()
     return model, notes
 

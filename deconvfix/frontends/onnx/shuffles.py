@@ -7,7 +7,7 @@ shuffle. Between it and the convolution there may be nodes that treat each eleme
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,9 @@ def shuffled_convolutions(model: ir.Model) -> Iterator[ShuffledConv]:
                 yield found
 
 
-def count_others(model: ir.Model) -> tuple[int, int]:
-    """How many DepthToSpace nodes follow no such convolution, and how many nodes interpolate."""
-    known = {node for found in shuffled_convolutions(model) for node in found.shuffle}
+def count_others(model: ir.Model, found: Iterable[ShuffledConv]) -> tuple[int, int]:
+    """How many DepthToSpace nodes follow none of these convolutions, and how many nodes interpolate."""
+    known = {node for one in found for node in one.shuffle}
     ops = [
         node.op_type
         for body in bodies(model)

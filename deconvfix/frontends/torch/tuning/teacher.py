@@ -7,8 +7,6 @@ to the phase averages out, and so do part of the errors.
 
 from __future__ import annotations
 
-import itertools
-import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +25,7 @@ from deconvfix.frontends.torch.inputs import (
     run_model,
 )
 from deconvfix.grid.periods import Period
+from deconvfix.grid.spinning import spread_shifts
 
 __all__ = ["constant_like", "cycle_spun", "varied"]
 
@@ -135,7 +134,7 @@ def cycle_spun(
             return None
         around = [amount for n in reversed(shifts) for amount in (n, n)]
         wide = functional.pad(x, around, mode="reflect")
-        chosen = _spread(shifts, most, random.Random(seed))
+        chosen = spread_shifts(shifts, most, seed)
         totals = [torch.zeros_like(output) for output in outputs]
         for shift in chosen:
             moved = wide
@@ -154,25 +153,6 @@ def cycle_spun(
     return [
         (mean + (output - mean).mean(axes, keepdim=True)).cpu().numpy()
         for mean, output in zip(means, outputs, strict=True)
-    ]
-
-
-def _spread(shifts: Sequence[int], most: int, source: random.Random) -> list[tuple[int, ...]]:
-    """So many shifts at most, drawn so that they are equally often even and odd, and so on.
-
-    The grid of the last layer has the shortest period and is the strongest as a rule: all its phases are met
-    equally often even where those of a longer period are not.
-    """
-    strata = list(shifts)
-    while math.prod(strata) > most and max(strata) > 1:
-        axis = strata.index(max(strata))
-        strata[axis] = max(n for n in range(1, strata[axis]) if strata[axis] % n == 0)
-    return [
-        tuple(
-            r + n * source.randrange(size // n)
-            for r, n, size in zip(residues, strata, shifts, strict=True)
-        )
-        for residues in itertools.product(*map(range, strata))
     ]
 
 

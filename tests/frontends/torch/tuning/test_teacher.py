@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import random
 from collections import Counter
 
 import numpy as np
@@ -12,11 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 from deconvfix.frontends.torch.tuning.teacher import (
-    _spread,
     constant_like,
     cycle_spun,
     varied,
 )
+from deconvfix.grid.spinning import spread_shifts
 from tests.support.gridded import gridded, pictures_for
 
 
@@ -71,7 +70,7 @@ def test_where_pixels_do_not_correspond_there_is_none(model, x, period):
     ],
 )
 def test_fewer_shifts_meet_the_phases_of_shorter_periods_equally_often(shifts, most, strata):
-    chosen = _spread(shifts, most, random.Random(0))
+    chosen = spread_shifts(shifts, most, 0)
     assert len(chosen) == math.prod(strata) <= most
     assert all(0 <= place < n for shift in chosen for place, n in zip(shift, shifts, strict=True))
     met = Counter(
@@ -81,7 +80,7 @@ def test_fewer_shifts_meet_the_phases_of_shorter_periods_equally_often(shifts, m
 
 
 def test_other_shifts_are_drawn_for_another_seed():
-    drawn = {tuple(_spread((8, 8), 16, random.Random(seed))) for seed in range(8)}
+    drawn = {tuple(spread_shifts((8, 8), 16, seed)) for seed in range(8)}
     assert len(drawn) == 8
 
 
