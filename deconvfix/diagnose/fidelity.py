@@ -223,7 +223,7 @@ class Fidelity:
             default=None,
         )
         if loudest is not None and before > 0:
-            # Sound has no level that a ripple could be given relative to.
+            # Sound has no level that a ripple could be given relative to, nor has what swings about zero.
             assert loudest.flat_before
             assert loudest.flat_after
             old, new = loudest.flat_before.rms, loudest.flat_after.rms
@@ -232,7 +232,8 @@ class Fidelity:
             if loudest.programme:
                 was, now = (level_in_words(decibels(x / loudest.programme)) for x in (old, new))
                 levels = f"{was} to {now}"
-            summary = f"On a constant input, the tone {verb} from {levels}"
+            noun = "tone" if len(loudest.period) == 1 else "grid"
+            summary = f"On a constant input, the {noun} {verb} from {levels}"
         match = self.match_in_words()
         if match is None:
             return f"{summary}; how well the outputs match the original's was not measured."
