@@ -23,6 +23,7 @@ __all__ = [
     "Flip",
     "Merge",
     "Permute",
+    "Pick",
     "Repeat",
     "Split",
     "Verb",
@@ -76,7 +77,15 @@ class Repeat:
     times: int
 
 
-Verb = Split | Merge | ZeroExtend | Permute | Flip | Repeat
+@dataclass(frozen=True)
+class Pick:
+    """Takes elements of an axis by their numbers, in the order given; an element may be taken again."""
+
+    axis: int
+    numbers: tuple[int, ...]
+
+
+Verb = Split | Merge | ZeroExtend | Permute | Flip | Repeat | Pick
 
 
 def rearrange(verbs: Sequence[Verb], array: NDArray[Any], groups: int = 1) -> NDArray[Any]:
@@ -121,6 +130,8 @@ def rearrange(verbs: Sequence[Verb], array: NDArray[Any], groups: int = 1) -> ND
                 array = np.flip(array, axes)
             case Repeat(times):
                 array = np.repeat(array, times)
+            case Pick(axis, numbers):
+                array = np.take(array, numbers, axis)
     return array
 
 
@@ -159,5 +170,18 @@ def inverse(verbs: Sequence[Verb], shape: Sequence[int], groups: int = 1) -> tup
                 # Every copy is the same element: the first one of each run stands for it.
                 undone += [Merge(0, 1), ZeroExtend((0, 1 - times)), Split(0, (-1, times))]
                 shape = (shape[0] * times,)
+            case Pick(axis, numbers):
+                # Each element from its first place; those that were left out come back as zeros.
+                lost = [n for n in range(shape[axis]) if n not in numbers]
+                places = tuple(
+                    len(numbers) if n in lost else numbers.index(n) for n in range(shape[axis])
+                )
+                back: list[Verb] = [Pick(axis, places)]
+                if lost:
+                    more = [0] * len(shape)
+                    more[axis] = 1
+                    back.insert(0, ZeroExtend(tuple(more)))
+                undone += reversed(back)
+                shape = (*shape[:axis], len(numbers), *shape[axis + 1 :])
     # The last verb is undone first, and the group axis last.
     return tuple(reversed(undone))

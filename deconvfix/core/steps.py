@@ -1,8 +1,8 @@
 """The narrow waist: what a converted layer does, as a short tuple of steps.
 
 A form compiles a `ConvTransposeSpec` into steps; a front end writes each kind of step into its own
-graph. The steps hold numbers only, no weights: each tuple has one `Conv` or `ConvTranspose` step,
-which takes the layer's weight, and `run` gives their executable meaning in NumPy.
+graph. The steps hold numbers only, no weights: each tuple has one `Conv`, `PhaseConvs` or
+`ConvTranspose` step, which takes the layer's weight, and `run` gives their executable meaning in NumPy.
 
 Arrays have the shape (N, C, *L) with one to three spatial axes L. Amounts are per spatial axis.
 """
@@ -30,6 +30,8 @@ __all__ = [
     "Pad",
     "PadMode",
     "Pairs",
+    "PhaseConv",
+    "PhaseConvs",
     "PixelShuffle",
     "Resize",
     "Step",
@@ -98,6 +100,43 @@ class Conv:
 
 
 @dataclass(frozen=True)
+class PhaseConv:
+    """The convolution of one phase.
+
+    Attributes:
+        taps: Per axis the taps of the layer's kernel that it takes, in their order; empty where no tap
+            reaches the phase, and all of it is the bias.
+        pads: Zeros `(begin, end)` per axis; a negative number cuts pixels off.
+    """
+
+    taps: tuple[tuple[int, ...], ...]
+    pads: Pairs
+
+
+@dataclass(frozen=True)
+class PhaseConvs:
+    """(N, C_in, *L) -> (N, C_out*s_1*..*s_n, *U): a convolution of stride 1 for each phase.
+
+    Channels are ordered as for `PixelShuffle`, which comes next. Its weight has the shape
+    (in_channels, out_channels / groups, *k), and its bias (out_channels,).
+    """
+
+    phases: tuple[PhaseConv, ...]
+    in_channels: int
+    out_channels: int
+    dilation: tuple[int, ...]
+    groups: int
+    bias: bool
+
+    def conv(self, phase: PhaseConv) -> Conv:
+        """The convolution of a phase, without its padding."""
+        kernel_size = tuple(map(len, phase.taps)) or (1,) * len(self.dilation)
+        channels = self.in_channels, self.out_channels
+        nothing = (0,) * len(kernel_size)
+        return Conv(*channels, kernel_size, nothing, self.dilation, self.groups, self.bias)
+
+
+@dataclass(frozen=True)
 class ConvTranspose:
     """The transposed convolution itself, for forms that correct its weight and keep the layer."""
 
@@ -133,7 +172,8 @@ class AddBias:
     """Adds the layer's bias, of shape (C,), where the convolution could not: after `ZeroPhases`."""
 
 
-Step = Pad | Crop | Resize | LocalMeans | Conv | ConvTranspose | PixelShuffle | ZeroPhases | AddBias
+Convolution = Conv | PhaseConvs | ConvTranspose
+Step = Pad | Crop | Resize | LocalMeans | Convolution | PixelShuffle | ZeroPhases | AddBias
 
 
 def run(steps: Sequence[Step], x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -174,6 +214,10 @@ def run(steps: Sequence[Step], x: Array, weight: Array, bias: Array | None = Non
                 x = _conv(x, weight, step)
                 if step.bias and bias is not None:
                     x = _add_bias(x, bias)
+            case PhaseConvs():
+                x = _phase_convs(x, weight, step)
+                if step.bias and bias is not None:
+                    x = _add_bias(x, np.repeat(bias, len(step.phases)))
             case ConvTranspose(spec):
                 x = _conv_transpose(x, weight, spec)
                 if bias is not None:
@@ -249,6 +293,24 @@ def _conv(x: Array, weight: Array, step: Conv) -> Array:
         # The group axis stays in front, so that groups never mix.
         y += np.einsum("ngi...,goi->ngo...", x[_last(window)], w[_last(tap)])
     return y.reshape(y.shape[0], groups * w.shape[1], *sizes)
+
+
+def _phase_convs(x: Array, weight: Array, step: PhaseConvs) -> Array:
+    maps = []
+    for phase in step.phases:
+        conv = step.conv(phase)
+        padded = _pad(x, tuple((max(b, 0), max(e, 0)) for b, e in phase.pads), "zeros")
+        spatial = zip(phase.pads, padded.shape[2:], strict=True)
+        padded = padded[_last(slice(max(-b, 0), n - max(-e, 0)) for (b, e), n in spatial)]
+        if phase.taps:
+            chosen = weight[(slice(None), slice(None), *np.ix_(*phase.taps))]
+        else:
+            chosen = np.zeros((*weight.shape[:2], *conv.kernel_size), weight.dtype)
+        # (C_in, C_out/g, *q) -> (g, C_in/g, C_out/g, *q) -> (C_out, C_in/g, *q)
+        chosen = chosen.reshape(step.groups, -1, *chosen.shape[1:]).swapaxes(1, 2)
+        maps.append(_conv(padded, chosen.reshape(-1, *chosen.shape[2:]), conv))
+    y = np.stack(maps, 2)
+    return y.reshape(y.shape[0], -1, *y.shape[3:])
 
 
 def _conv_transpose(x: Array, weight: Array, spec: ConvTransposeSpec) -> Array:

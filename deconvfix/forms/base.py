@@ -25,6 +25,7 @@ __all__ = [
     "UPSAMPLING",
     "Candidate",
     "Compiled",
+    "Convolution",
     "Design",
     "Form",
     "Init",
@@ -36,12 +37,15 @@ __all__ = [
     "Recommendation",
     "Settings",
     "Settled",
+    "Shuffle",
     "known",
     "plain_layout",
     "too_large",
     "zero_border",
 ]
 
+Convolution = Literal["cropped", "union", "phases"]
+Shuffle = Literal["crd", "dcr", "whole", "axes", "slices", "identity"]
 Init = Literal["exact", "fit", "random", "calibrated", "tuned"]
 # Fits that need inputs. A form starts them from its fit to the weights.
 FITTED_TO_DATA: tuple[Init, ...] = ("calibrated", "tuned")
@@ -103,6 +107,21 @@ class Settings:
         more="A larger one stays closer to the original; a smaller one leaves less of a grid beside edges.",
         applies="has_means",
     )
+    convolution: Convolution | None = option(
+        None,
+        "The convolutions before the pixel shuffle: cropped (one, and a crop of its result), union (one over "
+        "the windows of all phases, without the crop) or phases (one for each phase, without zero taps; ONNX "
+        "files only). Default: cropped, or what the target prefers.",
+        applies="shuffles",
+    )
+    shuffle: Shuffle | None = option(
+        None,
+        "How ONNX files write the pixel shuffle: crd or dcr (DepthToSpace of that mode), whole (Reshape, "
+        "Transpose, Reshape), axes (the same for one axis after the other), slices (Split and Concat) or "
+        "identity (a depthwise ConvTranspose whose kernel moves pixels). Default: crd where it applies, else "
+        "axes, or what the target prefers.",
+        applies="shuffles",
+    )
     strength: float = option(
         1.0,
         "How much of the grid is removed, from 0 (none: the layer stays as it is) to 1 (all of it). Less "
@@ -116,6 +135,8 @@ class Settings:
         known("interpolation", self.interpolation, get_args(Interpolation))
         known("padding_mode", self.padding_mode, (None, *get_args(PadMode)))
         known("init", self.init, (None, *get_args(Init)))
+        known("convolution", self.convolution, (None, *get_args(Convolution)))
+        known("shuffle", self.shuffle, (None, *get_args(Shuffle)))
         if type(self.seed) is not int:
             raise OptionError(
                 "seed", f"the value is {self.seed!r}", "an integer is needed", "Correct `seed`"
@@ -266,6 +287,7 @@ class Form(ABC):
         can_grow: Its kernel can have more taps than the trained one.
         chooses_border: It leaves open how feature maps are extended at the border.
         has_means: It takes local means of the layer's input.
+        shuffles: Its convolution computes the phases of a pixel shuffle.
         tunes_from_weights: A distillation starts from its fit to the weights, not from a calibrated one.
     """
 
@@ -277,6 +299,7 @@ class Form(ABC):
     can_grow: ClassVar[bool] = False
     chooses_border: ClassVar[bool] = False
     has_means: ClassVar[bool] = False
+    shuffles: ClassVar[bool] = False
     tunes_from_weights: ClassVar[bool] = False
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:

@@ -49,6 +49,7 @@ from deconvfix.forms.base import (
     too_large,
     zero_border,
 )
+from deconvfix.forms.windowed import compile_phases, compile_union, elements_of_union
 
 __all__ = ["SUBPIXEL"]
 
@@ -117,6 +118,7 @@ class Subpixel(Form):
     name: ClassVar[str] = "subpixel"
     summary: ClassVar[str] = "the same function, as a convolution and a pixel shuffle"
     is_exact: ClassVar[bool] = True
+    shuffles: ClassVar[bool] = True
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:
         """No weight: whatever it is, and wherever it comes from, it is only rearranged."""
@@ -132,9 +134,11 @@ class Subpixel(Form):
                 "the sub-pixel form uses the trained weight unchanged",
                 "Omit init, or use the form 'resize'",
             )
-        axes = _axes(spec)
         old = math.prod(spec.weight_shape)
-        refusal = too_large(old, old // math.prod(spec.kernel_size) * _taps(axes))
+        taps = math.prod(spec.kernel_size)
+        grown = {"union": elements_of_union, "phases": lambda spec: taps}
+        written = grown.get(settings.convolution or "", lambda spec: _taps(_axes(spec)))(spec)
+        refusal = too_large(old, old // taps * written)
         if refusal:
             return refusal
         return Settled(replace(settings, init="exact"), True, None, "the same function")
@@ -155,6 +159,10 @@ class Subpixel(Form):
         >>> compiled.steps[1:]
         (PixelShuffle(factors=(2, 2)), Crop(amounts=((1, 1), (1, 1))))
         """
+        if settings.convolution == "union":
+            return compile_union(spec)
+        if settings.convolution == "phases":
+            return compile_phases(spec)
         axes = _axes(spec)
         phases = tuple(a.r for a in axes)
         # Phases that no tap reaches (stride > kernel) are not convolved: zeros are put in their places.

@@ -1,5 +1,7 @@
 """The sub-pixel form: the definition bit for bit, for every geometry, and what it costs."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,15 +11,17 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Conv, Crop, PixelShuffle, run
 from deconvfix.errors import Refusal
 from deconvfix.forms import form
-from deconvfix.forms.base import Settings
+from deconvfix.forms.base import Convolution, Settings
 from tests.support import oracle
 from tests.support.forms import run_form
 from tests.support.strategies import cases
 
 
-@given(cases())
-def test_subpixel_is_the_definition(case):
-    assert np.array_equal(run_form("subpixel", case), case.expected)
+@pytest.mark.parametrize("convolution", get_args(Convolution))
+@given(case=cases())
+def test_subpixel_is_the_definition(convolution, case):
+    settings = Settings(convolution=convolution)
+    assert np.array_equal(run_form("subpixel", case, settings), case.expected)
 
 
 @pytest.mark.parametrize(
