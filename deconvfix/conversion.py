@@ -29,10 +29,12 @@ from deconvfix.frontends.calibrate import fitter_of
 from deconvfix.frontends.registry import enter, opened
 from deconvfix.frontends.samples import without_heldout
 from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
+from deconvfix.frontends.targets import with_writings
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan, make_plan
 from deconvfix.report.report import ConversionReport, layers_with_ripples, versions
 from deconvfix.request import Request, check_sample_rate
+from deconvfix.targets.writing import Convolution, Shuffle
 
 __all__ = [
     "Attempt",
@@ -163,6 +165,9 @@ def convert(
     grow: int = 0,
     reach: int = 4,
     strength: float = 1.0,
+    convolution: Convolution | None = None,
+    shuffle: Shuffle | None = None,
+    target: str | None = None,
     flat_inputs: Iterable[Any] | str | None = None,
     memory: float = MEMORY,
     seed: int = 0,
@@ -204,6 +209,9 @@ def convert(
         grow=grow,
         reach=reach,
         strength=strength,
+        convolution=convolution,
+        shuffle=shuffle,
+        target=target,
         flat_inputs=flat_inputs,
         memory=memory,
         seed=seed,
@@ -267,7 +275,9 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         seen, inplace = request.first_inputs(), request.inplace
         shuffling, working, found = shown(frontend, working, model, seen, inplace=inplace)
     findings = frontend.find(working, request.example_inputs)
-    plan = request.plan or make_plan(findings.matches, request, request.selects)
+    plan = request.plan or with_writings(
+        frontend, working, make_plan(findings.matches, request, request.selects), request
+    )
     if request.strict and plan.refused:
         raise refused(plan)
     # The original is kept for what looks at it later. Its ripples are taken from the weights before they

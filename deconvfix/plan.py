@@ -12,12 +12,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.core.options import option
+from deconvfix.core.options import known, option
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import CheckpointError, OptionError, Refusal
 from deconvfix.forms import FORMS, form
-from deconvfix.forms.base import KEEP, Compiled, Form, Need, ReadWeight, Settings, known
+from deconvfix.forms.base import KEEP, Compiled, Form, Need, ReadWeight, Settings
 from deconvfix.forms.unfit import why_unfit
+from deconvfix.targets.profile import NO_LIMITS, Profile, profile_named
 
 __all__ = [
     "Decision",
@@ -82,6 +83,12 @@ class Options(Settings):
     to: str = option(
         "subpixel",
         f"What a layer becomes. {'; '.join(f'{form.name}: {form.summary}' for form in FORMS)}.",
+    )
+    target: str | None = option(
+        None,
+        "The runtime or chip that an ONNX file is for: a name (`deconvfix targets` lists them) or a TOML "
+        "file. Each layer is written as its profile allows; no file that breaks the profile is written.",
+        metavar="NAME|FILE.toml",
     )
     include: tuple[str, ...] = option(
         (), "Convert only the layers whose names match.", metavar="GLOB"
@@ -190,10 +197,22 @@ class Replaced(Decision):
 
 @dataclass(frozen=True)
 class Plan:
-    """Decisions for all layers of a model, in the model's order. As JSON it is called a recipe."""
+    """Decisions for all layers of a model, in the model's order. As JSON it is called a recipe.
+
+    Attributes:
+        to: What was asked for.
+        decisions: One for each layer.
+        target: What the model is written for: a name of a profile, or the path of one.
+    """
 
     to: str
     decisions: tuple[Decision, ...]
+    target: str | None = None
+
+    @property
+    def profile(self) -> Profile:
+        """Of the target; without limits where there is none."""
+        return NO_LIMITS if self.target is None else profile_named(self.target)
 
     def to_json(self) -> str:
         """The recipe: enough to rebuild the converted architecture around a checkpoint."""
@@ -214,7 +233,10 @@ class Plan:
             data = json.loads(text)
             if data["format"] != RECIPE_FORMAT:
                 raise ValueError(f"format {data['format']!r}")
-            plan = cls(data["to"], tuple(map(_decision, data["decisions"])))
+            target = data.get("target")  # older recipes have none
+            if not isinstance(target, str | None):
+                raise TypeError(f"target {target!r}")
+            plan = cls(data["to"], tuple(map(_decision, data["decisions"])), target)
             names = [decision.name for decision in plan.decisions]
             if len(set(names)) < len(names):
                 raise ValueError("it has two decisions for one layer")
@@ -241,7 +263,7 @@ class Plan:
         names = {decision.name for decision in self.decisions}
         # Layers that the earlier plan has exchanged are not found any more.
         gone = tuple(decision for decision in earlier.changed if decision.name not in names)
-        return Plan(self.to, gone + self.decisions)
+        return replace(self, decisions=gone + self.decisions)
 
     @property
     def refused(self) -> tuple[Decision, ...]:
@@ -296,7 +318,8 @@ def make_plan(
                 "each pattern must match a layer's name",
                 f"Choose from: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
             )
-    return Plan(options.to, tuple(_decide(match, options, selects) for match in matches))
+    decisions = tuple(_decide(match, options, selects) for match in matches)
+    return Plan(options.to, decisions, options.target)
 
 
 # Measured on networks with activations between their layers.

@@ -8,11 +8,13 @@ checked against it.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-__all__ = ["Option", "documented", "option", "options_of", "same_as"]
+from deconvfix.errors import OptionError
+
+__all__ = ["Option", "documented", "known", "option", "options_of", "same_as"]
 
 _KEY = "deconvfix.option"
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -79,3 +81,19 @@ def documented(declared: type) -> Callable[[Function], Function]:
         return function
 
     return document
+
+
+def known(name: str, value: object, values: Sequence[object]) -> None:
+    """Checks an option.
+
+    Raises:
+        OptionError: If `value` is not among `values`.
+    """
+    if value not in values:
+        named = ", ".join(repr(known_value) for known_value in values if known_value is not None)
+        raise OptionError(
+            name,
+            f"the value is {value!r}",
+            f"one of {named} is needed",
+            f"Correct `{name}`",
+        )

@@ -124,9 +124,17 @@ class PhaseConvs:
     phases: tuple[PhaseConv, ...]
     in_channels: int
     out_channels: int
+    kernel_size: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
     bias: bool
+
+    def growth(self) -> Pairs:
+        """Pixels `(begin, end)` by which the maps of the phases are larger than the input, together."""
+        first = self.phases[0]
+        kernel_size = self.conv(first).kernel_size
+        reach = [d * (k - 1) for d, k in zip(self.dilation, kernel_size, strict=True)]
+        return tuple((b, e - r) for (b, e), r in zip(first.pads, reach, strict=True))
 
     def conv(self, phase: PhaseConv) -> Conv:
         """The convolution of a phase, without its padding."""
@@ -303,7 +311,9 @@ def _phase_convs(x: Array, weight: Array, step: PhaseConvs) -> Array:
         spatial = zip(phase.pads, padded.shape[2:], strict=True)
         padded = padded[_last(slice(max(-b, 0), n - max(-e, 0)) for (b, e), n in spatial)]
         if phase.taps:
-            chosen = weight[(slice(None), slice(None), *np.ix_(*phase.taps))]
+            chosen = weight
+            for axis, taps in enumerate(phase.taps, start=2):
+                chosen = np.take(chosen, taps, axis)
         else:
             chosen = np.zeros((*weight.shape[:2], *conv.kernel_size), weight.dtype)
         # (C_in, C_out/g, *q) -> (g, C_in/g, C_out/g, *q) -> (C_out, C_in/g, *q)

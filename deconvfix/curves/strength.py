@@ -16,10 +16,11 @@ from torch import nn
 
 from deconvfix.conversion import attempt, inspect
 from deconvfix.core.decibels import LOWEST_DB
+from deconvfix.core.options import known
 from deconvfix.errors import OptionError
 from deconvfix.fit.regression import MEMORY
 from deconvfix.forms import FORMS
-from deconvfix.forms.base import FITTED_TO_DATA, Init, Settings, known
+from deconvfix.forms.base import FITTED_TO_DATA, Init, Settings
 from deconvfix.frontends.base import Frontend
 from deconvfix.frontends.calibrate import fitter_of
 from deconvfix.frontends.registry import enter

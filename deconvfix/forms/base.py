@@ -12,12 +12,13 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.core.options import option
+from deconvfix.core.options import known, option
 from deconvfix.core.rearrange import Flip, Merge, Permute, Verb
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Conv, Crop, Interpolation, Pad, PadMode, Pairs, Step
 from deconvfix.errors import OptionError, Refusal
 from deconvfix.fit.design import Design, Phase
+from deconvfix.targets.writing import Convolution, Shuffle
 
 __all__ = [
     "FITTED_TO_DATA",
@@ -25,7 +26,6 @@ __all__ = [
     "UPSAMPLING",
     "Candidate",
     "Compiled",
-    "Convolution",
     "Design",
     "Form",
     "Init",
@@ -37,15 +37,11 @@ __all__ = [
     "Recommendation",
     "Settings",
     "Settled",
-    "Shuffle",
-    "known",
     "plain_layout",
     "too_large",
     "zero_border",
 ]
 
-Convolution = Literal["cropped", "union", "phases"]
-Shuffle = Literal["crd", "dcr", "whole", "axes", "slices", "identity"]
 Init = Literal["exact", "fit", "random", "calibrated", "tuned"]
 # Fits that need inputs. A form starts them from its fit to the weights.
 FITTED_TO_DATA: tuple[Init, ...] = ("calibrated", "tuned")
@@ -352,22 +348,6 @@ class Form(ABC):
     def relative_macs(self, spec: ConvTransposeSpec, settings: Settings) -> float:
         """Multiply-accumulates of the new layer over those of the transposed convolution."""
         return self.compile(spec, settings).macs_per_position / spec.macs_per_position()
-
-
-def known(option: str, value: object, values: Sequence[object]) -> None:
-    """Checks an option.
-
-    Raises:
-        OptionError: If `value` is not among `values`.
-    """
-    if value not in values:
-        named = ", ".join(repr(known_value) for known_value in values if known_value is not None)
-        raise OptionError(
-            option,
-            f"the value is {value!r}",
-            f"one of {named} is needed",
-            f"Correct `{option}`",
-        )
 
 
 def zero_border(conv: Conv, amounts: Pairs) -> tuple[Step, ...]:

@@ -136,9 +136,9 @@ class Subpixel(Form):
             )
         old = math.prod(spec.weight_shape)
         taps = math.prod(spec.kernel_size)
-        grown = {"union": elements_of_union, "phases": lambda spec: taps}
-        written = grown.get(settings.convolution or "", lambda spec: _taps(_axes(spec)))(spec)
-        refusal = too_large(old, old // taps * written)
+        written = {"union": elements_of_union(spec), "phases": taps}
+        new = written.get(settings.convolution or "", _taps(_axes(spec)))
+        refusal = too_large(old, old // taps * new)
         if refusal:
             return refusal
         return Settled(replace(settings, init="exact"), True, None, "the same function")

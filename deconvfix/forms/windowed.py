@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 from deconvfix.core.rearrange import Merge, Permute, Pick, Repeat, Split, Verb, ZeroExtend
 from deconvfix.core.spec import ConvTransposeSpec
@@ -16,7 +17,7 @@ from deconvfix.core.steps import Conv, Crop, PhaseConv, PhaseConvs, PixelShuffle
 from deconvfix.core.windows import AxisWindows, windows
 from deconvfix.forms.base import Compiled, zero_border
 
-__all__ = ["compile_phases", "compile_union", "elements_of_union"]
+__all__ = ["compile_phases", "compile_union", "elements_of_union", "verbs_of_phase"]
 
 
 def compile_union(spec: ConvTransposeSpec) -> Compiled:
@@ -74,6 +75,7 @@ def compile_phases(spec: ConvTransposeSpec) -> Compiled:
         phases=tuple(phases),
         in_channels=spec.in_channels,
         out_channels=spec.out_channels,
+        kernel_size=spec.kernel_size,
         dilation=tuple(axis.gap for axis in axes),
         groups=spec.groups,
         bias=spec.bias,
@@ -83,6 +85,21 @@ def compile_phases(spec: ConvTransposeSpec) -> Compiled:
         weight=(Merge(0, 1),),
         bias=(),
         macs_per_position=spec.macs_per_position(),
+    )
+
+
+def verbs_of_phase(phase: PhaseConv, kernel_size: Sequence[int]) -> tuple[Verb, ...]:
+    """Verbs from the layer's weight to that of one phase, (C_out, C_in / groups, *taps)."""
+    n = len(kernel_size)
+    axes = tuple(3 + i for i in range(n))
+    picked = phase.taps or tuple((k,) for k in kernel_size)
+    # A tap of zeros behind the others, for a phase without one.
+    zeros: tuple[Verb, ...] = () if phase.taps else (ZeroExtend((0, 0, 0, *(1,) * n)),)
+    return (
+        *zeros,
+        *(Pick(axis, numbers) for axis, numbers in zip(axes, picked, strict=True)),
+        Permute((0, 2, 1, *axes)),
+        Merge(0, 1),
     )
 
 

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "deconvfix"
 FLOORS = (
     ("errors",),
     ("files", "core"),
-    ("fit", "grid"),
+    ("fit", "grid", "targets"),
     ("forms",),
     ("plan", "parity"),
     ("failures",),
@@ -38,6 +38,7 @@ WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")
 DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
+    "accepts", "for_target", "operators", "pixel_shuffle", "written",
     "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "exposed",
     "external", "file", "find", "fold", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
     "nodes", "parity", "parts", "proto", "refusals", "reroute", "restore", "runtime_parity", "samples",

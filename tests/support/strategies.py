@@ -39,16 +39,19 @@ class Case:
 
 
 @st.composite
-def specs(draw, *, symmetric=False, torch_limits=False):
-    """Any spec; `symmetric` padding and `torch_limits` on output_padding are what torch.nn has."""
-    ndim = draw(st.integers(1, 3))
+def specs(draw, *, symmetric=False, torch_limits=False, square=False):
+    """Any spec; `symmetric` padding and `torch_limits` on output_padding are what torch.nn has.
+
+    `square`: two axes of one stride above 1, which is what DepthToSpace has.
+    """
+    ndim = 2 if square else draw(st.integers(1, 3))
     most = {1: 7, 2: 5, 3: 3}[ndim]
 
     def per_axis(strategy):
         return tuple(draw(st.lists(strategy, min_size=ndim, max_size=ndim)))
 
     groups = draw(st.integers(1, 3))
-    stride = per_axis(st.integers(1, 5))
+    stride = (draw(st.integers(2, 5)),) * 2 if square else per_axis(st.integers(1, 5))
     dilation = per_axis(st.integers(1, 4))
     begin = per_axis(st.integers(0, 6))
     end = begin if symmetric else per_axis(st.integers(0, 6))
@@ -70,9 +73,9 @@ def specs(draw, *, symmetric=False, torch_limits=False):
 
 
 @st.composite
-def cases(draw, *, symmetric=False, torch_limits=False):
-    """A spec with an input for which it has an output, and integer-valued data."""
-    spec = draw(specs(symmetric=symmetric, torch_limits=torch_limits))
+def cases(draw, **kinds):
+    """A spec of `kinds` with an input for which it has an output, and integer-valued data."""
+    spec = draw(specs(**kinds))
     most = {1: 6, 2: 4, 3: 3}[spec.ndim]
     sizes = []
     for axis in range(spec.ndim):

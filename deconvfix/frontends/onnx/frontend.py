@@ -20,6 +20,7 @@ from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, check_without_data, refuse_flat_inputs
 from deconvfix.frontends.onnx import parity as onnx_parity
+from deconvfix.frontends.onnx.accepts import check_accepted
 from deconvfix.frontends.onnx.calibrate import FittableModel
 from deconvfix.frontends.onnx.diagnose import probe_model, runner
 from deconvfix.frontends.onnx.exposed import (
@@ -30,6 +31,7 @@ from deconvfix.frontends.onnx.exposed import (
     with_transposed,
 )
 from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.for_target import for_target
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.restore import Refitter
@@ -95,7 +97,8 @@ class OnnxFrontend:
         make_plain(model)
         # Found once: surgery on one layer leaves the other nodes as they are.
         layers = {layer.name: layer for layer in find_layers(model)}
-        surgeon = Surgeon(model)
+        profile = plan.profile
+        surgeon = Surgeon(model, profile)
         for decision in plan.replaced:
             layer = layers.get(decision.name)
             if layer is None or layer.spec is None or layer.spec != decision.spec:
@@ -107,7 +110,13 @@ class OnnxFrontend:
                     "Use the recipe that was made for this model",
                 )
             surgeon.replace(layer, decision)
+        if plan.target is not None:
+            check_accepted(model, profile)
         return model
+
+    def with_writings(self, model: ir.Model, plan: Plan) -> Plan:
+        """See `for_target.for_target`."""
+        return for_target(model, plan, plan.profile)
 
     def fit_to_data(
         self, before: ir.Model, after: ir.Model, plan: Plan, data: CalibrationData

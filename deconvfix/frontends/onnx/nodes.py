@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from deconvfix.errors import Refusal
 from deconvfix.frontends.onnx.fold import fold
+from deconvfix.frontends.onnx.pixel_shuffle import is_pixel_shuffle
 from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, bodies, constant
 
 __all__ = [
@@ -72,7 +73,7 @@ def _walk(scope: Scope, graph: ir.Graph, prefix: str) -> Iterator[tuple[Scope, i
 
 def _is_transposed(model: ir.Model, node: ir.Node) -> bool:
     if node.domain in DEFAULT_DOMAINS:
-        return node.op_type == "ConvTranspose"
+        return node.op_type == "ConvTranspose" and not is_pixel_shuffle(node, model.ir_version)
     if node.op_identifier() in model.functions:
         return False  # what is in it is searched
     operator = node.attributes.get("operator")  # of an ATen node

@@ -13,19 +13,21 @@ quantised).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from deconvfix.core.rearrange import Merge, Split, Verb, ZeroExtend, rearrange
+from deconvfix.core.rearrange import Verb, rearrange
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.core.steps import Conv, ConvTranspose, Crop, Step
-from deconvfix.forms.base import Compiled, Settings
+from deconvfix.core.steps import ConvTranspose, PhaseConvs
+from deconvfix.forms.base import Settings
+from deconvfix.forms.windowed import verbs_of_phase
 from deconvfix.frontends.onnx.find import DynamicSize, Layer
-from deconvfix.frontends.onnx.steps import NEWEST_WITHOUT_BROADCAST, Writer
+from deconvfix.frontends.onnx.pixel_shuffle import by_phase
+from deconvfix.frontends.onnx.steps import NEWEST_WITHOUT_BROADCAST, Operands, Writer
 from deconvfix.frontends.onnx.values import (
     DEFAULT_DOMAINS,
     OLDEST_IR_WITH_FREE_INITIALIZERS,
@@ -34,9 +36,11 @@ from deconvfix.frontends.onnx.values import (
     is_quantizer,
 )
 from deconvfix.frontends.onnx.weights import Store, Weights
+from deconvfix.frontends.onnx.written import Written, written
 from deconvfix.plan import Replaced
+from deconvfix.targets.profile import NO_LIMITS, Profile
 
-__all__ = ["Surgeon", "quantised_tail"]
+__all__ = ["Operation", "Surgeon", "quantised_tail"]
 
 # Functions of each element alone, which runtimes fuse between a convolution and QuantizeLinear.
 _ELEMENTWISE = ("Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
@@ -47,10 +51,12 @@ class Surgeon:
 
     Args:
         model: The model, which is changed.
+        profile: What the target accepts.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, profile: Profile = NO_LIMITS) -> None:
         self.model = model
+        self.profile = profile
         self.store = Store(model)
 
     def replace(self, layer: Layer, decision: Replaced) -> None:
@@ -60,7 +66,7 @@ class Surgeon:
         if decision.target.keeps_layer:
             self._set_weight(layer, decision)
         else:
-            _Operation(self, layer, decision).replace()
+            Operation(self, layer, decision).replace()
         for value in operands:
             self._remove_if_unused(value)
 
@@ -171,18 +177,14 @@ def quantised_tail(node: ir.Node) -> list[ir.Node]:
     return []
 
 
-@dataclass(frozen=True)
-class _Written:
-    """The exact form as ONNX writes it: what to do before the shuffle, and after."""
+class Operation:
+    """One layer of one model.
 
-    weight: tuple[Verb, ...]
-    bias: tuple[Verb, ...]
-    before: tuple[Step, ...]
-    after: tuple[Step, ...]
-
-
-class _Operation:
-    """One layer of one model."""
+    Args:
+        surgeon: Of the model.
+        layer: The layer.
+        decision: What it becomes.
+    """
 
     def __init__(self, surgeon: Surgeon, layer: Layer, decision: Replaced) -> None:
         self.surgeon = surgeon
@@ -199,43 +201,14 @@ class _Operation:
             self.spec = replace(self.spec, output_padding=tuple(op + s - 1 for op, s in more))
         # The prefix of the new names: the node's own name, unique by the fresh names.
         own = layer.node.name or layer.node.outputs[0].name or "ConvTranspose"
-        self.writer = Writer(surgeon.store.names, own, layer.opset, like=layer.node)
+        self.writer = Writer(
+            surgeon.store.names, own, layer.opset, like=layer.node, profile=surgeon.profile
+        )
         self.weights = Weights(surgeon.store, self.writer, self.spec)
 
     def replace(self) -> None:
         """Writes the new nodes, and puts their result under the name of the old one."""
-        tail = quantised_tail(self.node) if self.form.is_exact else []
-        # A quantised layer needs DQ -> Conv with nothing between, and old opsets have no Add that broadcasts
-        # a bias later on.
-        plain = bool(tail) or self.layer.opset <= NEWEST_WITHOUT_BROADCAST
-        # The form as ONNX writes it: what comes before the shuffle, and what after.
-        written = self._written(plain)
-        # Conv with its pads first, then the tail, the shuffle, and the crop.
-        x, spec = self.node.inputs[0], self.spec
-        assert x is not None
-        weight = self._weight(written.weight)
-        bias = self._bias(written.bias)
-        sizes = self.layer.input_size
-        y, sizes = self.writer.steps(  # type: ignore[assignment]
-            written.before, x, weight, bias, spec.in_channels, sizes
-        )
-        # Elementwise nodes and the shuffle change places: each value is treated alike wherever it lies.
-        conv = next(step for step in written.before if isinstance(step, Conv))
-        moves = bool(written.after) or self.dynamic is not None
-        for node in tail[:-1]:
-            y = self._again(node, y)
-        # The shuffle works on the quantised numbers, so that the Conv before it stays an integer one.
-        if tail and moves:
-            y = self.writer.op(
-                "DequantizeLinear",
-                *(self._again(tail[-1], y, what="QuantizeLinear"), *tail[-1].inputs[1:]),
-                domain=tail[-1].domain,
-            )
-        y, _ = self.writer.steps(written.after, y, None, bias, conv.out_channels, sizes)
-        if self.dynamic is not None:
-            y = self._dynamic_crop(x, y)
-        if tail:
-            y = self._again(tail[-1], y)
+        y, tail = self.write()
         # The result takes the name of the old one, so that nothing behind it changes.
         replaced = [self.node, *tail]
         old = replaced[-1].outputs[0]
@@ -243,6 +216,58 @@ class _Operation:
         y.doc_string = old.doc_string
         ir.convenience.replace_nodes_and_values(
             self.layer.graph, replaced[-1], replaced, self.writer.nodes, [old], [y]
+        )
+
+    def write(self) -> tuple[ir.Value, list[ir.Node]]:
+        """Writes the new nodes; their result, and what they replace behind the layer."""
+        tail = quantised_tail(self.node) if self.form.is_exact else []
+        # A quantised layer needs DQ -> Conv with nothing between, and old opsets have no Add that broadcasts
+        # a bias later on.
+        plain = bool(tail) or self.layer.opset <= NEWEST_WITHOUT_BROADCAST
+        plain = (plain or self._fills_phases()) and self.settings.convolution in (None, "cropped")
+        # The form as ONNX writes it: what comes before the shuffle, and what after.
+        steps = written(self.form, self.spec, self.settings, plain=plain)
+        # Conv with its pads first, then the tail, the shuffle, and the crop.
+        x, spec = self.node.inputs[0], self.spec
+        assert x is not None
+        operands = Operands(
+            self._weights(steps), self._bias(steps.bias), np.dtype(self.layer.dtype)
+        )
+        maps, sizes = self.writer.steps(
+            steps.before, x, operands, spec.in_channels, self.layer.input_size
+        )
+        if tail:
+            maps = self._tailed(tail, cast(ir.Value, maps), moves=self._moves(steps))
+        maps, _ = self.writer.steps(
+            steps.after, maps, operands, steps.channels, sizes, self.settings.shuffle
+        )
+        y = cast(ir.Value, maps)
+        if self.dynamic is not None:
+            y = self._dynamic_crop(x, y)
+        if tail:
+            y = self._again(tail[-1], y)
+        return y, tail
+
+    def _fills_phases(self) -> bool:
+        """Whether phases without a tap need kernels of zeros: nothing may stand before the shuffle."""
+        forbidden = {"Gather", "Pad"} & set(self.writer.profile.forbidden)
+        return by_phase(self.settings.shuffle) or bool(forbidden)
+
+    def _moves(self, steps: Written) -> bool:
+        """Whether something moves values behind the convolution."""
+        return bool(steps.after) or self.dynamic is not None
+
+    def _tailed(self, tail: list[ir.Node], y: ir.Value, *, moves: bool) -> ir.Value:
+        """The tail on the convolution's result: each value is treated alike wherever it lies."""
+        for node in tail[:-1]:
+            y = self._again(node, y)
+        if not moves:
+            return y
+        # The shuffle works on the quantised numbers, so that the Conv before it stays an integer one.
+        return self.writer.op(
+            "DequantizeLinear",
+            *(self._again(tail[-1], y, what="QuantizeLinear"), *tail[-1].inputs[1:]),
+            domain=tail[-1].domain,
         )
 
     def _again(self, node: ir.Node, y: ir.Value, what: str = "") -> ir.Value:
@@ -256,24 +281,21 @@ class _Operation:
         copied.metadata_props.update(node.metadata_props)
         return result
 
-    def _written(self, plain: bool) -> _Written:
-        """The form's steps, cut at the convolution; `plain`: nothing but a Conv before the shuffle."""
-        spec, verbs = (self.spec, ()) if not plain else _dense(self.spec)
-        compiled = self.form.compile(spec, self.settings)
-        # Without padding in the spec no crop comes first. The crop at the end does its work.
-        if self.form.is_exact and _crops_first(compiled):
-            crop = Crop(spec.padding)
-            spec = replace(spec, padding=((0, 0),) * spec.ndim)
-            compiled = self.form.compile(spec, self.settings)
-            compiled = replace(compiled, steps=(*compiled.steps, crop))
-        steps = compiled.steps
-        cut = 1 + next(i for i, step in enumerate(steps) if isinstance(step, Conv))
-        return _Written((*verbs, *compiled.weight), compiled.bias, steps[:cut], steps[cut:])
-
     # --- operands ---
 
-    def _weight(self, verbs: tuple[Verb, ...]) -> ir.Value:
+    def _weights(self, steps: Written) -> list[ir.Value]:
         operand = Operand.of(self.node.inputs[1])
+        convs = steps.before[-1]
+        if not isinstance(convs, PhaseConvs):
+            return [self._weight(operand, steps.weight)]
+        # Each is a part of the old one, which they cannot replace in its own place.
+        operand = Operand.of(operand.value, alone=False)
+        return [
+            self._weight(operand, verbs_of_phase(phase, convs.kernel_size))
+            for phase in convs.phases
+        ]
+
+    def _weight(self, operand: Operand, verbs: tuple[Verb, ...]) -> ir.Value:
         # Fitted kernels are computed here in float64, and rounded once.
         if not self.form.is_exact:
             assert self.layer.weight
@@ -329,47 +351,3 @@ class _Operation:
         begin = write.op("Cast", half, to=int(ir.DataType.INT64))
         end = write.op("Add", begin, numbers(self.dynamic.output_size, np.int64))
         return write.op("Slice", y, begin, end, numbers(range(2, n + 2), np.int64))
-
-
-def _crops_first(compiled: Compiled) -> bool:
-    """Whether a crop of the input follows a padding of it, which Conv's own pads cannot express."""
-    kinds = [type(step) for step in compiled.steps]
-    return Crop in kinds[: kinds.index(Conv)]
-
-
-def _dense(spec: ConvTransposeSpec) -> tuple[ConvTransposeSpec, tuple[Verb, ...]]:
-    """The same layer with all its taps written out, and zero taps for what no tap reaches.
-
-    Returns:
-        A spec without dilation and output_padding and with at least one tap for each phase, and the
-        verbs that bring a weight, group axis first, to its kernel.
-    """
-    kernel = tuple(
-        max(big_k + op, s)
-        for big_k, op, s in zip(
-            spec.effective_kernel_size, spec.output_padding, spec.stride, strict=True
-        )
-    )
-    n = spec.ndim
-    verbs: list[Verb] = []
-    if max(spec.dilation) > 1:
-        # (k) -> (k, 1) -> (k, d) -> (k*d)
-        verbs += [Split(3 + i, (-1, 1)) for i in reversed(range(n))]
-        gaps = (amount for d in spec.dilation for amount in (0, d - 1))
-        verbs += [ZeroExtend((0, 0, 0, *gaps)), *(Merge(3 + i, 4 + i) for i in range(n))]
-    spread = [k * d for k, d in zip(spec.kernel_size, spec.dilation, strict=True)]
-    verbs.append(ZeroExtend((0, 0, 0, *(big - k for big, k in zip(kernel, spread, strict=True)))))
-    grown = [
-        big - big_k - op
-        for big, big_k, op in zip(
-            kernel, spec.effective_kernel_size, spec.output_padding, strict=True
-        )
-    ]
-    dense = replace(
-        spec,
-        kernel_size=kernel,
-        padding=tuple((b, e + more) for (b, e), more in zip(spec.padding, grown, strict=True)),
-        output_padding=(0,) * n,
-        dilation=(1,) * n,
-    )
-    return dense, tuple(verbs)

@@ -299,8 +299,8 @@ def _child(
         case steps.AddBias():
             assert bias is not None
             return "add_bias", AddBias(_parameter(bias), spec.ndim)
-        case steps.ConvTranspose():
-            raise AssertionError("forms that keep the layer do not build a new one")
+        case steps.ConvTranspose() | steps.PhaseConvs():
+            raise AssertionError(f"{type(step).__name__} is no module of a new layer")
 
 
 def _parameter(value: Tensor) -> nn.Parameter:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deconvfix.core.rearrange import Flip, Merge, Permute, Repeat, Split, Verb, ZeroExtend
+from deconvfix.core.rearrange import Flip, Merge, Permute, Pick, Repeat, Split, Verb, ZeroExtend
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import (
     AddBias,
@@ -27,6 +27,7 @@ from deconvfix.core.steps import (
     Pad,
     PadMode,
     Pairs,
+    PhaseConvs,
     PixelShuffle,
     Resize,
     Step,
@@ -84,6 +85,8 @@ def carry_out(verbs: Sequence[Verb], tensor: Tensor) -> Tensor:
                 tensor = tensor.flip(axes)
             case Repeat(times):
                 tensor = tensor.repeat_interleave(times)
+            case Pick(axis, numbers):
+                tensor = torch.cat([tensor.narrow(axis, number, 1) for number in numbers], axis)
     return tensor
 
 
@@ -120,8 +123,8 @@ def apply_steps(
             case AddBias():
                 assert bias is not None
                 x = add_bias(x, bias, weight.dim() - 2)
-            case ConvTranspose():
-                raise AssertionError("forms that keep the layer are not written as steps")
+            case ConvTranspose() | PhaseConvs():
+                raise AssertionError(f"{type(step).__name__} is not written as a step of torch")
     return x
 
 

@@ -1,0 +1,166 @@
+"""The writing of each layer: the first one that the target accepts.
+
+A writing is tried by writing it: its nodes are made, and looked at, and thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from deconvfix.core.steps import PhaseConvs
+from deconvfix.errors import Refusal
+from deconvfix.frontends.onnx.accepts import Broken, broken_by, has_open_sizes
+from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.nodes import plain
+from deconvfix.frontends.onnx.pixel_shuffle import by_phase, why_not
+from deconvfix.frontends.onnx.steps import Writer
+from deconvfix.frontends.onnx.surgery import Operation, Surgeon, quantised_tail
+from deconvfix.frontends.onnx.values import Operand
+from deconvfix.frontends.onnx.weights import Store
+from deconvfix.plan import Decision, Plan, Replaced
+from deconvfix.targets.profile import Profile
+from deconvfix.targets.writing import Shuffle, Writing
+
+__all__ = ["for_target", "writings_of"]
+
+
+def for_target(model: ir.Model, plan: Plan, profile: Profile) -> Plan:
+    """A plan in which each layer has a writing that the target accepts, or is refused.
+
+    Args:
+        model: The model.
+        plan: What is to be done; what its settings say of the writing stays.
+        profile: Of the target.
+    """
+    draft = plain(model).clone()
+    layers = {layer.name: layer for layer in find_layers(draft)}
+    surgeon = _Drafts(draft, profile)
+    is_open = has_open_sizes(model)
+    decisions = [
+        _settled(surgeon, layers[decision.name], decision, is_open)
+        if isinstance(decision, Replaced)
+        else decision
+        for decision in plan.decisions
+    ]
+    return replace(plan, decisions=tuple(decisions))
+
+
+def writings_of(
+    layer: Layer, decision: Replaced, profile: Profile
+) -> Iterator[tuple[Writing, str | None]]:
+    """The writings of a layer that its settings allow, each with a clause why it is impossible, or None."""
+    asked = decision.settings
+    for writing in profile.writings(decision.spec.ndim):
+        if asked.convolution in (None, writing.convolution) and asked.shuffle in (
+            None,
+            writing.shuffle,
+        ):
+            yield writing, _impossible(layer, decision, writing)
+
+
+class _DraftStore(Store):
+    """Keeps nothing: new weights have a shape alone."""
+
+    def put(self, writer: Writer, operand: Operand, array: NDArray[Any], key: Any) -> ir.Value:
+        """A value that is in no graph."""
+        return ir.Value(name="weight", shape=ir.Shape(array.shape))
+
+
+class _Drafts(Surgeon):
+    """Writes nodes that go nowhere: the stored weights stay as they are."""
+
+    def __init__(self, model: ir.Model, profile: Profile) -> None:
+        super().__init__(model, profile)
+        self.store = _DraftStore(model)
+
+    def broken(self, layer: Layer, decision: Replaced, *, is_open: bool) -> Broken | None:
+        """The line of the profile that the nodes of a layer's new form break."""
+        if decision.target.keeps_layer:
+            nodes = [layer.node]
+        else:
+            operation = Operation(self, layer, decision)
+            operation.write()
+            nodes = operation.writer.nodes
+        ndim = decision.spec.ndim
+        return broken_by(nodes, self.profile, lambda value: ndim + 2, open_sizes=is_open)
+
+
+def _settled(surgeon: _Drafts, layer: Layer, decision: Replaced, is_open: bool) -> Decision:
+    """A decision with the first writing that is accepted, or a refusal."""
+    profile = surgeon.profile
+    reason, line = "", None
+    if not decision.target.shuffles:
+        broken = surgeon.broken(layer, decision, is_open=is_open)
+        if broken is None:
+            return decision
+        reason, line = broken.found, broken.key
+        return _refused(decision, _not_accepted(reason, profile, line))
+    for writing, impossible in writings_of(layer, decision, profile):
+        if impossible is not None:
+            reason = reason or f"{writing}: {impossible}"
+            continue
+        settings = replace(
+            decision.settings, convolution=writing.convolution, shuffle=writing.shuffle
+        )
+        tried = replace(
+            decision,
+            settings=settings,
+            macs_after=decision.target.compile(decision.spec, settings).macs_per_position,
+        )
+        broken = surgeon.broken(layer, tried, is_open=is_open)
+        if broken is None:
+            return tried
+        if line is None:
+            # The first way that is possible tells best what stands in the way.
+            reason, line = f"{writing}: {broken.found}", broken.key
+    return _refused(decision, _not_accepted(reason, profile, line))
+
+
+def _impossible(layer: Layer, decision: Replaced, writing: Writing) -> str | None:
+    settings = replace(decision.settings, convolution=writing.convolution)
+    steps = decision.target.compile(decision.spec, settings).steps
+    apart = any(isinstance(step, PhaseConvs) for step in steps)
+    if apart and quantised_tail(layer.node):
+        return "a quantised layer needs one convolution"
+    if by_phase(writing.shuffle) and not apart and decision.spec.groups > 1:
+        return "the convolution's channels come group by group"
+    shuffle: Shuffle = writing.shuffle
+    return why_not(shuffle, decision.spec.stride, layer.input_size, layer.opset, apart=apart)
+
+
+def _not_accepted(found: str, profile: Profile, key: str | None) -> Refusal:
+    if key is None:
+        return Refusal(
+            f"it cannot be written so ({found})",
+            "the convolutions and the shuffle must fit its geometry, its sizes and the file's opset",
+            "Omit `convolution` and `shuffle`, or exclude the layer",
+        )
+    return Refusal(
+        f"no way to write it is accepted ({found})",
+        f"the target {profile.name!r} says: {profile.line(key)}",
+        "Choose another target, fix the sizes of the inputs, or exclude the layer",
+    )
+
+
+def _refused(decision: Replaced, refusal: Refusal) -> Decision:
+    """The layer stays, with a sentence."""
+    kept = {known.name: getattr(decision, known.name) for known in fields(Decision)}
+    return Decision(
+        **kept
+        | {
+            "decision": "refused",
+            "form": None,
+            "settings": None,
+            "exact": True,
+            "relative_residual": None,
+            "macs_before": None,
+            "macs_after": None,
+            "fitted": None,
+            "reason": refusal.sentence(decision.name),
+        }
+    )

@@ -1,0 +1,53 @@
+"""Writings for a target, which only what is written as operators can have."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from deconvfix.errors import OptionError
+from deconvfix.plan import Options, Plan
+
+__all__ = ["WritesForTargets", "with_writings"]
+
+
+@runtime_checkable
+class WritesForTargets(Protocol):
+    """A front end that can choose how a layer is written."""
+
+    def with_writings(self, model: Any, plan: Plan) -> Plan:
+        """A plan in which each layer has a writing that the plan's target accepts, or is refused.
+
+        Args:
+            model: The model, before anything is changed.
+            plan: What is to be done; what its settings say of the writing stays.
+        """
+        ...
+
+
+def with_writings(frontend: object, model: Any, plan: Plan, options: Options) -> Plan:
+    """The plan with writings, where a target or a writing was asked for.
+
+    Raises:
+        OptionError: If models of this kind cannot have it.
+    """
+    asked = [
+        name
+        for name, value in (
+            ("target", options.target),
+            ("shuffle", options.shuffle),
+            ("convolution", options.convolution),
+        )
+        if value is not None
+    ]
+    if not asked:
+        return plan
+    if isinstance(frontend, WritesForTargets):
+        return frontend.with_writings(model, plan)
+    if asked == ["convolution"] and options.convolution != "phases":
+        return plan
+    raise OptionError(
+        asked[0],
+        f"the value is {getattr(options, asked[0])!r}, and the model is no ONNX model",
+        "operators are chosen where they are written, in ONNX files",
+        "Convert the ONNX file that the model is exported to, or name a file .onnx as the output",
+    )

@@ -1,0 +1,1 @@
+"""Targets: what runtimes and chips accept, as data; `profiles` has a TOML file for each."""
