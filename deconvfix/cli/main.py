@@ -226,12 +226,22 @@ def verify(
 @click.argument("after", type=FILE)
 @takes(SourceOptions, "source")
 @takes(BenchOptions, "options")
-def bench(before: Path, after: Path, source: SourceOptions, options: BenchOptions) -> None:
+@click.pass_context
+def bench(
+    ctx: click.Context, /, before: Path, after: Path, source: SourceOptions, options: BenchOptions
+) -> None:
     """Time BEFORE and AFTER (a converted file, or an ONNX file) in turns, on the same inputs."""
     named = _named(before, source)
+    if options.runtime is not None and before.suffix != ".onnx":
+        raise click.UsageError("--runtime times ONNX files.", ctx)
     with working("Timing"):
-        pair = kind_of(before).runners(named, after, options.threads)
-        report = time_runners(*pair, repeats=options.repeats, threads=options.threads)
+        if options.runtime is not None:
+            from deconvfix.cli.jobs.onnx import bench_in
+
+            report = bench_in(options.runtime, named, after, options, source.timeout)
+        else:
+            pair = kind_of(before).runners(named, after, options.threads)
+            report = time_runners(*pair, repeats=options.repeats, threads=options.threads)
     show(report.to_dict() if options.as_json else text.bench(report))
 
 

@@ -29,7 +29,7 @@ from deconvfix.runtimes.process import said
 from deconvfix.runtimes.registry import RUNTIMES, runtime_at, runtime_named
 from deconvfix.runtimes.verdict import LOOKS, compare
 
-__all__ = ["Clocks", "Timed", "time_in"]
+__all__ = ["Clocks", "Timed", "time_in", "title_of", "version_of"]
 
 # Rounds between two loads; where a run takes longer than `_SLOW` seconds, one, and no run to fill caches.
 _ROUNDS, _SLOW = 4, 0.2
@@ -84,14 +84,7 @@ def time_in(
         OptionError: If there is no such runtime, or it is not installed.
         DeconvfixError: If a file cannot be read.
     """
-    if os.name == "nt":
-        raise OptionError(
-            "runtime",
-            "this is Windows",
-            "runtimes run in processes that are started as on Linux and macOS",
-            "Use WSL",
-        )
-    runtime_named(runtime)
+    _check(runtime)
     outputs = [
         tuple(str(value.name) for value in onnx_file.read(path).model.graph.outputs)
         for path in files
@@ -117,6 +110,33 @@ def time_in(
             )
             for number, path in enumerate(files)
         ]
+
+
+def version_of(runtime: str) -> str:
+    """The version of a runtime, which is imported in another process.
+
+    Raises:
+        OptionError: If there is no such runtime, or it is not installed.
+    """
+    _check(runtime)
+    with _Process(RUNTIMES[runtime], 1, {}, 600.0) as process:
+        return process.version
+
+
+def title_of(runtime: str) -> str:
+    """Its name and version, for people; see `version_of`."""
+    return f"{runtime_at(RUNTIMES[runtime]).title} {version_of(runtime)}".rstrip()
+
+
+def _check(runtime: str) -> None:
+    if os.name == "nt":
+        raise OptionError(
+            "runtime",
+            "this is Windows",
+            "runtimes run in processes that are started as on Linux and macOS",
+            "Use WSL",
+        )
+    runtime_named(runtime)
 
 
 def _taken(process: _Process, seconds: float, repeats: int | None) -> dict[int, list[list[float]]]:
@@ -186,7 +206,13 @@ class _Process:
             folder = ends.enter_context(scratch_folder())
             self.worker = Worker(f"{__name__}:Clocks")
             ends.callback(self.worker.end)
-            self.worker.ask("open", self.home, self.threads, self.feed, str(folder))
+            request = ("open", self.home, self.threads, self.feed, str(folder))
+            try:
+                self.version: str = self.worker.ask(*request, seconds=self.limit)
+            except (CrashError, RuntimeError) as error:
+                raise OptionError(
+                    "runtime", str(error), "files run with its package", "Install it again"
+                ) from error
             self.ends = ends.pop_all()
         return self
 
@@ -217,11 +243,13 @@ class _Process:
 class Clocks:
     """What the other process answers with: files in one runtime, loaded side by side."""
 
-    def open(self, home: str, threads: int, feed: Feed, folder: str) -> None:
-        """Says where everything is run, on what, and where temporary files go."""
+    def open(self, home: str, threads: int, feed: Feed, folder: str) -> str:
+        """Says where everything is run, on what, and where temporary files go; the version is the answer."""
         tempfile.tempdir = folder
         self.runtime, self.threads, self.feed = runtime_at(home), threads, feed
         self.clocks: dict[int, Clock] = {}
+        with said("its package cannot be imported"):
+            return self.runtime.version()
 
     def load(self, number: int, path: str, outputs: tuple[str, ...]) -> float:
         """Loads a file, and runs it until caches are full and the runtime has planned its memory.
