@@ -17,7 +17,6 @@ import click
 
 from deconvfix import __version__
 from deconvfix.cli import text
-from deconvfix.cli.bench import bench as time_runners
 from deconvfix.cli.jobs.fix import fix_file
 from deconvfix.cli.jobs.job import (
     Job,
@@ -26,6 +25,7 @@ from deconvfix.cli.jobs.job import (
     kind_of,
     needs_architecture,
     take_part,
+    time_files,
 )
 from deconvfix.cli.options import (
     FILE,
@@ -235,13 +235,7 @@ def bench(
     if options.runtime is not None and before.suffix != ".onnx":
         raise click.UsageError("--runtime times ONNX files.", ctx)
     with working("Timing"):
-        if options.runtime is not None:
-            from deconvfix.cli.jobs.onnx import bench_in
-
-            report = bench_in(options.runtime, named, after, options, source.timeout)
-        else:
-            pair = kind_of(before).runners(named, after, options.threads)
-            report = time_runners(*pair, repeats=options.repeats, threads=options.threads)
+        report = time_files(named, after, options, source.timeout)
     show(report.to_dict() if options.as_json else text.bench(report))
 
 

@@ -125,7 +125,8 @@ def version_of(runtime: str) -> str:
 
 def title_of(runtime: str) -> str:
     """Its name and version, for people; see `version_of`."""
-    return f"{runtime_at(RUNTIMES[runtime]).title} {version_of(runtime)}".rstrip()
+    version = version_of(runtime)
+    return f"{runtime_at(RUNTIMES[runtime]).title} {version}".rstrip()
 
 
 def _check(runtime: str) -> None:

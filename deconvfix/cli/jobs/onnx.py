@@ -183,8 +183,8 @@ def bench_in(
                 "both files must run to be timed",
                 "See what it makes of them: deconvfix verify --runtime",
             )
-    one, other = (1e3 * each.times for each in timed)
-    return report_of((title, title), (one, other), shapes_in(feed), options.threads)
+    old, new = (1e3 * each.times for each in timed)
+    return report_of((title, title), (old, new), shapes_in(feed), options.threads)
 
 
 def _timed_on(source: Source, model: ir.Model, session: Any) -> Feed:
