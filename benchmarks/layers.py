@@ -31,6 +31,7 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import deconvfix
+from deconvfix.errors import DeconvfixError
 from deconvfix.runtimes.registry import RUNTIMES
 from deconvfix.runtimes.timing import time_in, title_of
 from deconvfix.runtimes.verdict import compare
@@ -171,6 +172,9 @@ WRITINGS: dict[str, Writer] = {
     "exact form": subpixel,
 }
 
+# The layer against itself: what the noise is.
+CONTROL = "keep, again"
+
 
 @dataclass(frozen=True)
 class Found:
@@ -192,18 +196,29 @@ class Found:
 
 
 def measure(
-    layer: Layer, runtime: str, writings: Mapping[str, Writer], *, threads: int, seconds: float
+    layer: Layer, runtime: str, writings: Mapping[str, Writer], **timing: Any
 ) -> Iterator[Found]:
-    """The layer itself, and every writing of it."""
+    """The layer itself, and every writing of it.
+
+    Args:
+        layer: What is timed.
+        runtime: Where.
+        writings: What else it is written as.
+        timing: Settings of `time_in`.
+    """
     proto, feed = model_of(layer), feed_of(layer)
     with tempfile.TemporaryDirectory() as folder:
         paths = {"keep": Path(folder, "keep.onnx")}
         onnx.save(proto, paths["keep"])
         for number, (name, writer) in enumerate(writings.items()):
             written = Path(folder, f"{number}.onnx")
-            onnx.save(writer(proto, feed), written)
+            try:
+                onnx.save(writer(proto, feed), written)
+            except DeconvfixError as error:
+                yield Found(layer.name, name, None, None, str(error))
+                continue
             paths[name] = written
-        timed = time_in(runtime, list(paths.values()), feed, threads=threads, seconds=seconds)
+        timed = time_in(runtime, list(paths.values()), feed, **timing)
     keep = timed[0]
     for name, one in zip(paths, timed, strict=True):
         ran = bool(one.times.size)
@@ -231,7 +246,7 @@ def best_of(row: Mapping[str, Found]) -> tuple[float, str]:
     known = [
         (found.verdict["ratio"], name)
         for name, found in row.items()
-        if found.verdict is not None and (found.verdict["low"] or 0) > 1
+        if name != CONTROL and found.verdict is not None and (found.verdict["low"] or 0) > 1
     ]
     return max(known, default=(1.0, "keep"))
 
@@ -292,10 +307,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--layers", default=":", help="a part of them, as FROM:TO")
     parser.add_argument("--seconds", type=float, default=20.0, help="for the runs of a layer")
+    parser.add_argument("--loads", type=int, help="of each file; by default until all is clear")
+    parser.add_argument("--control", action="store_true", help="time each layer against itself")
     parser.add_argument("--json", type=Path, help="a file of lines that what was found is added to")
     parser.add_argument("--table", type=Path, help="only print what is in such a file")
     given = parser.parse_args()
     found: list[Found] = []
+    control: dict[str, Writer] = {CONTROL: lambda proto, _: proto} if given.control else {}
+    writings = WRITINGS | control
     if given.table:
         found = [Found(**json.loads(line)) for line in given.table.read_text().splitlines()]
     else:
@@ -303,7 +322,12 @@ def main() -> None:
         for layer in LAYERS[int(first or 0) : int(last or len(LAYERS))]:
             own = list(
                 measure(
-                    layer, given.runtime, WRITINGS, threads=given.threads, seconds=given.seconds
+                    layer,
+                    given.runtime,
+                    writings,
+                    threads=given.threads,
+                    seconds=given.seconds,
+                    repeats=given.loads,
                 )
             )
             print(*map(cell, own[1:]), layer.name, file=sys.stderr, flush=True)
