@@ -144,7 +144,7 @@ def report_of(
         threads: That each could use.
     """
     verdict = compare(*times)
-    old, new = (each[: min(map(len, times))].reshape(-1).tolist() for each in times)
+    old, new = (own[: min(map(len, times))].reshape(-1).tolist() for own in times)
     one, other = (
         Timing(runtime, statistics.median(own), _quartiles(own))
         for runtime, own in zip(runtimes, (old, new), strict=True)

@@ -25,8 +25,8 @@ from deconvfix.cli.jobs.job import (
     kind_of,
     needs_architecture,
     take_part,
-    time_files,
 )
+from deconvfix.cli.jobs.timed import time_files
 from deconvfix.cli.options import (
     FILE,
     BenchOptions,

@@ -146,6 +146,7 @@ def _taken(process: _Process, seconds: float, repeats: int | None) -> dict[int, 
     begun, turn = time.monotonic(), 0
     for load in range(1, 1 + (repeats or LOOKS[-1])):
         active = list(process.files)
+        process.unload()
         slowest = max((process.load(number) for number in _turned(active, load)), default=0.0)
         rounds: dict[int, list[float]] = {number: [] for number in active}
         fast = slowest < _SLOW
@@ -220,6 +221,13 @@ class _Process:
     def __exit__(self, *error: object) -> None:
         self.ends.close()
 
+    def unload(self) -> None:
+        """Forgets all files, so that where they lie in memory depends on the order of loading alone."""
+        try:
+            self.worker.ask("unload", seconds=self.limit)
+        except (CrashError, RuntimeError) as error:
+            raise _FailedError(next(iter(self.files)), str(error)) from error
+
     def load(self, number: int) -> float:
         """Loads a file anew and runs it, which does not count; the seconds of one run."""
         once = self._ask(number, "load", *self.files[number])
@@ -252,13 +260,16 @@ class Clocks:
         with said("its package cannot be imported"):
             return self.runtime.version()
 
+    def unload(self) -> None:
+        """Forgets all files."""
+        self.clocks.clear()
+
     def load(self, number: int, path: str, outputs: tuple[str, ...]) -> float:
         """Loads a file, and runs it until caches are full and the runtime has planned its memory.
 
         Raises:
             RuntimeError: If the runtime fails, with its words.
         """
-        self.clocks.pop(number, None)
         with said("it does not load the file"):
             clock = self.runtime.clock(path, self.feed, outputs, self.threads)
         self.clocks[number] = clock

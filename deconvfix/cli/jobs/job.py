@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deconvfix import __version__
-from deconvfix.cli.bench import BenchReport, Runner, bench
-from deconvfix.cli.options import BenchOptions
+from deconvfix.cli.bench import Runner
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
 from deconvfix.conversion import Attempt, Verify, attempt, finished, prove, rewritten
@@ -39,7 +38,6 @@ __all__ = [
     "needs_architecture",
     "reloaded_error",
     "take_part",
-    "time_files",
 ]
 
 # Suffix -> module. Every other file is taken for a checkpoint, which needs code to build its model.
@@ -182,26 +180,6 @@ def needs_architecture(path: Path) -> bool:
 def can_share(path: Path) -> bool:
     """Whether several processes can fit a file's layers together: those of ONNX are fitted without torch."""
     return path.suffix != ".onnx"
-
-
-def time_files(source: Source, after: Path, options: BenchOptions, limit: float) -> BenchReport:
-    """Times a file and another one in turns, in a runtime (ONNX files) if the options name one.
-
-    Args:
-        source: The original, and its inputs.
-        after: The other file.
-        options: Of the command.
-        limit: Seconds that one run in a runtime may take.
-
-    Raises:
-        DeconvfixError: If a file or an option cannot be used, or a file does not run.
-    """
-    if options.runtime is None:
-        pair = kind_of(source.path).runners(source, after, options.threads)
-        return bench(*pair, repeats=options.repeats, threads=options.threads)
-    from deconvfix.cli.jobs.onnx import bench_in
-
-    return bench_in(options.runtime, source, after, options, limit)
 
 
 def convert_file(job: Job) -> ConversionReport:

@@ -183,7 +183,7 @@ def bench_in(
                 "both files must run to be timed",
                 "See what it makes of them: deconvfix verify --runtime",
             )
-    old, new = (1e3 * each.times for each in timed)
+    old, new = (1e3 * one.times for one in timed)
     return report_of((title, title), (old, new), shapes_in(feed), options.threads)
 
 
