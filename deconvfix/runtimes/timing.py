@@ -35,6 +35,8 @@ __all__ = ["Clocks", "Timed", "time_in", "title_of", "version_of"]
 _ROUNDS, _SLOW = 4, 0.2
 # A sample is as many runs as take this long: reading a clock and asking for it cost some microseconds.
 _SAMPLE = 4e-3
+# Seconds that importing a runtime's package may take, at least.
+_IMPORT = 60.0
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ class _Process:
             ends.callback(self.worker.end)
             request = ("open", self.home, self.threads, self.feed, str(folder))
             try:
-                self.version: str = self.worker.ask(*request, seconds=self.limit)
+                self.version: str = self.worker.ask(*request, seconds=max(self.limit, _IMPORT))
             except (CrashError, RuntimeError) as error:
                 raise OptionError(
                     "runtime", str(error), "files run with its package", "Install it again"

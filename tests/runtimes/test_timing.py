@@ -40,12 +40,12 @@ def slept(path, milliseconds, tmp_path):
 
 
 def test_a_slower_file_is_found_and_then_left_out(files, tmp_path):
-    paths = [slept(files[0], ms, tmp_path) for ms in (5, 10, 3)]
+    paths = [slept(files[0], ms, tmp_path) for ms in (10, 30, 4)]
     fast, slow, faster = time_in("Sleeps", paths, FEED, threads=2, seconds=60)
-    assert compare(fast.times, slow.times).high < 0.6
-    assert compare(fast.times, faster.times).low > 1.4
+    assert compare(fast.times, slow.times).high < 0.9
+    assert compare(fast.times, faster.times).low > 1.1
     assert len(slow.times) == 8
-    assert np.median(fast.times) == pytest.approx(5e-3, rel=0.2)
+    assert fast.times.min() >= 10e-3
 
 
 def test_sleep_is_no_time_of_the_cpu(files, tmp_path):

@@ -154,11 +154,16 @@ class Hangs(Fake):
 
 
 class Sleeps(Fake):
-    """As many milliseconds as the end of the file's name says."""
+    """As many milliseconds as the end of the file's name says, and nothing else."""
 
-    def distorted(self, path, outputs):
-        time.sleep(int(re.findall(r"\d+", path)[-1]) / 1e3)
-        return outputs
+    def load(self, path, example, outputs, threads=None):
+        seconds = int(re.findall(r"\d+", path)[-1]) / 1e3
+
+        def run(feed):
+            time.sleep(seconds)
+            return []
+
+        return run
 
 
 class DiesOfLayers(Fake):
