@@ -17,7 +17,6 @@ import click
 
 from deconvfix import __version__
 from deconvfix.cli import text
-from deconvfix.cli.bench import bench as time_runners
 from deconvfix.cli.jobs.fix import fix_file
 from deconvfix.cli.jobs.job import (
     Job,
@@ -27,6 +26,7 @@ from deconvfix.cli.jobs.job import (
     needs_architecture,
     take_part,
 )
+from deconvfix.cli.jobs.timed import time_files
 from deconvfix.cli.options import (
     FILE,
     BenchOptions,
@@ -226,12 +226,16 @@ def verify(
 @click.argument("after", type=FILE)
 @takes(SourceOptions, "source")
 @takes(BenchOptions, "options")
-def bench(before: Path, after: Path, source: SourceOptions, options: BenchOptions) -> None:
+@click.pass_context
+def bench(
+    ctx: click.Context, /, before: Path, after: Path, source: SourceOptions, options: BenchOptions
+) -> None:
     """Time BEFORE and AFTER (a converted file, or an ONNX file) in turns, on the same inputs."""
     named = _named(before, source)
+    if options.runtime is not None and before.suffix != ".onnx":
+        raise click.UsageError("--runtime times ONNX files.", ctx)
     with working("Timing"):
-        pair = kind_of(before).runners(named, after, options.threads)
-        report = time_runners(*pair, repeats=options.repeats, threads=options.threads)
+        report = time_files(named, after, options, source.timeout)
     show(report.to_dict() if options.as_json else text.bench(report))
 
 

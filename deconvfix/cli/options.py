@@ -153,8 +153,15 @@ class VerifyOptions(ReportOptions):
 class BenchOptions(ReportOptions):
     """The options of `deconvfix bench`."""
 
-    repeats: int = option(20, "Timed runs of each model.")
+    repeats: int | None = option(
+        None,
+        "Timed runs of each model; 20 by default. With --runtime, how often each is loaded and timed; by "
+        "default until the verdict is clear, for a minute at most.",
+    )
     threads: int = option(1, "Threads that each model may use.", minimum=1)
+    runtime: str | None = option(
+        None, "Time both ONNX files in this runtime.", metavar="|".join(RUNTIMES)
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -269,6 +270,15 @@ def bench(report: BenchReport) -> Iterator[Any]:
         f"Time before / time after: {report.ratio:.2f} (above 1, the converted model is faster). Middle "
         f"half of {report.repeats} pairs: {low:.2f} to {high:.2f}; {threads}."
     )
+    at = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in report.inputs.items())
+    verdict = report.verdict
+    known = (
+        f"with {100 * verdict.confidence:g} % confidence the ratio is {verdict.low:.3g} to "
+        f"{verdict.high:.3g}"
+        if math.isfinite(verdict.high)
+        else "it takes 8 or more repeats"
+    )
+    yield f"[bold]At inputs {escape(at)}: {verdict.words()}[/bold] ({known})."
     if report.before.runtime != report.after.runtime:
         yield "The two models run in different runtimes, which is part of the ratio."
 

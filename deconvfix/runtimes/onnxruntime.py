@@ -25,9 +25,11 @@ class OnnxRuntime(Runtime):
 
         return str(onnxruntime.__version__)
 
-    def load(self, path: str, example: Feed, outputs: tuple[str, ...]) -> Run:
+    def load(
+        self, path: str, example: Feed, outputs: tuple[str, ...], threads: int | None = None
+    ) -> Run:
         """See `Runtime.load`."""
-        session = make_session(path, optimize=True, threads=None)
+        session = make_session(path, optimize=True, threads=threads)
 
         def run(feed: Feed) -> list[NDArray[Any]]:
             results: list[NDArray[Any]] = session.run(list(outputs), feed)

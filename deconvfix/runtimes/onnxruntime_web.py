@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.runtimes.base import Feed, Run, Runtime, program
+from deconvfix.parity.worker import prepare
+from deconvfix.runtimes.base import Clock, Feed, Run, Runtime, program
 
 __all__ = ["OnnxRuntimeWeb"]
 
@@ -20,9 +22,10 @@ _PACKAGE = "onnxruntime-web"
 _SCRIPT = """
 const { readFileSync, writeFileSync } = require("node:fs");
 const { createRequire } = require("node:module");
+const { createInterface } = require("node:readline");
 const request = JSON.parse(readFileSync("request.json"));
 const ort = createRequire(request.modules)("onnxruntime-web");
-ort.env.wasm.numThreads = 1;
+ort.env.wasm.numThreads = request.threads;
 const arrays = {
   float32: Float32Array, float64: Float64Array, int32: Int32Array, int64: BigInt64Array,
   uint8: Uint8Array, int8: Int8Array, bool: Uint8Array,
@@ -35,6 +38,18 @@ const arrays = {
     const copy = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength);
     feed[name] = new ort.Tensor(dtype, new arrays[dtype](copy), shape);
   });
+  if (request.timed) {
+    // A line with a number of runs is answered by a line with the milliseconds that they took.
+    const lines = createInterface({ input: process.stdin });
+    await session.run(feed);
+    console.log("0");
+    for await (const line of lines) {
+      const started = performance.now();
+      for (let run = 0; run < Number(line); run++) await session.run(feed);
+      console.log(String(performance.now() - started));
+    }
+    process.exit(0);
+  }
   const results = await session.run(feed);
   const outputs = request.outputs.map((name, index) => {
     const { data, dims, type } = results[name];
@@ -65,25 +80,15 @@ class OnnxRuntimeWeb(Runtime):
         assert home is not None
         return str(json.loads((home / "package.json").read_text(encoding="utf-8"))["version"])
 
-    def load(self, path: str, example: Feed, outputs: tuple[str, ...]) -> Run:
+    def load(
+        self, path: str, example: Feed, outputs: tuple[str, ...], threads: int | None = None
+    ) -> Run:
         """See `Runtime.load`: node loads the file with each run."""
-        home = _home()
 
         def run(feed: Feed) -> list[NDArray[Any]]:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                request = {
-                    "model": str(Path(path).resolve()),
-                    "modules": str(home),
-                    "inputs": [
-                        {"name": key, "dtype": str(array.dtype), "shape": array.shape}
-                        for key, array in feed.items()
-                    ],
-                    "outputs": outputs,
-                }
-                (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-                for index, array in enumerate(feed.values()):
-                    (folder / f"in{index}").write_bytes(np.ascontiguousarray(array).tobytes())
+                _ask(folder, path, feed, outputs, threads=threads or 1, timed=False)
                 _node(folder)
                 answer = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
                 return [
@@ -94,6 +99,68 @@ class OnnxRuntimeWeb(Runtime):
                 ]
 
         return run
+
+    def clock(self, path: str, feed: Feed, outputs: tuple[str, ...], threads: int) -> Clock:
+        """See `Runtime.clock`: node keeps the file loaded, and reads its own clock, not that of the CPU."""
+        folder = Path(tempfile.mkdtemp())  # it goes with the folder of the process
+        _ask(folder, path, feed, outputs, threads=threads, timed=True)
+        return _Node(folder)
+
+
+class _Node:
+    """A clock in node, which ends with this object: the end of its input ends it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.errors = folder / "errors"
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                ["node", "-e", _SCRIPT],
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                preexec_fn=prepare,
+            )
+        self._answer()
+
+    def __call__(self, runs: int) -> float:
+        assert self.process.stdin is not None
+        print(runs, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def __del__(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _answer(self) -> float:
+        """Seconds."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            raise RuntimeError(self.errors.read_text().strip() or f"node ends with {code}")
+        return float(line) / 1e3
+
+
+def _ask(
+    folder: Path, path: str, feed: Feed, outputs: tuple[str, ...], *, threads: int, timed: bool
+) -> None:
+    """Writes a request for node into a folder."""
+    request = {
+        "model": str(Path(path).resolve()),
+        "modules": str(_home()),
+        "inputs": [
+            {"name": key, "dtype": str(array.dtype), "shape": array.shape}
+            for key, array in feed.items()
+        ],
+        "outputs": outputs,
+        "threads": threads,
+        "timed": timed,
+    }
+    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    for index, array in enumerate(feed.values()):
+        (folder / f"in{index}").write_bytes(np.ascontiguousarray(array).tobytes())
 
 
 def _home() -> Path | None:

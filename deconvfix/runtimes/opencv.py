@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.runtimes.base import Feed, Run, Runtime
+from deconvfix.runtimes.base import Clock, Feed, Run, Runtime, clock_of
 
 __all__ = ["OpenCV"]
 
@@ -25,15 +26,32 @@ class OpenCV(Runtime):
 
         return str(cv2.__version__)
 
-    def load(self, path: str, example: Feed, outputs: tuple[str, ...]) -> Run:
+    def load(
+        self, path: str, example: Feed, outputs: tuple[str, ...], threads: int | None = None
+    ) -> Run:
         """See `Runtime.load`."""
-        import cv2
+        forward = _forward(path, outputs, threads)
+        return lambda feed: [np.array(output) for output in forward(feed)]
 
-        net = cv2.dnn.readNetFromONNX(path)
+    def clock(self, path: str, feed: Feed, outputs: tuple[str, ...], threads: int) -> Clock:
+        """See `Runtime.clock`: the outputs are not copied."""
+        forward = _forward(path, outputs, threads)
+        return clock_of(lambda: forward(feed), threads)
 
-        def run(feed: Feed) -> list[NDArray[Any]]:
-            for name, array in feed.items():
-                net.setInput(np.ascontiguousarray(array), name)
-            return [np.array(output) for output in net.forward(list(outputs))]
 
-        return run
+def _forward(
+    path: str, outputs: tuple[str, ...], threads: int | None
+) -> Callable[[Feed], Sequence[NDArray[Any]]]:
+    import cv2
+
+    if threads is not None:
+        cv2.setNumThreads(threads)
+    net = cv2.dnn.readNetFromONNX(path)
+
+    def forward(feed: Feed) -> Sequence[NDArray[Any]]:
+        for name, array in feed.items():
+            net.setInput(np.ascontiguousarray(array), name)
+        results: Sequence[NDArray[Any]] = net.forward(list(outputs))
+        return results
+
+    return forward

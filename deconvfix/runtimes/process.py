@@ -20,7 +20,7 @@ from deconvfix.parity.worker import CrashError, LateError, Worker
 from deconvfix.runtimes.base import Feed, Run, Runtime, shapes_in
 from deconvfix.runtimes.registry import runtime_at
 
-__all__ = ["File", "InRuntime", "NotRunError", "heard"]
+__all__ = ["File", "InRuntime", "NotRunError", "heard", "said"]
 
 # Some runtimes print a page where others say a sentence.
 _MOST_WORDS = 300
@@ -131,7 +131,7 @@ class File:
         """Says what is to be run, and where temporary files go; the version is the answer."""
         tempfile.tempdir = folder
         self.runtime, self.path, self.outputs = runtime_at(home), path, outputs
-        with _said("its package cannot be imported"):
+        with said("its package cannot be imported"):
             return self.runtime.version()
 
     def run(self, feed: Feed) -> list[NDArray[Any]]:
@@ -142,15 +142,15 @@ class File:
         """
         shapes = shapes_in(feed)
         if self.loaded is None or (self.runtime.fixed_sizes and shapes != self.shapes):
-            with _said("it does not load the file"):
+            with said("it does not load the file"):
                 self.loaded = self.runtime.load(self.path, feed, self.outputs)
             self.shapes = shapes
-        with _said(f"it fails on inputs of shapes {shapes}"):
+        with said(f"it fails on inputs of shapes {shapes}"):
             return self.loaded(feed)
 
 
 @contextlib.contextmanager
-def _said(what: str) -> Iterator[None]:
+def said(what: str) -> Iterator[None]:
     """Turns whatever a runtime raises into its words in one line."""
     try:
         yield

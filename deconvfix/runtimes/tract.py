@@ -32,11 +32,15 @@ class Tract(Runtime):
 
         return str(tract.version())
 
-    def load(self, path: str, example: Feed, outputs: tuple[str, ...]) -> Run:
+    def load(
+        self, path: str, example: Feed, outputs: tuple[str, ...], threads: int | None = None
+    ) -> Run:
         """See `Runtime.load`."""
         import onnx
         import tract
 
+        if threads is not None and threads > 1:
+            raise RuntimeError("its Python package runs on one thread")
         proto = onnx.load(path)
         del proto.graph.value_info[:]
         with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import deconvfix
-from deconvfix.cli import bench
+from deconvfix.cli import bench, text
 from deconvfix.cli.bench import Runner
 from deconvfix.cli.main import main
 from deconvfix.frontends.program import file as program_file
-from tests.support.command import Net
+from deconvfix.runtimes.registry import RUNTIMES
+from tests.support import fake_runtimes
+from tests.support.command import Net, run_json
 
 ARCH = "tests.support.command:Net"
 
@@ -69,6 +72,66 @@ def test_medians_and_their_ratio(monkeypatch):
     assert (report.before.runtime, report.after.runtime) == ("one", "two")
 
 
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(0.8, "faster by 25 %"), (1.25, "slower by 20 %"), (1, "no difference measurable")],
+)
+def test_the_verdict_knows_its_noise(monkeypatch, factor, words):
+    """The first two runs of each do not count. All of a round are slowed by the same."""
+    shared = [9, 9, 8, 30, 6, 12, 40, 8, 11, 7]
+    clock(monkeypatch, itertools.chain.from_iterable((one, factor * one) for one in shared))
+    pair = (Runner("one", lambda: None, {"x": (1, 2, 5, 6)}), Runner("two", lambda: None))
+    report = bench.bench(*pair, repeats=8, threads=1)
+    assert report.verdict.words() == words
+    lines = " ".join(line for line in text.bench(report) if isinstance(line, str))
+    assert f"At inputs x 1x2x5x6: {words}" in lines
+    assert "99 % confidence" in lines
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    for name, home in fake_runtimes.NAMES.items():
+        monkeypatch.setitem(RUNTIMES, name, home)
+
+
+@pytest.mark.usefixtures("fakes")
+def test_in_a_runtime(files, tmp_path):
+    for milliseconds in (30, 10):
+        shutil.copy(files / "before.onnx", tmp_path / f"sleeps_{milliseconds}.onnx")
+    paths = [str(tmp_path / f"sleeps_{milliseconds}.onnx") for milliseconds in (30, 10)]
+    named = ("--runtime", "Sleeps", "--threads", "2")
+    told = run_json("bench", *paths, *named, "--repeats", "8")
+    assert told["format"] == "deconvfix.bench/1"
+    assert [told[each]["runtime"] for each in ("before", "after")] == ["Fake 1.2"] * 2
+    assert 1 < told["verdict"]["low"] < told["verdict"]["ratio"] < told["verdict"]["high"]
+    assert told["before"]["median_ms"] > told["after"]["median_ms"] >= 10
+    assert told["inputs"] == {"x": [1, 2, 5, 6]}
+    assert (told["threads"], told["repeats"]) == (2, 32)
+    result = CliRunner().invoke(main, ["bench", *paths[:1], *paths[:1], *named])
+    assert result.exit_code == 0, result.output
+    assert "At inputs x 1x2x5x6:" in " ".join(result.stdout.split())
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--runtime", "Refuses"), "opset 17 is too new"),
+        (("--runtime", "NotInstalled"), "there_is_no_such_package"),
+        (("--runtime", "tensorflow"), "'tensorflow'"),
+        (("--runtime", "Fake", "--repeats", "0"), "1 or more runs are needed"),
+    ],
+)
+def test_errors_of_runtimes(files, arguments, words):
+    result = run(files, "onnx", "onnx", *arguments)
+    assert result.exit_code == 1
+    assert words in " ".join(result.stderr.split())
+
+
+def test_only_onnx_files_run_in_runtimes(files):
+    assert run(files, "pt2", "onnx", "--runtime", "onnxruntime").exit_code == 2
+
+
 @pytest.mark.parametrize("before", ["onnx", "pt2", "safetensors"])
 @pytest.mark.parametrize("after", ["same", "onnx"])
 def test_command(files, before, after):
@@ -83,6 +146,10 @@ def test_command(files, before, after):
     assert told["ratio"] == pytest.approx(medians[0] / medians[1])
     assert min(medians) > 0
     assert told["repeats"] == 3
+    [shape] = told["inputs"].values()
+    assert shape == [1, 2, 5, 6]
+    assert told["verdict"]["words"] == "no difference measurable"
+    assert told["verdict"]["low"] is None
 
 
 def test_text(files):

@@ -1,6 +1,7 @@
 """Runtimes that are ONNX Runtime with a fault, for the checks that must see it."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -22,8 +23,8 @@ class Fake(Runtime):
     def version(self):
         return "1.2"
 
-    def load(self, path, example, outputs):
-        run = OnnxRuntime().load(path, example, outputs)
+    def load(self, path, example, outputs, threads=None):
+        run = OnnxRuntime().load(path, example, outputs, threads)
         return lambda feed: self.distorted(path, run(feed))
 
     def distorted(self, path, outputs):
@@ -86,25 +87,22 @@ class WrongOriginal(Fake):
     """Every ConvTranspose wrong, without an error."""
 
     def distorted(self, path, outputs):
-        with open(path, "rb") as file:
-            has_layer = b"ConvTranspose" in file.read()
-        return [y + 1 for y in outputs] if has_layer else outputs
+        return [y + 1 for y in outputs] if has_layer(path) else outputs
 
 
 class Unlike(Fake):
     """Every file wrong, and a ConvTranspose otherwise."""
 
     def distorted(self, path, outputs):
-        with open(path, "rb") as file:
-            off = 1 if b"ConvTranspose" in file.read() else 2
+        off = 1 if has_layer(path) else 2
         return [y + off for y in outputs]
 
 
 class OtherSizesWrong(Fake):
     """Right for the sizes that the file was loaded with, and wrong for all others."""
 
-    def load(self, path, example, outputs):
-        run = super().load(path, example, outputs)
+    def load(self, path, example, outputs, threads=None):
+        run = super().load(path, example, outputs, threads)
         shapes = {name: array.shape for name, array in example.items()}
 
         def run_checked(feed):
@@ -125,8 +123,8 @@ class OneSample(Fake):
 
     batches = False
 
-    def load(self, path, example, outputs):
-        run = super().load(path, example, outputs)
+    def load(self, path, example, outputs, threads=None):
+        run = super().load(path, example, outputs, threads)
 
         def run_checked(feed):
             assert all(array.shape[0] == 1 for array in feed.values()), "one sample"
@@ -136,7 +134,7 @@ class OneSample(Fake):
 
 
 class Refuses(Fake):
-    def load(self, path, example, outputs):
+    def load(self, path, example, outputs, threads=None):
         raise ValueError("\x1b[31mopset 17\nis too new")
 
 
@@ -155,6 +153,35 @@ class Hangs(Fake):
         time.sleep(1000)
 
 
+class Sleeps(Fake):
+    """As many milliseconds as the end of the file's name says, and nothing else."""
+
+    def load(self, path, example, outputs, threads=None):
+        seconds = int(re.findall(r"\d+", path)[-1]) / 1e3
+
+        def run(feed):
+            time.sleep(seconds)
+            return []
+
+        return run
+
+
+class DiesOfLayers(Fake):
+    """Of every ConvTranspose."""
+
+    def distorted(self, path, outputs):
+        if has_layer(path):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return outputs
+
+
+class RefusesLayers(Fake):
+    def load(self, path, example, outputs, threads=None):
+        if has_layer(path):
+            raise ValueError("opset 17 is too new")
+        return super().load(path, example, outputs, threads)
+
+
 class Spawns(Fake):
     """Hangs in a process of its own, as a converter may."""
 
@@ -166,10 +193,17 @@ class NotInstalled(Fake):
     modules = ("there_is_no_such_package",)
 
 
+def has_layer(path):
+    """Whether a file holds a ConvTranspose."""
+    with open(path, "rb") as file:
+        return b"ConvTranspose" in file.read()
+
+
 NAMES = {
     kind.__name__: f"{__name__}:{kind.__name__}"
     for kind in (
-        Cropped, Dies, FailsToRun, Fake, Half, Hangs, LastPixel, LoadedAnew, NotANumber, NotInstalled,
-        OneSample, OtherSizesWrong, Refuses, Reordered, Shifted, Spawns, Twice, Unlike, WrongOriginal,
+        Cropped, Dies, DiesOfLayers, FailsToRun, Fake, Half, Hangs, LastPixel, LoadedAnew, NotANumber,
+        NotInstalled, OneSample, OtherSizesWrong, Refuses, RefusesLayers, Reordered, Shifted, Sleeps, Spawns,
+        Twice, Unlike, WrongOriginal,
     )
 }  # fmt: skip

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import numpy as np
 import onnx_ir as ir
 
-from deconvfix.cli.bench import Runner, session_runner
+from deconvfix.cli.bench import BenchReport, Runner, checked, report_of, session_runner
 from deconvfix.cli.jobs.job import Job, Opened
+from deconvfix.cli.options import BenchOptions
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
 from deconvfix.conversion import Attempt, Verify, inspect
@@ -21,16 +22,21 @@ from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import ExportError, OptionError
 from deconvfix.frontends.onnx import file as onnx_file
 from deconvfix.frontends.onnx.frontend import FRONTEND
-from deconvfix.frontends.onnx.inputs import as_feed, shapes_of
+from deconvfix.frontends.onnx.inputs import Feed, as_feed, shapes_of
 from deconvfix.frontends.onnx.parity import compare_models, first_that_runs
 from deconvfix.frontends.onnx.samples import rebatched
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.parity.runtime import open_session, rejected_by_checker
 from deconvfix.plan import Plan
 from deconvfix.request import Request
+from deconvfix.runtimes.base import shapes_in
 from deconvfix.runtimes.proof import RuntimeReport, prove_in
+from deconvfix.runtimes.timing import time_in, title_of
 
-__all__ = ["KIND", "OnnxKind", "verify_in"]
+__all__ = ["KIND", "OnnxKind", "bench_in", "verify_in"]
+
+# For all timed runs in a runtime together.
+_SECONDS = 60.0
 
 
 class OnnxKind:
@@ -114,16 +120,7 @@ class OnnxKind:
         _check_kind(after)
         before, _ = onnx_file.read(source.path).model, onnx_file.read(after)
         sessions = [open_session(str(path), threads=threads) for path in (source.path, after)]
-        notes: list[str] = []
-        feeds = [as_feed(before, example) for example in _examples(source, before)]
-        feed = feeds[0] if feeds else first_that_runs(before, sessions[0], notes)
-        if feed is None:
-            raise OptionError(
-                "inputs",
-                "; ".join(notes),
-                "the files are timed by running them",
-                "Give inputs (--inputs FILE.npz or --input NAME=SHAPE)",
-            )
+        feed = _timed_on(source, before, sessions[0])
         return session_runner(sessions[0], feed), session_runner(sessions[1], feed)
 
     def export_file(
@@ -150,6 +147,59 @@ def verify_in(runtime: str, source: Source, after: Path, seconds: float) -> Runt
     _check_kind(after)
     examples = _examples(source, onnx_file.read(source.path).model)
     return prove_in(runtime, source.path, after, examples, seconds)
+
+
+def bench_in(
+    runtime: str, source: Source, after: Path, options: BenchOptions, limit: float
+) -> BenchReport:
+    """Times an ONNX file and another one in a runtime; see `runtimes.timing.time_in`.
+
+    Args:
+        runtime: Its name.
+        source: The original, and its inputs.
+        after: The other file.
+        options: Of the command.
+        limit: Seconds that loading a file, or one sample, may take.
+
+    Raises:
+        OptionError: If the runtime is not installed, or no inputs can be made up.
+        ExportError: If one of the files does not run there.
+    """
+    _check_kind(after)
+    repeats = checked(options.repeats, least=1)
+    before = onnx_file.read(source.path).model
+    feed = _timed_on(source, before, open_session(str(source.path)))
+    title = title_of(runtime)
+    pair = (source.path, after)
+    timed = time_in(
+        runtime, pair, feed,
+        threads=options.threads, seconds=_SECONDS, repeats=repeats, limit=limit,
+    )  # fmt: skip
+    for path, one in zip(pair, timed, strict=True):
+        if one.words:
+            raise ExportError(
+                title,
+                f"{path}: {one.words}",
+                "both files must run to be timed",
+                "See what it makes of them: deconvfix verify --runtime",
+            )
+    old, new = (1e3 * one.times for one in timed)
+    return report_of((title, title), (old, new), shapes_in(feed), options.threads)
+
+
+def _timed_on(source: Source, model: ir.Model, session: Any) -> Feed:
+    """The inputs that files are timed on: those that were named, or made-up ones."""
+    notes: list[str] = []
+    feeds = [as_feed(model, example) for example in _examples(source, model)]
+    feed = feeds[0] if feeds else first_that_runs(model, session, notes)
+    if feed is None:
+        raise OptionError(
+            "inputs",
+            "; ".join(notes),
+            "the files are timed by running them",
+            "Give inputs (--inputs FILE.npz or --input NAME=SHAPE)",
+        )
+    return feed
 
 
 def _sample_shape(shape: Sequence[int | str] | None) -> tuple[int, ...] | None:

@@ -29,7 +29,11 @@ def module_runner(model: nn.Module, inputs: Inputs, threads: int) -> Runner:
         with torch.inference_mode():
             return model(*inputs.args, **inputs.kwargs)
 
-    return Runner("torch", run)
+    named = {str(number): value for number, value in enumerate(inputs.args)} | inputs.kwargs
+    shapes = {
+        name: tuple(value.shape) for name, value in named.items() if isinstance(value, torch.Tensor)
+    }
+    return Runner("torch", run, shapes)
 
 
 def file_runner(path: Path, inputs: Inputs, threads: int) -> Runner:
