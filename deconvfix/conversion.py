@@ -26,6 +26,7 @@ from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs, Translates
 from deconvfix.frontends.calibrate import fitter_of
+from deconvfix.frontends.folded import foldable_note, with_folds
 from deconvfix.frontends.registry import enter, opened
 from deconvfix.frontends.samples import without_heldout
 from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
@@ -144,6 +145,7 @@ def inspect(
     if isinstance(frontend, ShowsShuffles):
         prepared, notes = frontend.with_transposed(prepared, example_inputs)
     findings = frontend.find(prepared, example_inputs)
+    notes += foldable_note(frontend, model, example_inputs)
     findings = replace(findings, notes=(*notes, *findings.notes))
     probe = frontend.probe(prepared, example_inputs, findings.matches)
     return diagnose(findings, probe, sample_rate)
@@ -168,6 +170,7 @@ def convert(
     seed: int = 0,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
+    fold: bool = False,
     strict: bool = False,
     inplace: bool = False,
     plan: Plan | None = None,
@@ -209,6 +212,7 @@ def convert(
         seed=seed,
         include=include,
         exclude=exclude,
+        fold=fold,
         strict=strict,
         inplace=inplace,
         plan=plan,
@@ -267,6 +271,8 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         seen, inplace = request.first_inputs(), request.inplace
         shuffling, working, found = shown(frontend, working, model, seen, inplace=inplace)
     findings = frontend.find(working, request.example_inputs)
+    if request.fold:
+        findings = with_folds(frontend, working, request.first_inputs(), findings)
     plan = request.plan or make_plan(findings.matches, request, request.selects)
     if request.strict and plan.refused:
         raise refused(plan)

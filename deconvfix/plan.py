@@ -53,6 +53,7 @@ class Match:
         lacks: What forms may need, and this layer or the model around it does not have, with the reason.
         read_weight: Gives the weight in float64, (C_in, C_out / groups, *kernel_size); None when it
             is computed while the model runs.
+        macs: Multiply-accumulates for each input pixel, where the model spends others on it than `spec` says.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Match:
     obstacle: Refusal | None = None
     lacks: Mapping[Need, Refusal] = field(default_factory=dict, hash=False)
     read_weight: ReadWeight | None = field(default=None, compare=False, repr=False)
+    macs: int | None = None
 
 
 def lacking(found: Mapping[Need, Refusal | None]) -> dict[Need, Refusal]:
@@ -140,7 +142,7 @@ class Decision:
         settings: The form's choices for this layer.
         exact: Whether the function stays the same; True for layers that are not replaced.
         relative_residual: Size of the change of the kernel, for fitted forms.
-        macs_before: Multiply-accumulates for each input pixel, of the transposed convolution.
+        macs_before: Multiply-accumulates for each input pixel, of what was found.
         macs_after: The same of the new form.
         fitted: Its new weights, where they are written into a graph and were fitted to data. They are
             no part of a recipe.
@@ -355,7 +357,7 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         settings=settled.settings,
         exact=settled.exact,
         relative_residual=settled.relative_residual,
-        macs_before=spec.macs_per_position(),
+        macs_before=match.macs or spec.macs_per_position(),
         macs_after=target.compile(spec, settled.settings).macs_per_position,
     )
 

@@ -122,7 +122,9 @@ class Folded:
         taps = grouped.reshape(self.in_channels, -1, *self.kernel_size)
         summed = np.zeros(spec.weight_shape)
         for start in np.ndindex(*self.factors):
-            place = tuple(slice(f, f + k) for f, k in zip(start, self.kernel_size, strict=True))
+            place: list[Any] = [
+                slice(f, f + k) for f, k in zip(start, self.kernel_size, strict=True)
+            ]
             summed[(..., *place)] += taps
         return summed
 

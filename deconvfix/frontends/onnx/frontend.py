@@ -8,6 +8,7 @@ metadata, functions, operator sets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from deconvfix.forms.base import Init, Need
 from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, check_without_data, refuse_flat_inputs
+from deconvfix.frontends.folded import UPSAMPLED, folded_in
 from deconvfix.frontends.onnx import parity as onnx_parity
 from deconvfix.frontends.onnx.calibrate import FittableModel
 from deconvfix.frontends.onnx.diagnose import probe_model, runner
@@ -30,11 +32,13 @@ from deconvfix.frontends.onnx.exposed import (
     with_transposed,
 )
 from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.folded import names_of, origin_of, with_folded
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.restore import Refitter
 from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
+from deconvfix.frontends.onnx.upsampled import upsampled_convolutions
 from deconvfix.frontends.onnx.values import check_model, constant, is_quantizer
 from deconvfix.frontends.onnx.weights import scales_of
 from deconvfix.frontends.samples import calibration_inputs, count_samples
@@ -75,6 +79,28 @@ class OnnxFrontend:
         matches = tuple(_match(layer, model.ir_version) for layer in layers)
         return Findings(matches, tuple(notes))
 
+    def find_upsampled(self, model: ir.Model, inputs: Any | None) -> Findings:
+        """Nothing is run; see `upsampled`."""
+        model = plain(model).clone()
+        names = names_of(model)
+        notes = [
+            found.sentence(names[conv])
+            for conv, found in upsampled_convolutions(model)
+            if isinstance(found, Refusal)
+        ]
+        layers = find_layers(with_folded(model))
+        pairs = [(layer, origin_of(layer.node)) for layer in layers]
+        matches = [
+            replace(
+                _match(layer, model.ir_version),
+                op=UPSAMPLED,
+                macs=origin.folded.macs_per_position(),
+            )
+            for layer, origin in pairs
+            if origin is not None
+        ]
+        return Findings(tuple(matches), tuple(notes))
+
     def same_function(self, shown: ir.Model, model: ir.Model, inputs: Any) -> ParityReport:
         """See `parity.compare_models`."""
         return onnx_parity.compare_models(shown, model, [] if inputs is None else [inputs], None)
@@ -93,6 +119,9 @@ class OnnxFrontend:
     def apply(self, model: ir.Model, plan: Plan) -> ir.Model:
         """Rewrites the model in place."""
         make_plain(model)
+        folded = {decision.name for decision in folded_in(plan)}
+        if folded:
+            with_folded(model, folded)
         # Found once: surgery on one layer leaves the other nodes as they are.
         layers = {layer.name: layer for layer in find_layers(model)}
         surgeon = Surgeon(model)

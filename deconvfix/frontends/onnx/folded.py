@@ -1,0 +1,151 @@
+"""Nearest upsampling and convolutions, written as the transposed convolutions that they are.
+
+    u = Resize(x), e = Relu(u), p = Pad(e), y = Conv(p, w)    becomes
+    e = Relu(x), p = Pad(e), y = ConvTranspose(p, W)
+
+The transposed convolution takes the name of the convolution, and its output. A border that the kernel reaches
+needs no Pad.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from deconvfix.core.folded import Folded
+from deconvfix.frontends.onnx.nodes import opset_of
+from deconvfix.frontends.onnx.steps import Writer
+from deconvfix.frontends.onnx.upsampled import UpsampledConv, upsampled_convolutions
+from deconvfix.frontends.onnx.values import Names
+
+__all__ = ["Origin", "as_upsampled", "names_of", "origin_of", "with_folded"]
+
+# Of a ConvTranspose that stands for upsampling and a Conv. In `meta`, which no file holds.
+_ORIGIN = "deconvfix.folded"
+# Of a model of such a pair alone.
+_ALONE = 13
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What a transposed convolution stands for.
+
+    Attributes:
+        folded: The geometry.
+        source: Name of the small map.
+        weight: Of the convolution, (C_out, C_in / groups, *k).
+    """
+
+    folded: Folded
+    source: str
+    weight: NDArray[Any]
+
+
+def origin_of(node: ir.Node) -> Origin | None:
+    """What a node stands for, where it stands for upsampling and a convolution."""
+    found: Origin | None = node.meta.get(_ORIGIN)
+    return found
+
+
+def names_of(model: ir.Model) -> dict[ir.Node, str]:
+    """What the nodes of the main graph are called: by their outputs where they have no name of their own."""
+    count = Counter(node.name for node in model.graph)
+    return {
+        node: node.name if node.name and count[node.name] == 1 else str(node.outputs[0].name)
+        for node in model.graph
+        if node.outputs
+    }
+
+
+def with_folded(model: ir.Model, names: Collection[str] | None = None) -> ir.Model:
+    """Writes upsampling and convolutions as transposed convolutions, in place.
+
+    Args:
+        model: The model.
+        names: Of the convolutions; all by default.
+    """
+    fresh, called = Names(model), names_of(model)
+    for conv, found in list(upsampled_convolutions(model)):
+        wanted = names is None or called[conv] in names
+        if wanted and isinstance(found, UpsampledConv):
+            _fold(model, fresh, found, called[conv])
+    return model
+
+
+def _fold(model: ir.Model, names: Names, found: UpsampledConv, name: str) -> None:
+    graph, conv, folded = model.graph, found.conv, found.folded
+    spec, border = folded.spec, folded.border
+    source = found.resize.inputs[0]
+    # What treats each element alike treats the small map alike.
+    for node in found.between:
+        node.replace_input_with(0, source)
+        source = node.outputs[0]
+        source.shape = None
+    assert source is not None
+    writer = Writer(names, name, opset_of(model.opset_imports), like=conv)
+    x = source
+    if border is not None:
+        x = writer.pad(x, [(0, 0), (0, 0), *border.amounts], border.mode)
+    weight = folded.transposed(found.weight).astype(found.weight.dtype)
+    stored = names.initializer(weight, graph, f"{conv.inputs[1].name}.folded")  # type: ignore[union-attr]
+    y = writer.op(
+        "ConvTranspose",
+        *(x, stored, *conv.inputs[2:3]),
+        kernel_shape=list(spec.kernel_size),
+        strides=list(spec.stride),
+        pads=[begin for begin, _ in spec.padding] + [end for _, end in spec.padding],
+        group=spec.groups,
+    )
+    node = writer.nodes[-1]
+    node.name = name
+    node.meta[_ORIGIN] = Origin(folded, str(source.name), found.weight)
+    y.metadata_props.update(conv.outputs[0].metadata_props)
+    y.doc_string = conv.outputs[0].doc_string
+    old = [value for gone in found.replaced for value in gone.inputs[1:] if value is not None]
+    graph.insert_after(conv, writer.nodes)
+    final = conv.outputs[0]
+    final_name = final.name
+    y.type, y.shape = final.type, final.shape
+    ir.convenience.replace_all_uses_with(final, y, replace_graph_outputs=True)
+    graph.remove(found.replaced[::-1], safe=True)
+    y.name = final_name
+    for value in old:
+        _remove_if_unused(graph, value)
+
+
+def _remove_if_unused(graph: ir.Graph, value: ir.Value) -> None:
+    """Removes a constant that only the folded nodes have read."""
+    if value.uses() or value.is_graph_output():
+        return
+    producer = value.producer()
+    if producer is not None:
+        if producer.op_type in ("Constant", "Identity") and producer.graph is graph:
+            operands = [operand for operand in producer.inputs if operand is not None]
+            graph.remove(producer, safe=True)
+            for operand in operands:
+                _remove_if_unused(graph, operand)
+    elif value.is_initializer() and not value.is_graph_input():
+        graph.initializers.pop(str(value.name), None)
+
+
+def as_upsampled(origin: Origin, dtype: Any) -> bytes:
+    """A model of the upsampling and the convolution alone, by definition, with weight and bias as inputs."""
+    folded, ndim = origin.folded, len(origin.folded.factors)
+    kind = ir.DataType.from_numpy(np.dtype(dtype))
+    x = ir.val("x", kind, [None] * (ndim + 2))
+    weight = ir.val("weight", kind, list(origin.weight.shape))
+    bias = ir.val("bias", kind, [folded.out_channels])
+    inputs = [x, weight, *([bias] if folded.bias else [])]
+    graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": _ALONE}, name="upsampled")
+    writer = Writer(Names(ir.Model(graph, ir_version=8)), "upsampled", _ALONE)
+    y, _ = writer.steps(folded.steps, x, weight, bias, folded.in_channels, [None] * ndim)
+    y.dtype, y.shape = kind, ir.Shape([None] * (ndim + 2))
+    graph.extend(writer.nodes)
+    graph.outputs.append(y)
+    return bytes(ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString())
