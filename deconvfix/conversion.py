@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from deconvfix.core.options import documented
@@ -26,7 +27,7 @@ from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs, Translates
 from deconvfix.frontends.calibrate import fitter_of
-from deconvfix.frontends.folded import foldable_note, with_folds
+from deconvfix.frontends.folded import find_with_folds, foldable_note
 from deconvfix.frontends.registry import enter, opened
 from deconvfix.frontends.samples import without_heldout
 from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
@@ -224,8 +225,7 @@ def convert(
     model = opened(model)
     frontend, working = enter(model)
     tried = attempt(frontend, working, request)
-    report = prove(tried, request, name=name) if verify else tried.report()
-    report = replace(report, input=name)
+    report = replace(prove(tried, request, name=name) if verify else tried.report(), input=name)
     converted = finished(tried)
     if isinstance(frontend, Translates):
         converted = frontend.leave(
@@ -270,9 +270,8 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         request = request.with_inputs_read()
         seen, inplace = request.first_inputs(), request.inplace
         shuffling, working, found = shown(frontend, working, model, seen, inplace=inplace)
-    findings = frontend.find(working, request.example_inputs)
-    if request.fold:
-        findings = with_folds(frontend, working, request.first_inputs(), findings)
+    find = partial(find_with_folds, frontend) if request.fold else frontend.find
+    findings = find(working, request.example_inputs)
     plan = request.plan or make_plan(findings.matches, request, request.selects)
     if request.strict and plan.refused:
         raise refused(plan)

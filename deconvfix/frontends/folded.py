@@ -6,24 +6,19 @@ from typing import Any, Protocol, runtime_checkable
 
 from deconvfix.errors import Refusal
 from deconvfix.frontends.base import Findings
-from deconvfix.plan import Plan, Replaced
 
 __all__ = [
     "NOT_A_STORED_WEIGHT",
     "NOT_WHOLE",
+    "NO_INPUTS",
     "OTHER_BORDER",
     "OTHER_STEPS",
     "READ_ELSEWHERE",
-    "UPSAMPLED",
+    "SERVES_OTHERS",
     "WIDE_REFLECTION",
     "Folds",
     "foldable_note",
-    "folded_in",
-    "with_folds",
 ]
-
-# What a pair of the two is called, as the op of a match.
-UPSAMPLED = "Resize + Conv"
 
 _LEFT = "Nothing: this upsampling and its convolution stay as they are"
 NOT_A_STORED_WEIGHT = Refusal(
@@ -41,6 +36,15 @@ READ_ELSEWHERE = Refusal(
     "nearest upsampling in front of it is not folded: the upsampled map is read elsewhere too",
     "it must be read by this convolution alone",
     _LEFT,
+)
+SERVES_OTHERS = Refusal(
+    "nearest upsampling in front of it is not folded: what upsamples serves other layers too, or the layer "
+    "gets other maps too",
+    "both must run for each other alone",
+    _LEFT,
+)
+NO_INPUTS = (
+    "No inputs: nearest upsampling in front of convolutions is seen by a run; give some to find it."
 )
 OTHER_STEPS = Refusal(
     "nearest upsampling in front of it is not folded: its stride or dilation is not 1",
@@ -74,17 +78,13 @@ class Folds(Protocol):
         ...
 
 
-def with_folds(frontend: Any, model: Any, inputs: Any | None, findings: Findings) -> Findings:
-    """Findings with the pairs of upsampling and a convolution behind them."""
+def find_with_folds(frontend: Any, model: Any, inputs: Any | None) -> Findings:
+    """The transposed convolutions of a model, and behind them the pairs of upsampling and a convolution."""
+    findings: Findings = frontend.find(model, inputs)
     if not isinstance(frontend, Folds):
         return findings
     more = frontend.find_upsampled(model, inputs)
     return Findings((*findings.matches, *more.matches), (*findings.notes, *more.notes))
-
-
-def folded_in(plan: Plan) -> tuple[Replaced, ...]:
-    """The decisions of a plan that fold upsampling into a convolution."""
-    return tuple(decision for decision in plan.replaced if decision.op == UPSAMPLED)
 
 
 def foldable_note(frontend: Any, model: Any, inputs: Any | None) -> tuple[str, ...]:

@@ -38,11 +38,11 @@ WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")
 DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
-    "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "exposed",
-    "external", "file", "find", "fold", "folded", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
+    "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "exposed", "external",
+    "file", "find", "fold", "folded", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
     "nodes", "parity", "parts", "proto", "refusals", "reroute", "restore", "runtime_parity", "samples",
-    "shown", "shuffles", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "upsampled", "values",
-    "weights",
+    "shown", "shuffles", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "upsampled",
+    "values", "weights",
 }  # fmt: skip
 MIRRORED = {
     "frontend",

@@ -24,10 +24,10 @@ from deconvfix.frontends.onnx.steps import Writer
 from deconvfix.frontends.onnx.upsampled import UpsampledConv, upsampled_convolutions
 from deconvfix.frontends.onnx.values import Names
 
-__all__ = ["Origin", "as_upsampled", "names_of", "origin_of", "with_folded"]
+__all__ = ["ORIGIN", "Origin", "as_upsampled", "names_of", "with_folded"]
 
-# Of a ConvTranspose that stands for upsampling and a Conv. In `meta`, which no file holds.
-_ORIGIN = "deconvfix.folded"
+# In `meta` of a ConvTranspose that stands for upsampling and a Conv, which no file holds: an `Origin`.
+ORIGIN = "deconvfix.folded"
 # Of a model of such a pair alone.
 _ALONE = 13
 
@@ -39,18 +39,14 @@ class Origin:
     Attributes:
         folded: The geometry.
         source: Name of the small map.
+        upsampling: Name of the node that did it.
         weight: Of the convolution, (C_out, C_in / groups, *k).
     """
 
     folded: Folded
     source: str
+    upsampling: str
     weight: NDArray[Any]
-
-
-def origin_of(node: ir.Node) -> Origin | None:
-    """What a node stands for, where it stands for upsampling and a convolution."""
-    found: Origin | None = node.meta.get(_ORIGIN)
-    return found
 
 
 def names_of(model: ir.Model) -> dict[ir.Node, str]:
@@ -104,7 +100,12 @@ def _fold(model: ir.Model, names: Names, found: UpsampledConv, name: str) -> Non
     )
     node = writer.nodes[-1]
     node.name = name
-    node.meta[_ORIGIN] = Origin(folded, str(source.name), found.weight)
+    node.meta[ORIGIN] = Origin(
+        folded,
+        str(source.name),
+        found.resize.name or str(found.resize.outputs[0].name),
+        found.weight,
+    )
     y.metadata_props.update(conv.outputs[0].metadata_props)
     y.doc_string = conv.outputs[0].doc_string
     old = [value for gone in found.replaced for value in gone.inputs[1:] if value is not None]

@@ -20,7 +20,6 @@ from deconvfix.forms.base import Init, Need
 from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, check_without_data, refuse_flat_inputs
-from deconvfix.frontends.folded import UPSAMPLED, folded_in
 from deconvfix.frontends.onnx import parity as onnx_parity
 from deconvfix.frontends.onnx.calibrate import FittableModel
 from deconvfix.frontends.onnx.diagnose import probe_model, runner
@@ -32,7 +31,7 @@ from deconvfix.frontends.onnx.exposed import (
     with_transposed,
 )
 from deconvfix.frontends.onnx.find import Layer, find_layers
-from deconvfix.frontends.onnx.folded import names_of, origin_of, with_folded
+from deconvfix.frontends.onnx.folded import ORIGIN, names_of, with_folded
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.restore import Refitter
@@ -89,11 +88,12 @@ class OnnxFrontend:
             if isinstance(found, Refusal)
         ]
         layers = find_layers(with_folded(model))
-        pairs = [(layer, origin_of(layer.node)) for layer in layers]
+        pairs = [(layer, layer.node.meta.get(ORIGIN)) for layer in layers]
         matches = [
             replace(
                 _match(layer, model.ir_version),
-                op=UPSAMPLED,
+                op="Resize + Conv",
+                upsampling=origin.upsampling,
                 macs=origin.folded.macs_per_position(),
             )
             for layer, origin in pairs
@@ -119,9 +119,8 @@ class OnnxFrontend:
     def apply(self, model: ir.Model, plan: Plan) -> ir.Model:
         """Rewrites the model in place."""
         make_plain(model)
-        folded = {decision.name for decision in folded_in(plan)}
-        if folded:
-            with_folded(model, folded)
+        if plan.folded:
+            with_folded(model, plan.folded)
         # Found once: surgery on one layer leaves the other nodes as they are.
         layers = {layer.name: layer for layer in find_layers(model)}
         surgeon = Surgeon(model)

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from deconvfix.core.rearrange import rearrange
 from deconvfix.errors import ExportError
-from deconvfix.frontends.folded import folded_in
 from deconvfix.frontends.onnx.find import Layer, find_layers
-from deconvfix.frontends.onnx.folded import as_upsampled, origin_of, with_folded
+from deconvfix.frontends.onnx.folded import ORIGIN, as_upsampled, with_folded
 from deconvfix.frontends.onnx.nodes import plain
 from deconvfix.frontends.onnx.parts import cut_out, is_stored, serialized
 from deconvfix.frontends.onnx.surgery import quantised_tail
@@ -40,9 +39,8 @@ def compare_layers(
 ) -> tuple[list[Comparison], list[str]]:
     """Every converted layer on its own, and a note for each that cannot be cut out of its model."""
     before = plain(before)
-    folded = {decision.name for decision in folded_in(plan)}
-    if folded:
-        before = with_folded(before.clone(), folded)
+    if plan.folded:
+        before = with_folded(before.clone(), plan.folded)
     layers = {layer.name: layer for layer in find_layers(before)}
     comparisons: list[Comparison] = []
     notes: list[str] = []
@@ -64,7 +62,7 @@ def _compare(
     assert spec
     assert x
     # What stands for upsampling and a convolution is compared with the two, from the small map on.
-    origin = origin_of(layer.node)
+    origin = layer.node.meta.get(ORIGIN)
     source = str(x.name) if origin is None else origin.source
     # Where both sides are quantised, the new nodes reach to the QuantizeLinear.
     tail = quantised_tail(layer.node) if decision.target.is_exact else []
@@ -129,7 +127,7 @@ def _operands(
     shapes = {"weight": layer.spec.weight_shape, "bias": (layer.spec.out_channels,)}
     operands: dict[str, Array] = {}
     running: dict[str, str] = {}
-    origin = origin_of(layer.node)
+    origin = layer.node.meta.get(ORIGIN)
     for role, value in zip(shapes, layer.node.inputs[1:], strict=False):
         if value is None:
             continue
@@ -161,7 +159,7 @@ def _expected(
         # The same function: the node itself says what it gives, also where its operands are computed.
         spec = decision.spec
         terms = spec.in_channels // spec.groups * math.prod(spec.kernel_size)
-        origin = origin_of(layer.node)
+        origin = layer.node.meta.get(ORIGIN)
         unit = rounding_unit(eps, terms) if origin is None else sum_unit(origin.folded.steps, eps)
         magnitudes = {name: np.abs(operand) for name, operand in operands.items()}
         (value,) = run_named(original, {"x": x, **operands})
@@ -215,7 +213,7 @@ def _sizes(layer: Layer) -> tuple[int, ...]:
     spec = layer.spec
     assert spec
     # Different on each axis, so that swapped axes are seen.
-    origin = origin_of(layer.node)
+    origin = layer.node.meta.get(ORIGIN)
     border = None if origin is None else origin.folded.border
     more = [0] * spec.ndim if border is None else [begin + end for begin, end in border.amounts]
     sizes = [
