@@ -9,6 +9,7 @@ from deconvfix.frontends.base import Findings
 
 __all__ = [
     "NOT_A_STORED_WEIGHT",
+    "NOT_THIS_KIND",
     "NOT_WHOLE",
     "NO_INPUTS",
     "OTHER_BORDER",
@@ -17,6 +18,7 @@ __all__ = [
     "SERVES_OTHERS",
     "WIDE_REFLECTION",
     "Folds",
+    "find_with_folds",
     "foldable_note",
 ]
 
@@ -42,6 +44,10 @@ SERVES_OTHERS = Refusal(
     "gets other maps too",
     "both must run for each other alone",
     _LEFT,
+)
+NOT_THIS_KIND = (
+    "Nearest upsampling in front of convolutions is folded in modules and in ONNX files, and not in graphs "
+    "and programs of torch: fold the module before, or the ONNX file after."
 )
 NO_INPUTS = (
     "No inputs: nearest upsampling in front of convolutions is seen by a run; give some to find it."
@@ -82,7 +88,7 @@ def find_with_folds(frontend: Any, model: Any, inputs: Any | None) -> Findings:
     """The transposed convolutions of a model, and behind them the pairs of upsampling and a convolution."""
     findings: Findings = frontend.find(model, inputs)
     if not isinstance(frontend, Folds):
-        return findings
+        return Findings(findings.matches, (*findings.notes, NOT_THIS_KIND))
     more = frontend.find_upsampled(model, inputs)
     return Findings((*findings.matches, *more.matches), (*findings.notes, *more.notes))
 
