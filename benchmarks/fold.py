@@ -21,8 +21,8 @@ from benchmarks.speed import ratio, session
 
 # Channels in and out, kernel, factor, border, size of the small map.
 PAIRS = (
-    (512, 512, 3, 2, "zeros", 32),
-    (256, 256, 3, 2, "zeros", 64),
+    (512, 512, 3, 2, "zeros", 16),
+    (256, 256, 3, 2, "zeros", 32),
     (128, 128, 3, 2, "zeros", 64),
     (64, 64, 3, 2, "zeros", 64),
     (64, 64, 3, 2, "replicate", 64),
@@ -46,7 +46,7 @@ def main() -> None:
         conv = nn.Conv2d(c_in, c_out, k, padding=k // 2, padding_mode=mode)
         pair = nn.Sequential(nn.Upsample(scale_factor=s, mode="nearest"), conv).eval()
         x = torch.randn(1, c_in, size, size)
-        done = deconvfix.convert(pair, example_inputs=(x,), fold=True)
+        done = deconvfix.convert(pair, example_inputs=(x,), fold=True, verify=False)
         (layer,) = done.report.layers
         assert layer.macs_after is not None
         assert layer.macs_before is not None

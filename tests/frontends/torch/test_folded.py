@@ -106,7 +106,7 @@ def test_nodes_between_and_casts():
             x = functional.interpolate(x, mode="nearest", **self.how).relu().to(torch.float64)
             return self.conv(x.contiguous().to(x.dtype) * 2.0)
 
-    model = whole(Between(nn.Conv2d(4, 6, 3, padding=1)).double())
+    model = whole(Between(nn.Conv2d(4, 6, 3, padding=1))).double()
     check_equal(model, whole_input(2, 4, 5, 7).double())
 
 
