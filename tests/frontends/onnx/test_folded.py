@@ -327,3 +327,22 @@ def test_inspect_says_how_many_and_the_command_folds_them(tmp_path):
     assert "Resize" not in operators(onnx.load(output))
     again = runner.invoke(main, ["inspect", str(output)])
     assert "nearest upsampling" not in again.output
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "reflect"])
+def test_what_the_form_resize_writes_can_be_folded(padding_mode):
+    """A kernel of 4 and a stride of 2: three taps behind a border of one pixel, which any mode copies."""
+    layer = helper.make_node("ConvTranspose", ["x", "w"], ["y"], "up", strides=[2, 2], pads=[1] * 4)
+    weight = np.random.default_rng(0).standard_normal((3, 2, 4, 4)).astype("float32")
+    shapes = [("x", [1, 3, 5, 6]), ("y", [1, 2, 10, 12])]
+    values = [helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes]
+    graph = helper.make_graph(
+        [layer], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    resized = deconvfix.convert(model, to="resize", init="fit", padding_mode=padding_mode).model
+    assert "Resize" in operators(resized)
+    done = deconvfix.convert(resized, fold=True)
+    assert len(done.plan.replaced) == 1
+    assert done.report.parity.ok
+    assert "Resize" not in operators(done.model)
