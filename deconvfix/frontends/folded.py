@@ -8,6 +8,7 @@ from deconvfix.errors import Refusal
 from deconvfix.frontends.base import Findings
 
 __all__ = [
+    "NOTHING_SAVED",
     "NOT_A_STORED_WEIGHT",
     "NOT_THIS_KIND",
     "NOT_WHOLE",
@@ -26,6 +27,11 @@ _LEFT = "Nothing: this upsampling and its convolution stay as they are"
 NOT_A_STORED_WEIGHT = Refusal(
     "nearest upsampling in front of it is not folded: its weight is not stored as floating-point numbers",
     "sums of its taps are stored instead",
+    _LEFT,
+)
+NOTHING_SAVED = Refusal(
+    "nearest upsampling in front of it is not folded: it has too few taps",
+    "more taps than the upsampling repeats pixels are needed to save multiply-accumulates",
     _LEFT,
 )
 NOT_WHOLE = Refusal(

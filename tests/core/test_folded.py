@@ -1,6 +1,7 @@
 """Nearest upsampling and a convolution are a transposed convolution, by the definition of all three."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from deconvfix.core.folded import Folded
 from deconvfix.core.steps import Pad, run
+from deconvfix.forms.base import Settings
+from deconvfix.forms.subpixel import SUBPIXEL
 from tests.support.oracle import conv_transpose
 
 MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge"}
@@ -140,3 +143,35 @@ def test_the_sum_of_taps_is_within_the_bound_of_the_magnitudes():
     eps = np.finfo(np.float32).eps
     assert (np.abs(rounded - exact) <= eps * magnitude).all()
     assert magnitude[0, 0, 1] > 1.9
+
+
+@pytest.mark.parametrize(
+    ("kernel", "factors", "saves"),
+    [((3, 3), (2, 2), True), ((1, 1), (2, 2), False), ((2, 2), (2, 2), False), ((1, 3), (2, 2), True),
+     ((3, 2), (3, 2), True), ((3,), (1,), False)],
+)  # fmt: skip
+def test_whether_it_saves_is_what_the_form_says(kernel, factors, saves):
+    folded = Folded(factors, kernel, ((0, 0),) * len(kernel), "zeros", 4, 6, 2, True)
+    after = SUBPIXEL.compile(folded.spec, Settings()).macs_per_position
+    assert folded.saves == saves == (after < folded.macs_per_position())
+
+
+@given(cases(), st.data())
+def test_each_phase_is_a_convolution_of_the_small_map(case, drawn):
+    folded, sizes, seed = case
+    begins = [drawn.draw(st.integers(0, k - 1)) for k in folded.kernel_size]
+    if folded.mode == "reflect":
+        begins = [min(begin, s - 1) for begin, s in zip(begins, folded.factors, strict=True)]
+    padding = tuple((b, k - 1 - b) for b, k in zip(begins, folded.kernel_size, strict=True))
+    folded = replace(folded, padding=padding)
+    if not folded.can_be_folded:
+        return
+    assert folded.keeps_sizes
+    x, weight, bias = data(folded, sizes, seed)
+    wanted = by_definition(folded, x, weight, bias)
+    mode = "zeros" if folded.mode == "zeros" else "replicate"
+    for place in np.ndindex(*folded.factors):
+        pads, taps = folded.phase(weight, place)
+        got = convolution(extend(x, pads, mode), taps, bias, folded.groups)
+        every = tuple(slice(f, None, s) for f, s in zip(place, folded.factors, strict=True))
+        assert np.array_equal(got, wanted[(slice(None), *every)])

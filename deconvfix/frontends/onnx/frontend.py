@@ -31,7 +31,7 @@ from deconvfix.frontends.onnx.exposed import (
     with_transposed,
 )
 from deconvfix.frontends.onnx.find import Layer, find_layers
-from deconvfix.frontends.onnx.folded import ORIGIN, names_of, with_folded
+from deconvfix.frontends.onnx.folded import ORIGIN, names_of, with_folded, write_phases
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.restore import Refitter
@@ -134,7 +134,9 @@ class OnnxFrontend:
                     "the plan must belong to this model",
                     "Use the recipe that was made for this model",
                 )
-            surgeon.replace(layer, decision)
+            folds = decision.upsampling is not None
+            if not folds or not write_phases(model, surgeon.store.names, layer.node):
+                surgeon.replace(layer, decision)
         return model
 
     def fit_to_data(

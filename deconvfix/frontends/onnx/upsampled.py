@@ -23,6 +23,7 @@ from deconvfix.errors import Refusal
 from deconvfix.frontends.folded import (
     NOT_A_STORED_WEIGHT,
     NOT_WHOLE,
+    NOTHING_SAVED,
     OTHER_BORDER,
     OTHER_STEPS,
     READ_ELSEWHERE,
@@ -118,6 +119,8 @@ def _understood(known: Known, conv: ir.Node) -> UpsampledConv | Refusal | None:
     )
     if not folded.can_be_folded:
         return WIDE_REFLECTION
+    if not folded.saves:
+        return NOTHING_SAVED
     return UpsampledConv(conv, pad, tuple(between), resize, folded, stored)
 
 

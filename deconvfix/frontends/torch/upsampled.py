@@ -25,6 +25,7 @@ from deconvfix.frontends.base import Findings
 from deconvfix.frontends.folded import (
     NO_INPUTS,
     NOT_A_STORED_WEIGHT,
+    NOTHING_SAVED,
     OTHER_BORDER,
     OTHER_STEPS,
     READ_ELSEWHERE,
@@ -191,7 +192,9 @@ def folded_of(layer: nn.Module, factors: tuple[int, ...]) -> Folded | Refusal:
         groups=layer.groups,
         bias=layer.bias is not None,
     )
-    return folded if folded.can_be_folded else WIDE_REFLECTION
+    if not folded.can_be_folded:
+        return WIDE_REFLECTION
+    return folded if folded.saves else NOTHING_SAVED
 
 
 def find_upsampled(model: nn.Module, inputs: Any | None) -> Findings:

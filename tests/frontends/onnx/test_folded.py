@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
@@ -131,7 +131,7 @@ def check_equal(model, sizes, channels=4, *, batch=2, **options):
 @st.composite
 def geometries(draw):
     ndim = draw(st.integers(1, 3))
-    most = {1: 4, 2: 3, 3: 2}[ndim]
+    most = {1: 5, 2: 4, 3: 3}[ndim]
 
     def per_axis(strategy):
         return tuple(draw(strategy) for _ in range(ndim))
@@ -145,6 +145,7 @@ def geometries(draw):
         for limit in (s - 1 if mode == "reflect" else most for s in factors)
     )
     groups = draw(st.integers(1, 2))
+    kernel = (max(3, kernel[0]), *kernel[1:])
     folded = Folded(
         factors, kernel, padding, mode, groups * draw(st.integers(1, 2)),
         groups * draw(st.integers(1, 3)), groups, draw(st.booleans()),
@@ -156,6 +157,7 @@ def geometries(draw):
 @given(geometries(), st.sampled_from(["scales", "sizes", "open"]), st.booleans())
 def test_the_same_function_for_any_geometry(case, upsampling, own):
     folded, sizes, seed = case
+    assume(folded.saves)
     model = network(
         folded, sizes, seed=seed, upsampling=upsampling, own=own,
         coordinates=("asymmetric", "floor"),
@@ -232,6 +234,7 @@ def test_nodes_behind_a_border_of_copies_move_and_those_behind_zeros_stay():
     ("model", "sentence"),
     [
         (network(square(), (4, 5), more=("u",)), "read elsewhere too"),
+        (network(square(kernel_size=(1, 1), padding=((0, 0), (0, 0))), (4, 5)), "more taps than"),
         (network(square("reflect", padding=((2, 2), (2, 2))), (4, 5)), "a wider one is no border"),
     ],
 )
@@ -289,7 +292,7 @@ def test_a_weight_that_others_read_stays():
 
 def test_taps_that_cancel_are_within_the_bound_and_a_wrong_tap_is_not():
     """The bound is that of the original: |w| summed, not |W|."""
-    folded = square(factors=(2, 2), kernel_size=(2, 2), padding=((0, 0), (0, 0)))
+    folded = square(factors=(2, 2), kernel_size=(3, 3), padding=((1, 1), (1, 1)))
     model = network(folded, (4, 5))
     w = next(stored for stored in model.graph.initializer if stored.name == "w")
     array = np.random.default_rng(3).standard_normal(w.dims).astype("float32")
@@ -346,3 +349,17 @@ def test_what_the_form_resize_writes_can_be_folded(padding_mode):
     assert len(done.plan.replaced) == 1
     assert done.report.parity.ok
     assert "Resize" not in operators(done.model)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "replicate"])
+def test_four_phases_are_convolutions_of_their_own_where_sizes_are_known(mode):
+    folded = square(mode, factors=(2, 2))
+    done = check_equal(network(folded, (4, 5)), (4, 5))
+    assert operators(done.model).count("Conv") == 4
+    assert not {"DepthToSpace", "Slice"} & {*operators(done.model)}
+    onnx.checker.check_model(done.model)
+    is_open = check_equal(network(folded, (4, 5), upsampling="open"), (4, 5))
+    assert operators(is_open.model).count("Conv") == 1
+    smaller = square(mode, factors=(2, 2), padding=((1, 0), (2, 2)))
+    done = check_equal(network(smaller, (4, 5)), (4, 5))
+    assert operators(done.model).count("Conv") == 1
