@@ -9,15 +9,21 @@ the folded pair is faster. One thread, float32, batch 1; sizes are those of the 
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import onnx
 import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import deconvfix
-from benchmarks.speed import ratio, session
+from benchmarks.speed import ratio
+from deconvfix.parity.runtime import open_session
 
 # Channels in and out, kernel, factor, border, size of the small map.
 PAIRS = (
@@ -51,12 +57,23 @@ def main() -> None:
         assert layer.macs_before is not None
         with torch.inference_mode():
             eager = ratio(lambda: pair(x), lambda: done.model(x))  # noqa: B023
-        runtime = ratio(session(pair, x), session(done.model, x))
+        runtime = ratio(*sessions(pair, x))
         print(
             f"| {c_in}->{c_out}, k{k}, x{s}, {mode}, {size} | x{layer.macs_after / layer.macs_before:.2f} | "
             f"{eager:.2f} | {runtime:.2f} |",
             flush=True,
         )
+
+
+def sessions(pair: nn.Module, x: torch.Tensor) -> list[Callable[[], Any]]:
+    """The exported pair in ONNX Runtime on one thread, as it is and folded."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("pair.onnx", "folded.onnx")]
+        deconvfix.export_onnx(pair, paths[0], (x,), verify=False)
+        onnx.save(deconvfix.convert(paths[0], fold=True, verify=False).model, paths[1])
+        made = [open_session(str(path), threads=1) for path in paths]
+    feed = {made[0].get_inputs()[0].name: x.numpy()}
+    return [partial(one.run, None, feed) for one in made]
 
 
 if __name__ == "__main__":
