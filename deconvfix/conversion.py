@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from deconvfix.core.options import documented
@@ -26,6 +27,7 @@ from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs, Translates
 from deconvfix.frontends.calibrate import fitter_of
+from deconvfix.frontends.folded import find_with_folds, foldable_note
 from deconvfix.frontends.registry import enter, opened
 from deconvfix.frontends.samples import without_heldout
 from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
@@ -146,6 +148,7 @@ def inspect(
     if isinstance(frontend, ShowsShuffles):
         prepared, notes = frontend.with_transposed(prepared, example_inputs)
     findings = frontend.find(prepared, example_inputs)
+    notes += foldable_note(frontend, model, example_inputs)
     findings = replace(findings, notes=(*notes, *findings.notes))
     probe = frontend.probe(prepared, example_inputs, findings.matches)
     return diagnose(findings, probe, sample_rate)
@@ -173,6 +176,7 @@ def convert(
     seed: int = 0,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
+    fold: bool = False,
     strict: bool = False,
     inplace: bool = False,
     plan: Plan | None = None,
@@ -217,6 +221,7 @@ def convert(
         seed=seed,
         include=include,
         exclude=exclude,
+        fold=fold,
         strict=strict,
         inplace=inplace,
         plan=plan,
@@ -228,8 +233,7 @@ def convert(
     model = opened(model)
     frontend, working = enter(model)
     tried = attempt(frontend, working, request)
-    report = prove(tried, request, name=name) if verify else tried.report()
-    report = replace(report, input=name)
+    report = replace(prove(tried, request, name=name) if verify else tried.report(), input=name)
     converted = finished(tried)
     if isinstance(frontend, Translates):
         converted = frontend.leave(
@@ -274,7 +278,8 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         request = request.with_inputs_read()
         seen, inplace = request.first_inputs(), request.inplace
         shuffling, working, found = shown(frontend, working, model, seen, inplace=inplace)
-    findings = frontend.find(working, request.example_inputs)
+    find = partial(find_with_folds, frontend) if request.fold else frontend.find
+    findings = find(working, request.example_inputs)
     plan = request.plan or with_writings(
         frontend, working, make_plan(findings.matches, request, request.selects), request
     )

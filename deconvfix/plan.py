@@ -54,6 +54,8 @@ class Match:
         lacks: What forms may need, and this layer or the model around it does not have, with the reason.
         read_weight: Gives the weight in float64, (C_in, C_out / groups, *kernel_size); None when it
             is computed while the model runs.
+        macs: Multiply-accumulates for each input pixel, where the model spends others on it than `spec` says.
+        upsampling: As in `Decision`.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Match:
     obstacle: Refusal | None = None
     lacks: Mapping[Need, Refusal] = field(default_factory=dict, hash=False)
     read_weight: ReadWeight | None = field(default=None, compare=False, repr=False)
+    macs: int | None = None
+    upsampling: str | None = None
 
 
 def lacking(found: Mapping[Need, Refusal | None]) -> dict[Need, Refusal]:
@@ -147,10 +151,10 @@ class Decision:
         settings: The form's choices for this layer.
         exact: Whether the function stays the same; True for layers that are not replaced.
         relative_residual: Size of the change of the kernel, for fitted forms.
-        macs_before: Multiply-accumulates for each input pixel, of the transposed convolution.
+        macs_before: Multiply-accumulates for each input pixel, of what was found.
         macs_after: The same of the new form.
-        fitted: Its new weights, where they are written into a graph and were fitted to data. They are
-            no part of a recipe.
+        upsampling: What upsamples, for a convolution into which nearest upsampling is folded.
+        fitted: Its new weights, where a graph gets them from a fit to data. They are no part of a recipe.
     """
 
     name: str
@@ -164,6 +168,7 @@ class Decision:
     relative_residual: float | None = None
     macs_before: int | None = None
     macs_after: int | None = None
+    upsampling: str | None = None
     fitted: Fitted | None = field(default=None, compare=False, repr=False)
 
 
@@ -217,9 +222,12 @@ class Plan:
     def to_json(self) -> str:
         """The recipe: enough to rebuild the converted architecture around a checkpoint."""
         # Fitted weights go before asdict, which would copy them all.
-        data = asdict(replace(self, decisions=tuple(map(_without_weights, self.decisions))))
+        light = tuple(replace(decision, fitted=None) for decision in self.decisions)
+        data = asdict(replace(self, decisions=light))
         for decision in data["decisions"]:
             del decision["fitted"]
+            if decision["upsampling"] is None:
+                del decision["upsampling"]
         return json.dumps({"format": RECIPE_FORMAT, **data}, indent=2)
 
     @classmethod
@@ -251,10 +259,7 @@ class Plan:
 
     def __getitem__(self, name: str) -> Decision:
         """The decision for the layer `name`."""
-        for decision in self.decisions:
-            if decision.name == name:
-                return decision
-        raise KeyError(name)
+        return {decision.name: decision for decision in self.decisions}[name]
 
     def after(self, earlier: Plan | None) -> Plan:
         """This plan and what an earlier one replaced: the way from the original architecture."""
@@ -279,6 +284,13 @@ class Plan:
     def replaced(self) -> tuple[Replaced, ...]:
         """The layers of known geometry that get a new form."""
         return tuple(decision for decision in self.decisions if isinstance(decision, Replaced))
+
+    @property
+    def folded(self) -> frozenset[str]:
+        """Names of the convolutions into which nearest upsampling is folded."""
+        return frozenset(
+            decision.name for decision in self.replaced if decision.upsampling is not None
+        )
 
     @property
     def stays(self) -> frozenset[str]:
@@ -378,8 +390,9 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         settings=settled.settings,
         exact=settled.exact,
         relative_residual=settled.relative_residual,
-        macs_before=spec.macs_per_position(),
+        macs_before=match.macs or spec.macs_per_position(),
         macs_after=target.compile(spec, settled.settings).macs_per_position,
+        upsampling=match.upsampling,
     )
 
 
@@ -394,17 +407,13 @@ def _first_lacking(match: Match, needs: Sequence[Need]) -> Refusal | None:
     return next((match.lacks[need] for need in needs if need in match.lacks), None)
 
 
-def _without_weights(decision: Decision) -> Decision:
-    return replace(decision, fitted=None)
-
-
 # What JSON may hold in the fields of a decision, besides those that check themselves.
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "op", "reason"), (str,)),
     "exact": (bool,),
     "relative_residual": (float, int, NoneType),
-    "macs_before": (int, NoneType),
-    "macs_after": (int, NoneType),
+    **dict.fromkeys(("macs_before", "macs_after"), (int, NoneType)),
+    "upsampling": (str, NoneType),
 }
 
 

@@ -60,6 +60,12 @@ class Request(Options):
         "weights, and a note says so.",
         metavar="GIB",
     )
+    fold: bool = option(
+        False,
+        "Also write nearest upsampling in front of a convolution as one sub-pixel convolution: the same "
+        "function with fewer multiply-accumulates.",
+        applies="is_exact",
+    )
     strict: bool = option(
         False, "Fail if a layer is refused, or if the result could not be run and compared."
     )
@@ -98,6 +104,13 @@ class Request(Options):
         if self.init is None and self.calibration is not None and not self.form.is_exact:
             object.__setattr__(self, "init", "calibrated")
         check_sample_rate(self.sample_rate)
+        if self.fold and not self.form.is_exact:
+            raise OptionError(
+                "fold",
+                f"the form is {self.to!r}",
+                "what is folded becomes a sub-pixel convolution",
+                "Convert with to='subpixel', which may follow another conversion",
+            )
         if self.flat_inputs is not None:
             check_flat(self, self.tuning)
 

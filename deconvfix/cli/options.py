@@ -214,6 +214,7 @@ class ConvertOptions(_ExportedOptions, ReportOptions):
     steps: int | None = same_as(Tuning, "steps")
     resume: Path | None = same_as(Tuning, "resume")
     train_all: bool = same_as(Tuning, "train_all")
+    fold: bool = same_as(Request, "fold")
     include: tuple[str, ...] = same_as(Request, "include")
     exclude: tuple[str, ...] = same_as(Request, "exclude")
     strict: bool = same_as(Request, "strict")

@@ -26,7 +26,7 @@ from deconvfix.core.steps import Conv, ConvTranspose, Resize, Step, run
 from deconvfix.forms.base import Compiled
 from deconvfix.parity.bounds import LIMIT, rounding_unit
 
-__all__ = ["Definition", "by_definition", "rounds_positions"]
+__all__ = ["Definition", "by_definition", "rounds_positions", "sum_unit"]
 
 Array = NDArray[Any]
 _FLOAT32_EPS = 2.0**-23
@@ -63,7 +63,7 @@ def by_definition(
         bias = rearrange(compiled.bias, bias.astype(np.float64))
     size_of_bias = None if bias is None else np.abs(bias)
     value = run(steps, x, weight, bias)
-    rounding = _sum_unit(steps, eps) * run(steps, np.abs(x), np.abs(weight), size_of_bias)
+    rounding = sum_unit(steps, eps) * run(steps, np.abs(x), np.abs(weight), size_of_bias)
     for index, step in enumerate(steps):
         if isinstance(step, Resize) and _rounded_axes(step):
             moved = _position_rounding(step, run(steps[:index], x, weight, bias))
@@ -85,7 +85,7 @@ def _rounded_axes(step: Resize) -> tuple[int, ...]:
     return tuple(axis for axis, factor in enumerate(step.factors) if factor & (factor - 1))
 
 
-def _sum_unit(steps: Sequence[Step], eps: float) -> float:
+def sum_unit(steps: Sequence[Step], eps: float) -> float:
     """What one rounding explains of the sums, relative to the magnitudes of their terms."""
     convolution = next(step for step in steps if isinstance(step, Conv | ConvTranspose))
     layer = convolution.spec if isinstance(convolution, ConvTranspose) else convolution

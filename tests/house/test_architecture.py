@@ -38,12 +38,12 @@ WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")
 DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
-    "accepts", "for_target", "operators", "pixel_shuffle", "written",
-    "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "exposed",
-    "external", "file", "find", "fold", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
+    "accepts", "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "exposed",
+    "external", "file", "find", "fold", "folded", "for_target", "frontend", "graph", "inputs", "layer_parity",
+    "layers", "moments", "operators", "pixel_shuffle", "written",
     "nodes", "parity", "parts", "proto", "refusals", "reroute", "restore", "runtime_parity", "samples",
-    "shown", "shuffles", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "values",
-    "weights",
+    "shown", "shuffles", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "upsampled",
+    "values", "weights",
 }  # fmt: skip
 MIRRORED = {
     "frontend",

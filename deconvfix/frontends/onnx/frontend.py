@@ -8,6 +8,7 @@ metadata, functions, operator sets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,14 @@ from deconvfix.frontends.onnx.exposed import (
     with_transposed,
 )
 from deconvfix.frontends.onnx.find import Layer, find_layers
-from deconvfix.frontends.onnx.for_target import for_target
+from deconvfix.frontends.onnx.folded import ORIGIN, names_of, with_folded
+from deconvfix.frontends.onnx.for_target import for_target, with_phases
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.restore import Refitter
 from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
+from deconvfix.frontends.onnx.upsampled import upsampled_convolutions
 from deconvfix.frontends.onnx.values import check_model, constant, is_quantizer
 from deconvfix.frontends.onnx.weights import scales_of
 from deconvfix.frontends.samples import calibration_inputs, count_samples
@@ -77,6 +80,29 @@ class OnnxFrontend:
         matches = tuple(_match(layer, model.ir_version) for layer in layers)
         return Findings(matches, tuple(notes))
 
+    def find_upsampled(self, model: ir.Model, inputs: Any | None) -> Findings:
+        """Nothing is run; see `upsampled`."""
+        model = plain(model).clone()
+        names = names_of(model)
+        notes = [
+            found.sentence(names[conv])
+            for conv, found in upsampled_convolutions(model)
+            if isinstance(found, Refusal)
+        ]
+        layers = find_layers(with_folded(model))
+        pairs = [(layer, layer.node.meta.get(ORIGIN)) for layer in layers]
+        matches = [
+            replace(
+                _match(layer, model.ir_version),
+                op="Resize + Conv",
+                upsampling=origin.upsampling,
+                macs=origin.folded.macs_per_position(),
+            )
+            for layer, origin in pairs
+            if origin is not None
+        ]
+        return Findings(tuple(matches), tuple(notes))
+
     def same_function(self, shown: ir.Model, model: ir.Model, inputs: Any) -> ParityReport:
         """See `parity.compare_models`."""
         return onnx_parity.compare_models(shown, model, [] if inputs is None else [inputs], None)
@@ -95,6 +121,8 @@ class OnnxFrontend:
     def apply(self, model: ir.Model, plan: Plan) -> ir.Model:
         """Rewrites the model in place."""
         make_plain(model)
+        if plan.folded:
+            with_folded(model, plan.folded)
         # Found once: surgery on one layer leaves the other nodes as they are.
         layers = {layer.name: layer for layer in find_layers(model)}
         profile = plan.profile
@@ -109,7 +137,8 @@ class OnnxFrontend:
                     "the plan must belong to this model",
                     "Use the recipe that was made for this model",
                 )
-            surgeon.replace(layer, decision)
+            folds = decision.upsampling is not None
+            surgeon.replace(layer, with_phases(layer, decision) if folds else decision)
         if plan.target is not None:
             check_accepted(model, profile)
         return model

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deconvfix.core.rearrange import rearrange
 from deconvfix.errors import ExportError
 from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.folded import ORIGIN, as_upsampled, with_folded
 from deconvfix.frontends.onnx.nodes import plain
 from deconvfix.frontends.onnx.parts import cut_out, is_stored, serialized
 from deconvfix.frontends.onnx.surgery import quantised_tail
@@ -22,7 +23,7 @@ from deconvfix.frontends.onnx.values import (
     visible,
 )
 from deconvfix.parity.bounds import LIMIT, Comparison, compare_arrays, rounding_unit
-from deconvfix.parity.definition import Definition, by_definition
+from deconvfix.parity.definition import Definition, by_definition, sum_unit
 from deconvfix.parity.runtime import open_session, run_named
 from deconvfix.plan import Plan, Replaced
 
@@ -38,6 +39,8 @@ def compare_layers(
 ) -> tuple[list[Comparison], list[str]]:
     """Every converted layer on its own, and a note for each that cannot be cut out of its model."""
     before = plain(before)
+    if plan.folded:
+        before = with_folded(before.clone(), plan.folded)
     layers = {layer.name: layer for layer in find_layers(before)}
     comparisons: list[Comparison] = []
     notes: list[str] = []
@@ -58,6 +61,9 @@ def _compare(
     spec, x = layer.spec, layer.node.inputs[0]
     assert spec
     assert x
+    # What stands for upsampling and a convolution is compared with the two, from the small map on.
+    origin = layer.node.meta.get(ORIGIN)
+    source = str(x.name) if origin is None else origin.source
     # Where both sides are quantised, the new nodes reach to the QuantizeLinear.
     tail = quantised_tail(layer.node) if decision.target.is_exact else []
     result = str((tail[-1] if tail else layer.node).outputs[0].name)
@@ -66,14 +72,15 @@ def _compare(
     # What runs, on what: operands, shapes at the boundary, the part of the converted model.
     operands, running = _operands(before, layer, dtype, rng)
     shape = (2, spec.in_channels, *_sizes(layer))
-    boundary: dict[str, Sequence[int | None]] = {str(x.name): shape}
+    boundary: dict[str, Sequence[int | None]] = {source: shape}
     boundary |= {name: operands[role].shape for role, name in running.items()}
     # By the number of the graph, as the two models have objects of their own.
     number = [scope[0] for scope in scopes(before)].index(layer.graph)
     part = _part(after, number, layer, boundary, result, dtype)
     inputs = _inputs(shape, dtype, rng)
     # The original comes first: what ONNX Runtime does not run there says nothing about the new nodes.
-    original = open_session(_alone(layer, operands, dtype), optimize=False)
+    alone = _alone(layer, operands, dtype) if origin is None else as_upsampled(origin, dtype)
+    original = open_session(alone, optimize=False)
     run_named(original, {"x": inputs[0][1], **operands})
     try:
         converted = open_session(part, optimize=False)
@@ -88,7 +95,7 @@ def _compare(
     # Three kinds of inputs: noise, a constant that shows the border, and zeros that leave the bias.
     comparisons = []
     for kind, array in inputs:
-        feed = {str(x.name): array} | {name: operands[role] for role, name in running.items()}
+        feed = {source: array} | {name: operands[role] for role, name in running.items()}
         # A value of the boundary may be gone in the converted model.
         taken = {value.name for value in converted.get_inputs()}
         try:
@@ -120,11 +127,14 @@ def _operands(
     shapes = {"weight": layer.spec.weight_shape, "bias": (layer.spec.out_channels,)}
     operands: dict[str, Array] = {}
     running: dict[str, str] = {}
+    origin = layer.node.meta.get(ORIGIN)
     for role, value in zip(shapes, layer.node.inputs[1:], strict=False):
         if value is None:
             continue
         if is_stored(value, model.ir_version):
-            operands[role] = _evaluate(model, layer, value).astype(dtype)
+            stored = None if origin is None or role == "bias" else origin.weight
+            stored = _evaluate(model, layer, value) if stored is None else stored
+            operands[role] = stored.astype(dtype)
         else:
             operands[role] = rng.standard_normal(shapes[role]).astype(dtype)
             running[role] = str(value.name)
@@ -149,11 +159,13 @@ def _expected(
         # The same function: the node itself says what it gives, also where its operands are computed.
         spec = decision.spec
         terms = spec.in_channels // spec.groups * math.prod(spec.kernel_size)
+        origin = layer.node.meta.get(ORIGIN)
+        unit = rounding_unit(eps, terms) if origin is None else sum_unit(origin.folded.steps, eps)
         magnitudes = {name: np.abs(operand) for name, operand in operands.items()}
         (value,) = run_named(original, {"x": x, **operands})
         # |W| (*) |x| + |b|, by the node itself.
         (magnitude,) = run_named(original, {"x": np.abs(x), **magnitudes})
-        return Definition(value, rounding_unit(eps, terms) * magnitude.astype(np.float64))
+        return Definition(value, unit * magnitude.astype(np.float64))
     # In NumPy: no runtime has the other forms as one node, and that of a grown kernel is another one.
     compiled = decision.compiled()
     kernel = decision.kernel(layer.read_weight())
@@ -201,7 +213,13 @@ def _sizes(layer: Layer) -> tuple[int, ...]:
     spec = layer.spec
     assert spec
     # Different on each axis, so that swapped axes are seen.
-    sizes = [have or 3 + axis for axis, have in enumerate(layer.input_size)]
+    origin = layer.node.meta.get(ORIGIN)
+    border = None if origin is None else origin.folded.border
+    more = [0] * spec.ndim if border is None else [begin + end for begin, end in border.amounts]
+    sizes = [
+        3 + axis if have is None else have - more[axis]
+        for axis, have in enumerate(layer.input_size)
+    ]
     least = (1,) * spec.ndim if layer.dynamic_size is None else layer.dynamic_size.output_size
     for axis, have in enumerate(layer.input_size):
         while have is None and spec.output_size(sizes)[axis] < least[axis]:

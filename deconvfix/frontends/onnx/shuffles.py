@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from deconvfix.core.shuffled import Shuffled
 from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, Known, bodies, constant
 
-__all__ = ["ShuffledConv", "count_others", "shuffled_convolutions"]
+__all__ = [
+    "ShuffledConv",
+    "attribute",
+    "count_others",
+    "is_elementwise",
+    "padding_of",
+    "shuffled_convolutions",
+]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _ELEMENTWISE = frozenset(
@@ -82,18 +89,18 @@ def _understood(known: Known, conv: ir.Node) -> ShuffledConv | None:
         return None
     between: list[ir.Node] = []
     following = _only_reader(conv)
-    while following is not None and _is_elementwise(following, version):
+    while following is not None and is_elementwise(following, version):
         between.append(following)
         following = _only_reader(following)
     if following is None:
         return None
     stored = weight.numpy()
-    geometry = _geometry(conv, stored.shape[2:])
+    geometry = padding_of(conv, stored.shape[2:])
     written = _shuffle(known, following, len(stored), stored.ndim - 2)
     if geometry is None or written is None:
         return None
     nodes, channels = written
-    groups = int(_attribute(conv, "group", 1))
+    groups = int(attribute(conv, "group", 1))
     shuffled = Shuffled.of(
         channels,
         stored.shape[1] * groups,
@@ -118,7 +125,8 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
     return reader if index == 0 and reader.graph is node.graph else None
 
 
-def _is_elementwise(node: ir.Node, version: int) -> bool:
+def is_elementwise(node: ir.Node, version: int) -> bool:
+    """Whether it treats each element of its first input alike; `version` is that of the model's IR."""
     if node.domain not in DEFAULT_DOMAINS or len(node.outputs) != 1:
         return False
     if node.op_type in ("Mul", "Add", "Div", "Sub", "PRelu") and len(node.inputs) == 2:
@@ -127,16 +135,17 @@ def _is_elementwise(node: ir.Node, version: int) -> bool:
     return node.op_type in _ELEMENTWISE
 
 
-def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """Value of an attribute, or what stands for it where the node has none of its own."""
     found = node.attributes.get(name)
     return default if found is None or found.is_ref() else found.value
 
 
-def _geometry(conv: ir.Node, kernel: tuple[int, ...]) -> tuple[tuple[int, int], ...] | None:
+def padding_of(conv: ir.Node, kernel: tuple[int, ...]) -> tuple[tuple[int, int], ...] | None:
     """The padding of a convolution of stride 1; None for another one (Conv-11: auto_pad, pads)."""
-    if {*_attribute(conv, "strides", [1]), *_attribute(conv, "dilations", [1])} != {1}:
+    if {*attribute(conv, "strides", [1]), *attribute(conv, "dilations", [1])} != {1}:
         return None
-    auto_pad = _attribute(conv, "auto_pad", "NOTSET")
+    auto_pad = attribute(conv, "auto_pad", "NOTSET")
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         less, more = [(k - 1) // 2 for k in kernel], [k // 2 for k in kernel]
         pairs = (
@@ -146,7 +155,7 @@ def _geometry(conv: ir.Node, kernel: tuple[int, ...]) -> tuple[tuple[int, int], 
         )
         return tuple(pairs)
     pads = (
-        _attribute(conv, "pads", [0] * 2 * len(kernel))
+        attribute(conv, "pads", [0] * 2 * len(kernel))
         if auto_pad == "NOTSET"
         else [0] * 2 * len(kernel)
     )
@@ -160,11 +169,11 @@ def _shuffle(
     if node.domain not in DEFAULT_DOMAINS:
         return None
     if node.op_type == "DepthToSpace" and ndim == 2:
-        block = int(_attribute(node, "blocksize", 1))
+        block = int(attribute(node, "blocksize", 1))
         if block < 2 or count % block**2:
             return None
         numbers = np.arange(count)
-        if _attribute(node, "mode", "DCR") == "CRD":
+        if attribute(node, "mode", "DCR") == "CRD":
             return (node,), numbers.reshape(-1, block, block)
         return (node,), numbers.reshape(block, block, -1).transpose(2, 0, 1)
     if node.op_type != "Reshape":
@@ -184,7 +193,7 @@ def _reshaped(
         return None
     split = known.shape(first.outputs[0], None)
     before, after = known.shape(first.inputs[0], None), known.shape(last.outputs[0], None)
-    order = [int(axis) for axis in _attribute(transpose, "perm", [])]
+    order = [int(axis) for axis in attribute(transpose, "perm", [])]
     if split is None or after is None or before is None or len(order) != 2 + 2 * ndim:
         return None
     sizes = split[1 : 2 + ndim]

@@ -61,6 +61,7 @@ from deconvfix.frontends.torch.find import (
     match_module,
     owners_of_parameters,
 )
+from deconvfix.frontends.torch.folded import fold_layer
 from deconvfix.frontends.torch.inputs import (
     as_inputs,
     copy_model,
@@ -87,6 +88,7 @@ from deconvfix.frontends.torch.tuning.flat import grid_notes
 from deconvfix.frontends.torch.tuning.restore import cost, restore
 from deconvfix.frontends.torch.tuning.teacher import constant_like, cycle_spun, varied
 from deconvfix.frontends.torch.tuning.tune import tune
+from deconvfix.frontends.torch.upsampled import find_upsampled
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Match, Plan, Replaced
 
@@ -215,6 +217,9 @@ class TorchModuleFrontend:
         # its own), and calls, are rerouted where they run.
         for decision in plan.changed:
             module = _module_of(model, decision)
+            if isinstance(decision, Replaced) and decision.upsampling is not None:
+                model = fold_layer(model, decision)
+                continue
             if not isinstance(decision, Replaced):
                 rerouted.setdefault(module, set())
                 continue
@@ -342,6 +347,7 @@ class TorchModuleFrontend:
         """See `parity.compare_modules`, of the weights as they are."""
         return compare_modules(shown, stored(model, shown), [inputs], None)
 
+    find_upsampled = staticmethod(find_upsampled)
     with_transposed = staticmethod(with_transposed)
     as_in = staticmethod(as_in)
     with_shuffled = staticmethod(with_shuffled)

@@ -28,6 +28,7 @@ from deconvfix.errors import Refusal, SpecError
 from deconvfix.forms.base import Need
 from deconvfix.frontends.base import Findings
 from deconvfix.frontends.calibrate import check_without_data
+from deconvfix.frontends.folded import NOT_THIS_KIND
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import GEOMETRY, Call, dtype_obstacle, parse
 from deconvfix.frontends.torch.find import call_path
@@ -83,6 +84,11 @@ class FxFrontend(TorchModuleFrontend):
         nodes = [match_call(name, found) for name, found in find_calls(model)]
         layers = tuple(match for match in modules if call_path(match.name, match.op) is None)
         return Findings((*layers, *nodes))
+
+    @staticmethod
+    def find_upsampled(model: nn.Module, inputs: Any | None) -> Findings:
+        """None: what upsamples is no module of its own here."""
+        return Findings((), (NOT_THIS_KIND,))
 
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """Rewrites the graph in place; `model` is returned, recompiled."""

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from deconvfix.errors import DeconvfixError
 from deconvfix.frontends.torch.calls import parse
+from deconvfix.frontends.torch.folded import compare_folded, magnitude_of, with_sums
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
@@ -75,6 +76,10 @@ def compare_modules(
     before, after, examples, dtype = _in_float64(before, after, examples)
     # Layers first: their bounds are derived, and a departure there has a name.
     layers = compare_layers(before, after, examples, plan, rounded)
+    if plan is not None and plan.folded:
+        layers += compare_folded(before, after, plan, rounded)
+        after = with_sums(before, after, plan) if dtype == "float64" else after
+        before = _with_noise_in(before, plan)
     # A kernel that divides does so up to the rounding of its dtype, which float64 sees.
     stored = []
     if plan is not None:
@@ -225,6 +230,18 @@ def disturbed(result: Tensor, magnitude: Callable[[], Tensor]) -> Tensor:
     for noise in _LayerNoise.running:
         result = noise.added(result, magnitude() * torch.finfo(result.dtype).eps)
     return result
+
+
+def _with_noise_in(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy whose convolutions behind upsampling get noise as transposed convolutions do."""
+
+    def disturb(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return disturbed(output, lambda: magnitude_of(module, args[0]))
+
+    model = copy_model(model)
+    for name in plan.folded:
+        model.get_submodule(name).register_forward_hook(disturb)
+    return model
 
 
 class _LayerNoise(TorchFunctionMode):

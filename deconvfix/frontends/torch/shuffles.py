@@ -28,6 +28,7 @@ from deconvfix.frontends.torch.inputs import as_inputs, names_of, run_model, run
 
 __all__ = [
     "CONVOLUTIONS",
+    "ELEMENTWISE",
     "class_of",
     "executed_shuffles",
     "shuffled_layers",
@@ -42,7 +43,7 @@ _FUNCTIONS = (
 )
 _SIGNATURE = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 # Each element alike, by name: functions, methods and operators have the same ones.
-_ELEMENTWISE = [
+ELEMENTWISE = [
     "relu",
     "leaky_relu",
     "silu",
@@ -133,7 +134,7 @@ class _Follow(TorchFunctionMode):
             self.resizes += result.numel() > args[0].numel()
         if func in _FUNCTIONS:
             self._begin(func, dict(zip(_SIGNATURE, args, strict=False)) | kwargs, result)
-        elif before is not None and name in (*_MOVES, *_ELEMENTWISE):
+        elif before is not None and name in (*_MOVES, *ELEMENTWISE):
             self._step(before, func, name, args, kwargs, result)
         elif name in ("reshape", "view", "unflatten") and _splits_channels(args[0], result):
             # What is no convolution's output may be shuffled as well: a residual beside it.
@@ -169,7 +170,7 @@ class _Follow(TorchFunctionMode):
         self, before: _Followed, func: Any, name: str, args: Any, kwargs: Any, result: Tensor
     ) -> None:
         owner, sizes, tensor = before.owner, before.sizes, args[0]
-        if name in _ELEMENTWISE and result.shape == tensor.shape:
+        if name in ELEMENTWISE and result.shape == tensor.shape:
             others = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, Tensor)]
             if all(other.numel() == 1 for other in others):
                 self._follow(result, owner, sizes, before.numbers)
