@@ -23,6 +23,7 @@ from deconvfix.forms import FORMS
 from deconvfix.forms.base import Init
 from deconvfix.request import Request
 from deconvfix.runtimes.registry import RUNTIMES
+from deconvfix.targets.writing import Convolution, Shuffle
 
 __all__ = [
     "FILE",
@@ -196,6 +197,9 @@ class ConvertOptions(_ExportedOptions, ReportOptions):
     grow: int = same_as(Request, "grow")
     reach: int = same_as(Request, "reach")
     strength: float = same_as(Request, "strength")
+    target: str | None = same_as(Request, "target")
+    convolution: Convolution | None = same_as(Request, "convolution")
+    shuffle: Shuffle | None = same_as(Request, "shuffle")
     flat: str | None = option(
         None,
         "Constant inputs on which alone the grid has to go, such as silence: zeros, or files as for "
