@@ -13,11 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from deconvfix.errors import DeconvfixError
 from deconvfix.frontends.torch.calls import parse
+from deconvfix.frontends.torch.first_run import FirstRun, first_run
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
     as_outputs,
     copy_model,
+    copy_to_run,
     dtype_name,
     equal,
     flat_tensors,
@@ -50,6 +52,15 @@ _RULES = Rules(
         note="One run takes long: the end-to-end comparison used the example inputs only.",
     ),
 )
+# Beyond this a model runs as often as it must: a run in float64 takes a fifth of a second then, on one core,
+# and a whole comparison has two dozen of them.
+_MOST_OPERATIONS = 2 * 10**9
+_MOST_WEIGHTS = 2**24
+_FRUGAL_RULES = replace(_RULES, patience=Patience(frugal=True))
+_CROPPED = (
+    "Each run is long: end to end the models were compared on the example inputs alone, at their size and in the "
+    "dtype of the weights; the layers in float64, on crops of what they get there."
+)
 
 
 def compare_modules(
@@ -72,9 +83,14 @@ def compare_modules(
     examples = [as_inputs(example) for example in inputs]
     floats = [p.dtype for p in before.parameters() if p.is_floating_point()]
     rounded = max((torch.finfo(dtype).eps for dtype in floats), default=0.0)
-    before, after, examples, dtype = _in_float64(before, after, examples)
+    run = _dear_run(before, examples)
+    if run is None:
+        before, after, examples, dtype = _in_float64(before, after, examples)
+    else:
+        dtype = _own_dtype(before)
     # Layers first: their bounds are derived, and a departure there has a name.
-    layers = compare_layers(before, after, examples, plan, rounded)
+    calls = None if run is None else run.calls
+    layers = compare_layers(before, after, examples, plan, rounded, calls)
     # A kernel that divides does so up to the rounding of its dtype, which float64 sees.
     stored = []
     if plan is not None:
@@ -88,12 +104,28 @@ def compare_modules(
         )
         outputs = OutputParity(notes=(note,))
     elif examples and exact:
-        outputs = _compare_outputs(before, after, examples)
+        outputs = _compare_outputs(before, after, examples, run)
     elif not examples:
         note = "No example inputs: the layers were compared, the model was not run."
         problems = _changed_parameters(before, after, layers) if plan is None else ()
         outputs = OutputParity(problems=problems, notes=(note,))
     return summarize(layers, outputs.comparisons, dtype, outputs.problems, outputs.notes)
+
+
+def _dear_run(before: nn.Module, examples: list[Inputs]) -> FirstRun | None:
+    """A run of an original in its own dtype, if runs in float64 would take long, or much memory."""
+    if not examples:
+        return None
+    try:
+        run = first_run(before, examples[0])
+    except DeconvfixError:
+        return None  # float64 may run where half precision does not; else the error comes there
+    weights = sum(parameter.numel() for parameter in before.parameters())
+    return run if run.operations > _MOST_OPERATIONS or weights > _MOST_WEIGHTS else None
+
+
+def _own_dtype(model: nn.Module) -> str:
+    return next((dtype_name(p) for p in model.parameters() if p.is_floating_point()), "float32")
 
 
 def _in_float64(
@@ -102,7 +134,6 @@ def _in_float64(
     def double(tensor: Tensor) -> Tensor:
         return tensor.double() if tensor.is_floating_point() else tensor
 
-    own = next((dtype_name(p) for p in before.parameters() if p.is_floating_point()), "float32")
     try:
         # In float64 the rounding is so small that no wrong form can hide in it.
         wide_before, wide_after = copy_model(before).double(), copy_model(after).double()
@@ -110,10 +141,10 @@ def _in_float64(
         for model in (wide_before, wide_after):
             if wide:
                 # On a copy: a run may change buffers.
-                run_model(copy_model(model), wide[0])
+                run_model(copy_to_run(model), wide[0])
     except (DeconvfixError, RuntimeError, NotImplementedError, TypeError):
         # Some models hold constants or casts that double() does not reach.
-        return before, after, examples, own
+        return before, after, examples, _own_dtype(before)
     return wide_before, wide_after, wide, "float64"
 
 
@@ -175,17 +206,24 @@ class _Modules:
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Output]:
     # On a copy: a run may change buffers.
-    return as_outputs(flat_tensors(run_model(copy_model(model), inputs)))
+    return as_outputs(flat_tensors(run_model(copy_to_run(model), inputs)))
 
 
-def _compare_outputs(before: nn.Module, after: nn.Module, examples: list[Inputs]) -> OutputParity:
+def _compare_outputs(
+    before: nn.Module, after: nn.Module, examples: list[Inputs], run: FirstRun | None
+) -> OutputParity:
     # The user's inputs, then noise, a constant and zeros: a wrong border shows on a constant at once.
-    cases = [Case("example inputs", example, given=True) for example in examples]
-    _, *variants = input_variants(examples[0])
-    cases += [Case(words, inputs) for words, inputs in variants]
-    pair = _Modules(before, after, tuple(cases))
+    own = None if run is None else as_outputs(run.outputs)
+    cases = [Case("example inputs", examples[0], given=True, expected=own)]
+    cases += [Case("example inputs", example, given=True) for example in examples[1:]]
+    if run is None:
+        _, *variants = input_variants(examples[0])
+        cases += [Case(words, inputs) for words, inputs in variants]
+    pair = _Modules(before, after, tuple(cases), rules=_RULES if run is None else _FRUGAL_RULES)
     found = compare_outputs(pair)
-    if not found.comparisons or found.problems or _depend_on_layers(pair, examples[0]):
+    if run is not None:
+        found = replace(found, notes=(_CROPPED, *found.notes))
+    if not found.comparisons or found.problems or _depend_on_layers(pair, examples[0], own):
         return found
     note = (
         "The outputs hardly depend on the converted layers with these weights and inputs: the "
@@ -194,12 +232,19 @@ def _compare_outputs(before: nn.Module, after: nn.Module, examples: list[Inputs]
     return replace(found, notes=(*found.notes, note))
 
 
-def _depend_on_layers(pair: _Modules, inputs: Inputs) -> bool:
-    """Whether an error of one in a thousand in the layers would be seen at the outputs."""
+def _depend_on_layers(pair: _Modules, inputs: Inputs, known: list[Output] | None) -> bool:
+    """Whether an error of one in a thousand in the layers would be seen at the outputs.
+
+    Args:
+        pair: The models.
+        inputs: To run the original on.
+        known: What it gives there, where that is known and each run is dear: then one rounding counts as one of
+            the outputs alone.
+    """
     # Noise of 1e-3 must move some output far more than noise of one rounding does.
-    own = pair.original(inputs, "")
+    own = pair.original(inputs, "") if known is None else known
     moved = pair.with_noise(inputs, 3, 1e-3)
-    rounded = pair.with_noise(inputs, 3, _EPS)
+    rounded = pair.with_noise(inputs, 3, _EPS) if known is None else known
     for output, far, near in zip(own, moved, rounded, strict=True):
         if output.value.shape != far.value.shape:
             continue
