@@ -20,7 +20,6 @@ from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan
 
 __all__ = [
-    "MOST_SAMPLES",
     "CalibrationData",
     "Findings",
     "FitsToData",
@@ -29,11 +28,13 @@ __all__ = [
     "Kernel",
     "LayerAnswer",
     "LayerFits",
+    "MOST_SAMPLES",
     "Probe",
     "ReadsConverted",
     "Refits",
     "Restoration",
     "Restores",
+    "SharesWeights",
     "ShowsKernels",
     "Shuffle",
     "Translates",
@@ -165,6 +166,15 @@ class HasInputs(Protocol):
 
     def own_inputs(self, model: Any) -> Any | None:
         """The inputs that a model brings, as a pair (args, kwargs); None if it brings none."""
+        ...
+
+
+@runtime_checkable
+class SharesWeights(Protocol):
+    """A front end that can keep an original without a second copy of its weights."""
+
+    def snapshot(self, model: Any) -> Any:
+        """A copy of the same parameters, good for as long as nothing writes to them."""
         ...
 
 

@@ -86,6 +86,8 @@ def compare_layers(
             same = decisions is not None and decisions[name].exact
             # Further calls run the same code on other values.
             own_calls = calls.get(name, [])[:2]
+            # A copy, as spectral norms change when they run.
+            new = copy_model(new)
             pair = _widened(old, new, own_calls) if widen else (old, new, own_calls)
             comparisons += _compare_layer(
                 name, *pair, decisions is not None, rounded if same else None
@@ -147,7 +149,7 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
 def _widened(
     old: ConvTransposeModule, new: nn.Module, calls: list[Call]
 ) -> tuple[nn.Module, nn.Module, list[Call]]:
-    """A layer before and after, and its calls, in float64.
+    """A layer before and after, which is changed itself, and its calls, in float64.
 
     They stay as they are where the weight of a call is not the one that the layer tells: it was computed in
     its own dtype, and float64 would see that it was rounded.
@@ -157,7 +159,7 @@ def _widened(
     weight = current_weight(old)
     if not all(equal(call.weight, weight) for call in calls):
         return old, new, calls
-    old, new = copy_model(old).double(), copy_model(new).double()
+    old, new = copy_model(old).double(), new.double()
     weight = current_weight(old)
     calls = [
         replace(
@@ -234,7 +236,6 @@ def _compare_layer(
             compared with `old` as well, up to that.
     """
     assert isinstance(old, ConvTransposeModule)
-    new = copy_model(new)  # spectral norms change when they run
     comparisons = []
     # Per case: run the new layer, choose what it must equal, compare.
     for kind, call in _cases(old, calls):
