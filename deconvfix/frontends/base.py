@@ -20,6 +20,7 @@ from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan
 
 __all__ = [
+    "MOST_SAMPLES",
     "CalibrationData",
     "Findings",
     "FitsToData",
@@ -28,7 +29,6 @@ __all__ = [
     "Kernel",
     "LayerAnswer",
     "LayerFits",
-    "MOST_SAMPLES",
     "Probe",
     "ReadsConverted",
     "Refits",

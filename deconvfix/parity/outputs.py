@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -140,7 +140,7 @@ class Pair(Protocol):
         """The converted model's outputs."""
         ...
 
-    def disturbed(self, inputs: Any) -> Iterable[Sequence[Output]]:
+    def disturbed(self, inputs: Any) -> Sequence[Sequence[Output]]:
         """The original's outputs in the first mode, from some runs with numbers moved by one rounding."""
         ...
 
@@ -286,10 +286,9 @@ def _compare_case(
             problems.append(rules.other_number.format(**numbers))
             break
         found = _compared(pair, runs)
-        disturbed = iter(pair.disturbed(case.inputs) if rules.patience.frugal else ())
-        while not _agrees(found) and (another := next(disturbed, None)) is not None:
-            runs = replace(runs, departures=[*runs.departures, another])
-            found = _compared(pair, runs)
+        if rules.patience.frugal and not _agrees(found):
+            disturbed = [*runs.departures, *pair.disturbed(case.inputs)]
+            found = _compared(pair, replace(runs, departures=disturbed))
         for index, comparison in enumerate(found):
             if comparison is not None:
                 comparisons.append(comparison)
@@ -339,7 +338,7 @@ def _runs(pair: Pair, case: Case, reference: Sequence[Output]) -> Iterator[_Runs
     """
     first_mode, *other_modes = pair.modes
     actual = pair.converted(case.inputs, first_mode)
-    disturbed = [] if pair.rules.patience.frugal else list(pair.disturbed(case.inputs))
+    disturbed = [] if pair.rules.patience.frugal else pair.disturbed(case.inputs)
     yield _Runs(_where(case, first_mode), actual, reference, disturbed)
     for mode in other_modes:
         expected = pair.original(case.inputs, mode)

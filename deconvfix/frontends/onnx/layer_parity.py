@@ -77,9 +77,7 @@ class _Places:
         return self._visible[number]
 
 
-def _compare(
-    before: _Places, after: _Places, layer: Layer, decision: Replaced
-) -> list[Comparison]:
+def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) -> list[Comparison]:
     """One layer on made-up inputs of the sizes that it gets, or of small ones where those are open."""
     spec, x = layer.spec, layer.node.inputs[0]
     assert spec

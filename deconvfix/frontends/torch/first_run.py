@@ -92,12 +92,19 @@ def cropped(call: Call) -> Call:
     windows = [
         math.ceil(k / s) for k, s in zip(spec.effective_kernel_size, spec.stride, strict=True)
     ]
-    sizes = [n + 2 * window for n, window in zip(small_sizes(spec), windows, strict=True)]
-    x: Tensor = call.input
-    if x.dim() == spec.ndim + 2:
-        x = x[:_SAMPLES]
-    corner = x[(..., *(slice(n) for n in sizes))]
-    return replace(call, input=corner.detach().clone())
+    sizes: list[int] = []
+    for small, window in zip(small_sizes(spec), windows, strict=True):
+        size = small + 2 * window
+        # Different on each axis, so that swapped axes are seen.
+        while size in sizes:
+            size += 1
+        sizes.append(size)
+    corner: Tensor = call.input.detach()
+    if corner.dim() == spec.ndim + 2:
+        corner = corner[:_SAMPLES]
+    for axis, size in enumerate(sizes, corner.dim() - spec.ndim):
+        corner = corner.narrow(axis, 0, min(size, corner.shape[axis]))
+    return replace(call, input=corner.clone())
 
 
 def small_sizes(spec: ConvTransposeSpec) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ def copy_model(model: nn.Module) -> nn.Module:
 def copy_to_run(model: nn.Module) -> nn.Module:
     """A copy for one run without gradients: of what a run may change, and not of the parameters.
 
-    Code in train mode may write to parameters (running codebooks), so those of modules in train mode are copied.
+    Code in train mode may write to parameters (running codebooks): those of modules in train mode are copied.
     """
     memo: dict[int, Any] = {id(value): value.detach() for value in _computed(model)}
     training = {

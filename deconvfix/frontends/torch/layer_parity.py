@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,9 +88,11 @@ def compare_layers(
             # A copy, as spectral norms change when they run.
             new = copy_model(new)
             pair = _widened(old, new, own_calls) if widen else (old, new, own_calls)
-            comparisons += _compare_layer(
-                name, *pair, decisions is not None, rounded if same else None
-            )
+            found = _compare_layer(name, *pair, decisions is not None, rounded if same else None)
+            if widen and own_calls:
+                size = "x".join(map(str, own_calls[0].input.shape))
+                found = [replace(one, inputs=f"{one.inputs}, cropped to {size}") for one in found]
+            comparisons += found
         # Functional calls have no module to compare, so the exact form runs on their arguments.
         elif name in calls and (isinstance(old, GraphModule) or (new and is_rerouted(new))):
             comparisons += [_compare_call(name, call) for call in calls[name][:4]]
@@ -156,11 +157,10 @@ def _widened(
     """
     if not old.weight.is_floating_point():
         return old, new, calls
-    weight = current_weight(old)
-    if not all(equal(call.weight, weight) for call in calls):
+    if not all(equal(call.weight, current_weight(old)) for call in calls):
         return old, new, calls
-    old, new = copy_model(old).double(), new.double()
-    weight = current_weight(old)
+    wide, new = copy_model(old).double(), new.double()
+    weight = current_weight(wide)
     calls = [
         replace(
             call,
@@ -170,7 +170,7 @@ def _widened(
         )
         for call in calls
     ]
-    return old, new, calls
+    return wide, new, calls
 
 
 def bound_of(call: Call) -> Tensor:
