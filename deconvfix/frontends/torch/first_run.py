@@ -27,8 +27,12 @@ from deconvfix.frontends.torch.inputs import (
     run_model,
 )
 
-__all__ = ["FirstRun", "cropped", "first_run", "small_sizes"]
+__all__ = ["FirstRun", "cropped", "first_run", "is_long", "small_sizes"]
 
+# Beyond this a model runs as often as it must: a run in float64 takes a fifth of a second then, on one core,
+# and a whole comparison has two dozen of them.
+_MOST_OPERATIONS = 2 * 10**9
+_MOST_WEIGHTS = 2**24
 # Samples of a batch that are kept of what a layer gets.
 _SAMPLES = 2
 
@@ -84,6 +88,12 @@ def first_run(model: nn.Module, example: Inputs) -> FirstRun:
     with observe(record), _Operations() as counted:
         result = run_model(probe, example)
     return FirstRun(calls, flat_tensors(result), counted.count)
+
+
+def is_long(run: FirstRun, model: nn.Module) -> bool:
+    """Whether a run of the model is so much work, or takes so much memory, that runs are counted."""
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return run.operations > _MOST_OPERATIONS or weights > _MOST_WEIGHTS
 
 
 def cropped(call: Call) -> Call:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from deconvfix.errors import DeconvfixError
 from deconvfix.frontends.torch.calls import parse
-from deconvfix.frontends.torch.first_run import FirstRun, first_run
+from deconvfix.frontends.torch.first_run import FirstRun, first_run, is_long
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
@@ -53,10 +53,7 @@ _RULES = Rules(
         note="One run takes long: the end-to-end comparison used the example inputs only.",
     ),
 )
-# Beyond this a model runs as often as it must: a run in float64 takes a fifth of a second then, on one core,
-# and a whole comparison has two dozen of them.
-_MOST_OPERATIONS = 2 * 10**9
-_MOST_WEIGHTS = 2**24
+# Of so many departures the largest is not small by chance.
 _MANY = 1000
 _FRUGAL_RULES = replace(_RULES, patience=Patience(frugal=True))
 _CROPPED = (
@@ -122,8 +119,7 @@ def _dear_run(before: nn.Module, examples: list[Inputs]) -> FirstRun | None:
         run = first_run(before, examples[0])
     except DeconvfixError:
         return None  # float64 may run where half precision does not; else the error comes there
-    weights = sum(parameter.numel() for parameter in before.parameters())
-    return run if run.operations > _MOST_OPERATIONS or weights > _MOST_WEIGHTS else None
+    return run if is_long(run, before) else None
 
 
 def _own_dtype(model: nn.Module) -> str:
@@ -191,7 +187,6 @@ class _Modules:
     def disturbed(self, inputs: Inputs) -> list[list[Output]]:
         if self.rules.patience.frugal and inputs is self.cases[0].inputs:
             first = self.first_noise
-            # The largest of many departures is not small by chance.
             if all(output.value.size > _MANY for output in first):
                 return [first]
         # Three draws, as a single one may happen to be small at some output.

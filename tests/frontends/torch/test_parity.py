@@ -159,7 +159,7 @@ def test_models_that_do_not_widen_are_compared_in_their_own_dtype(example):
 @pytest.fixture
 def dear(monkeypatch):
     """Each run counts as a long one; the list of runs by the class of the model."""
-    monkeypatch.setattr(torch_parity, "_MOST_OPERATIONS", 0)
+    monkeypatch.setattr(first_run, "_MOST_OPERATIONS", 0)
     runs = []
     for module in (first_run, torch_parity):
         plain = module.run_model
