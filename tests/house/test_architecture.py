@@ -38,7 +38,7 @@ WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")
 DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
-    "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "exposed",
+    "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "exposed", "first_run",
     "external", "file", "find", "fold", "frontend", "graph", "inputs", "layer_parity", "layers", "moments",
     "nodes", "parity", "parts", "proto", "refusals", "reroute", "restore", "runtime_parity", "samples",
     "shown", "shuffles", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "values",

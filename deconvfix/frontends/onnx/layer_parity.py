@@ -23,6 +23,7 @@ from deconvfix.frontends.onnx.values import (
 )
 from deconvfix.parity.bounds import LIMIT, Comparison, compare_arrays, rounding_unit
 from deconvfix.parity.definition import Definition, by_definition
+from deconvfix.parity.progress import each
 from deconvfix.parity.runtime import open_session, run_named
 from deconvfix.plan import Plan, Replaced
 
@@ -43,7 +44,7 @@ def compare_layers(
     old, new = _Places(before), _Places(after)
     comparisons: list[Comparison] = []
     notes: list[str] = []
-    for decision in plan.replaced:
+    for decision in each("Comparing layers", plan.replaced):
         layer = layers[decision.name]
         try:
             comparisons += _compare(old, new, layer, decision)
