@@ -331,6 +331,7 @@ class _LayerNoise(TorchFunctionMode):
         scale = max(self.scale, eps) / eps
         # Unit variance from a hash of the position: inside vmap there is no random generator.
         position = torch.arange(result.numel(), dtype=torch.float64, device=result.device)
-        uniform = (torch.sin(position * (12.9898 + self.seed) + 1) * 43758.5453) % 1
-        noise = math.sqrt(12) * (uniform - 0.5)
+        # In place, as these maps are the largest of the model.
+        uniform = position.mul_(12.9898 + self.seed).add_(1).sin_().mul_(43758.5453).remainder_(1)
+        noise = uniform.sub_(0.5).mul_(math.sqrt(12))
         return result + bound * scale * noise.reshape(result.shape).to(result.dtype)
