@@ -24,15 +24,9 @@ from deconvfix.failures import parity_error, refused, still_runs, unproven
 from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init
-from deconvfix.frontends.base import (
-    CalibrationData,
-    Frontend,
-    HasInputs,
-    SharesWeights,
-    Translates,
-)
+from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs, Translates
 from deconvfix.frontends.calibrate import fitter_of
-from deconvfix.frontends.registry import enter, opened
+from deconvfix.frontends.registry import enter, kept, opened
 from deconvfix.frontends.samples import without_heldout
 from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
 from deconvfix.parity.bounds import ParityReport
@@ -281,12 +275,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     inits = {layer.settings.init for layer in plan.replaced} & {*FITTED_TO_DATA}
     before = None
     if request.verify or inits or shuffling:
-        # Exact forms write to no parameter.
-        shares = not shuffling and all(layer.target.is_exact for layer in plan.replaced)
-        if shares and isinstance(frontend, SharesWeights):
-            before = frontend.snapshot(working)
-        else:
-            before = frontend.prepare(working, None, inplace=False)
+        before = kept(frontend, working, plan)
     changes = any(not layer.exact for layer in plan.replaced)
     ripples = planned_ripples(findings.matches, plan) if changes else {}
     fitter = fitter_of(frontend, request.calibration, inits) if inits else None

@@ -34,7 +34,6 @@ __all__ = [
     "Refits",
     "Restoration",
     "Restores",
-    "SharesWeights",
     "ShowsKernels",
     "Shuffle",
     "Translates",
@@ -166,15 +165,6 @@ class HasInputs(Protocol):
 
     def own_inputs(self, model: Any) -> Any | None:
         """The inputs that a model brings, as a pair (args, kwargs); None if it brings none."""
-        ...
-
-
-@runtime_checkable
-class SharesWeights(Protocol):
-    """A front end that can keep an original without a second copy of its weights."""
-
-    def snapshot(self, model: Any) -> Any:
-        """A copy of the same parameters, good for as long as nothing writes to them."""
         ...
 
 

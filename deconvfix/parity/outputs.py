@@ -27,7 +27,7 @@ from deconvfix.parity.bounds import (
     rounding_of,
     varies_array,
 )
-from deconvfix.parity.progress import each
+from deconvfix.parity.progress import step_by_step
 
 __all__ = ["Case", "Output", "OutputParity", "Pair", "Patience", "Rules", "compare_outputs"]
 
@@ -221,7 +221,7 @@ def compare_outputs(pair: Pair) -> OutputParity:
     does_not_run: list[str] = []
     first: Sequence[Output] = ()
     started, first_run = time.monotonic(), 0.0
-    for number, case in enumerate(each("Running both models", cases)):
+    for number, case in enumerate(step_by_step("Running both models", cases)):
         # What the user gave is worth any time, what is made up is not.
         elapsed = time.monotonic() - started
         slow = frugal or first_run > rules.patience.first_run

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Stage", "each", "heard"]
+__all__ = ["Stage", "heard", "step_by_step"]
 
 Item = TypeVar("Item")
 
@@ -52,7 +52,7 @@ def heard(listener: Listener) -> Iterator[None]:
         _LISTENER.reset(token)
 
 
-def each(what: str, items: Sequence[Item]) -> Iterator[Item]:
+def step_by_step(what: str, items: Sequence[Item]) -> Iterator[Item]:
     """The items, one after the other; when the next one is asked for, the one before is done."""
     listener, started = _LISTENER.get(), time.monotonic()
     for done, item in enumerate(items, 1):

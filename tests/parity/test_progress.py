@@ -3,7 +3,7 @@
 import pytest
 
 from deconvfix.parity import progress
-from deconvfix.parity.progress import Stage, each, heard
+from deconvfix.parity.progress import Stage, heard, step_by_step
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def clock(monkeypatch):
 def test_each_step_is_told_with_its_share_and_the_time_that_is_left(clock):
     told = []
     with heard(told.append):
-        assert list(each("Comparing", "abcd")) == [*"abcd"]
+        assert list(step_by_step("Comparing", "abcd")) == [*"abcd"]
     assert told == [Stage("Comparing", n, 4, 2.0 * n) for n in (1, 2, 3, 4)]
     assert told[0].words == "Comparing, 1 of 4 (25 %), 6 s left"
     assert told[3].words == "Comparing, 4 of 4 (100 %), 0 s left"
@@ -25,7 +25,7 @@ def test_each_step_is_told_with_its_share_and_the_time_that_is_left(clock):
 def test_a_step_counts_when_it_is_done(clock):
     told = []
     with heard(told.append):
-        steps = each("Comparing", "ab")
+        steps = step_by_step("Comparing", "ab")
         next(steps)
         assert told == []
         next(steps)
@@ -36,5 +36,5 @@ def test_nobody_needs_to_listen():
     told = []
     with heard(told.append):
         pass
-    assert list(each("Comparing", [3, 4])) == [3, 4]
+    assert list(step_by_step("Comparing", [3, 4])) == [3, 4]
     assert told == []

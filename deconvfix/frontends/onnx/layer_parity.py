@@ -23,7 +23,7 @@ from deconvfix.frontends.onnx.values import (
 )
 from deconvfix.parity.bounds import LIMIT, Comparison, compare_arrays, rounding_unit
 from deconvfix.parity.definition import Definition, by_definition
-from deconvfix.parity.progress import each
+from deconvfix.parity.progress import step_by_step
 from deconvfix.parity.runtime import open_session, run_named
 from deconvfix.plan import Plan, Replaced
 
@@ -44,7 +44,7 @@ def compare_layers(
     old, new = _Places(before), _Places(after)
     comparisons: list[Comparison] = []
     notes: list[str] = []
-    for decision in each("Comparing layers", plan.replaced):
+    for decision in step_by_step("Comparing layers", plan.replaced):
         layer = layers[decision.name]
         try:
             comparisons += _compare(old, new, layer, decision)

@@ -38,7 +38,7 @@ from deconvfix.frontends.torch.layers import (
 from deconvfix.frontends.torch.shuffles import CONVOLUTIONS
 from deconvfix.parity.bounds import Comparison, rounding_unit
 from deconvfix.parity.definition import by_definition
-from deconvfix.parity.progress import each
+from deconvfix.parity.progress import step_by_step
 from deconvfix.plan import Plan, Replaced
 
 __all__ = ["bound_of", "compare_layers"]
@@ -75,7 +75,7 @@ def compare_layers(
     inside = [] if plan is None else _corrected_inside_code(before, plan)
     if inside and examples:
         comparisons += _compare_weights(before, after, inside, examples[0], rounded)
-    for name in each("Comparing layers", [*dict.fromkeys((*calls, *not_run))]):
+    for name in step_by_step("Comparing layers", [*dict.fromkeys((*calls, *not_run))]):
         old, new = before.get_submodule(name), _submodule(after, name)
         # What stands for a convolution and a pixel shuffle has another output: it is compared end to end.
         if name in map(_caller, inside) or isinstance(new, CONVOLUTIONS):
