@@ -55,6 +55,9 @@ class FirstRun:
 class _Operations(TorchDispatchMode):
     """Counts them as `torch.utils.flop_counter` does, and leaves the operators as they are."""
 
+    # Branches and loops run as they do without it; what is inside them is not counted.
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
