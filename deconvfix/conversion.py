@@ -28,7 +28,7 @@ from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs, Translates
 from deconvfix.frontends.calibrate import fitter_of
 from deconvfix.frontends.folded import find_with_folds, foldable_note
-from deconvfix.frontends.registry import enter, opened
+from deconvfix.frontends.registry import enter, kept, opened
 from deconvfix.frontends.samples import without_heldout
 from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
 from deconvfix.frontends.targets import with_writings
@@ -290,7 +290,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     inits = {layer.settings.init for layer in plan.replaced} & {*FITTED_TO_DATA}
     before = None
     if request.verify or inits or shuffling:
-        before = frontend.prepare(working, None, inplace=False)
+        before = kept(frontend, working, plan)
     changes = any(not layer.exact for layer in plan.replaced)
     ripples = planned_ripples(findings.matches, plan) if changes else {}
     fitter = fitter_of(frontend, request.calibration, inits) if inits else None

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from deconvfix.errors import ModelError
 from deconvfix.frontends.base import Frontend, Translates
+from deconvfix.plan import Plan
 
 __all__ = [
     "FILES",
     "FRONTENDS",
+    "SharesWeights",
     "enter",
     "frontend_of",
+    "kept",
     "opened",
 ]
 
@@ -35,6 +38,24 @@ FILES = {
     ".onnx": ("deconvfix.frontends.onnx.file", "read_proto"),
     ".pt2": ("deconvfix.frontends.program.file", "read"),
 }
+
+
+@runtime_checkable
+class SharesWeights(Protocol):
+    """A front end that can keep an original without a second copy of its weights."""
+
+    def snapshot(self, model: Any) -> Any:
+        """A copy of the same parameters, good for as long as nothing writes to them."""
+        ...
+
+
+def kept(frontend: Frontend, model: Any, plan: Plan) -> Any:
+    """A model as it is now, for what looks at it after the plan was carried out on it."""
+    # Exact forms write to no parameter.
+    exact = bool(plan.replaced) and all(layer.target.is_exact for layer in plan.replaced)
+    if exact and isinstance(frontend, SharesWeights):
+        return frontend.snapshot(model)
+    return frontend.prepare(model, None, inplace=False)
 
 
 def opened(model: Any) -> Any:

@@ -26,6 +26,7 @@ __all__ = [
     "compare_tensors",
     "copy_model",
     "copy_quietly",
+    "copy_to_run",
     "dtype_name",
     "equal",
     "flat_tensors",
@@ -86,12 +87,35 @@ def copy_model(model: nn.Module) -> nn.Module:
     Old-style weight_norm leaves its computed weight behind as a tensor with a gradient history, for
     which torch has no deep copy; it is computed again at the next call, so its values are enough.
     """
-    memo: dict[int, Any] = {
-        id(value): value.detach().clone()
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in _computed(model)}
+    return _copied(model, memo)
+
+
+def copy_to_run(model: nn.Module) -> nn.Module:
+    """A copy for one run without gradients: of what a run may change, and not of the parameters.
+
+    Code in train mode may write to parameters (running codebooks): those of modules in train mode are copied.
+    """
+    memo: dict[int, Any] = {id(value): value.detach() for value in _computed(model)}
+    training = {
+        id(parameter)
         for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
+        if module.training
+        for parameter in module.parameters(recurse=False)
     }
+    memo |= {id(p): p for p in model.parameters() if id(p) not in training}
+    return _copied(model, memo)
+
+
+def _computed(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors with a gradient history that modules hold as attributes."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                yield value
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
         return copy_quietly(model, memo)
     except Exception as error:
