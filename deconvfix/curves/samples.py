@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from deconvfix.conversion import attempt
+from deconvfix.attempt import attempt
 from deconvfix.errors import OptionError
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.registry import enter

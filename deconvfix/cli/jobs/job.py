@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deconvfix import __version__
+from deconvfix.attempt import Attempt, attempt, finished, rewritten
 from deconvfix.cli.bench import Runner
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
-from deconvfix.conversion import Attempt, Verify, attempt, finished, prove, rewritten
+from deconvfix.conversion import Verify, prove
 from deconvfix.diagnose.fidelity import MADE_UP
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import CheckpointError, OptionError, ParityError

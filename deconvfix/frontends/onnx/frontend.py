@@ -45,7 +45,8 @@ from deconvfix.frontends.onnx.weights import scales_of
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.shuffled import SHUFFLED_LAYER
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Match, Options, Plan, lacking, make_plan
+from deconvfix.plan import Match, Options, Plan, lacking
+from deconvfix.planning import make_plan
 
 __all__ = ["FRONTEND", "OnnxFrontend", "ReplaceTransposedConvs"]
 
