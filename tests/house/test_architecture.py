@@ -20,7 +20,7 @@ PACKAGE = ROOT / "deconvfix"
 # Lowest first. A room may import from itself and from the floors below its own.
 FLOORS = (
     ("errors",),
-    ("files", "core"),
+    ("files", "core", "extras"),
     ("fit", "grid"),
     ("forms",),
     ("plan", "parity"),

@@ -19,6 +19,7 @@ from deconvfix.conversion import Attempt, Verify, attempt, finished, prove, rewr
 from deconvfix.diagnose.fidelity import MADE_UP
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import CheckpointError, OptionError, ParityError
+from deconvfix.extras import needs
 from deconvfix.files import check_output, note_read, output_folder
 from deconvfix.frontends.base import Frontend
 from deconvfix.parity.bounds import ParityReport
@@ -168,7 +169,8 @@ class Kind(Protocol):
 
 def kind_of(path: Path) -> Kind:
     """The kind of a file; nothing else is imported."""
-    kind: Kind = importlib.import_module(_KINDS.get(path.suffix, _CHECKPOINT)).KIND
+    with needs("torch", str(path)):
+        kind: Kind = importlib.import_module(_KINDS.get(path.suffix, _CHECKPOINT)).KIND
     return kind
 
 
