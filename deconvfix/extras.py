@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,10 +44,9 @@ def needs(extra: str, where: str) -> Iterator[None]:
 
 def undrawn() -> str | None:
     """Where the pictures of a report are, in a sentence, if they cannot be drawn; None if they can."""
-    for package in _PACKAGES["report"]:
-        if importlib.util.find_spec(package) is None:
-            return (
-                f"The pictures are left out: the package {package}, which draws them, is not installed "
-                "(pip install 'deconvfix[report]')."
-            )
+    try:
+        with needs("report", "The pictures are left out"):
+            importlib.import_module("matplotlib")
+    except MissingPackageError as error:
+        return str(error)
     return None
