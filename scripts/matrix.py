@@ -4,8 +4,8 @@
     python scripts/matrix.py 3.13-onnx 3.10-onnx-oldest
     python scripts/matrix.py all --folder /tmp/environments
 
-The Python of a row is found as `python3.10`, or below ~/.pyenv/versions. Environments are kept in the folder and
-used again. Each line of the table is written as its row ends. The exit code is 1 if a test failed.
+The Python of a row is found as `python3.10`, or below ~/.pyenv/versions. Environments are kept in the folder
+and used again. Each line of the table is written as its row ends. The exit code is 1 if a test failed.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import pytest
 
 from deconvfix.errors import DeconvfixError, MissingPackageError
 from deconvfix.extras import needs
-from tests.support.onnx_layers import plain
+from tests.support.onnx_layers import X, Y
+from tests.support.onnx_models import deconv, integers, model
 
 ROOT = Path(__file__).parents[1]
 INSTALL = "pip install 'deconvfix[torch]'"
@@ -35,7 +36,7 @@ for model in (proto, ir.from_proto(proto), "net.onnx"):
     assert conversion.report.parity.ok
     assert deconvfix.verify(model, conversion.model, x).ok
 fitted = deconvfix.convert(
-    proto, to="equalized", calibration=[{"x": np.random.default_rng(i).normal(size=(1, 4, 6, 5))
+    proto, to="equalized", calibration=[{"x": np.random.default_rng(i).normal(size=(1, 4, 24, 25))
     .astype("float32")} for i in range(8)], pictures=True)
 page = fitted.report.to_html()
 assert "deconvfix[report]" in page and "<img" not in page
@@ -54,7 +55,10 @@ assert not {"torch", "matplotlib"} & set(sys.modules)
 def folder(tmp_path):
     import onnx
 
-    onnx.save(plain(), tmp_path / "net.onnx")
+    # Every phase has taps, so that the layer can be corrected.
+    layer = deconv(kernel_shape=[4, 6], strides=[2, 3], pads=[1, 1, 1, 2], output_padding=None)
+    stored = {"w": integers((4, 3, 4, 6)), "b": integers((6,))}
+    onnx.save(model([layer], [X], [Y], stored), tmp_path / "net.onnx")
     (tmp_path / "net.pt2").touch()
     (tmp_path / "net.safetensors").touch()
     return tmp_path

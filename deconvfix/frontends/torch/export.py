@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import io
 import itertools
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +40,8 @@ __all__ = ["OLDEST_OPSET", "ExportReport", "export_onnx", "newest_opset"]
 OLDEST_OPSET = 18
 # The newest that onnxscript's converter reaches; past it, it leaves the file as it is.
 _NEWEST_CONVERTED = 25
+# torch.onnx.export captures models with torch.export; before torch 2.6 models are traced instead.
+_CAPTURES = "kwargs" in inspect.signature(torch.onnx.export).parameters
 # Above this many bytes of weights they go into a file of their own: protobuf ends at 2 GiB.
 _EXTERNAL_ABOVE = 2**31 - 2**27
 
@@ -211,7 +216,7 @@ def _check_parity(parity: ParityReport, path: Path) -> None:
 
 
 def _first_that_runs(
-    export: Callable[[int], torch.onnx.ONNXProgram],
+    export: Callable[[int], ir.Model],
     opsets: Sequence[int],
     save: Callable[[ir.Model], None],
     load: Callable[[], Session | None],
@@ -225,7 +230,7 @@ def _first_that_runs(
     # The oldest opset is read by most. A newer one is the way out where a model cannot be written in it.
     failure: ExportError | None = None
     for version in opsets:
-        ir_model: ir.Model = export(version).model
+        ir_model = export(version)
         try:
             # The version converter may leave the model at the opset that it was captured with.
             if ir_model.opset_imports.get("") != version:
@@ -286,9 +291,14 @@ def _export(
     dynamic_shapes: Any | None,
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
-) -> torch.onnx.ONNXProgram:
+) -> ir.Model:
     with quiet_loggers("torch.onnx", "torch.export", "onnxscript", level=logging.ERROR):
         try:
+            if not _CAPTURES:
+                if isinstance(model, ExportedProgram):
+                    raise _needs_capture(model, "it is a program")
+                names = _names_for_tracing(model, inputs, dynamic_shapes, input_names)
+                return _traced(model, inputs, opset, names, dynamic_shapes, output_names)
             # The copy keeps the exporter's attribute changes away from the next attempt.
             program = torch.onnx.export(
                 copy_model(model) if isinstance(model, nn.Module) else model,
@@ -301,6 +311,8 @@ def _export(
                 output_names=output_names,
                 verbose=False,
             )
+        except ExportError:
+            raise
         except Exception as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             # A line that names a class says what torch.export cannot capture.
@@ -312,7 +324,75 @@ def _export(
                 "See the exception this one was raised from",
             ) from error
     assert program is not None
-    return program
+    captured: ir.Model = program.model
+    return captured
+
+
+def _names_for_tracing(
+    model: nn.Module,
+    inputs: Inputs,
+    dynamic_shapes: Any | None,
+    input_names: Sequence[str] | None,
+) -> list[str]:
+    """The names of the inputs, by forward's arguments unless they are given.
+
+    Raises:
+        ExportError: If the names of such inputs are not known.
+    """
+    values = (*inputs.args, *inputs.kwargs.values())
+    simple = dynamic_shapes is None or (
+        isinstance(dynamic_shapes, dict)
+        and all(isinstance(v, dict) for v in dynamic_shapes.values())
+    )
+    if not simple:
+        found = "the dynamic axes are not given by names of inputs"
+    elif not all(isinstance(value, torch.Tensor) for value in values):
+        found = "an input is no tensor"
+    else:
+        bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
+        names = list(input_names or bound)
+        if len(names) == len(values):
+            return names
+        found = "forward has another number of arguments than there are inputs"
+    raise _needs_capture(model, found)
+
+
+def _needs_capture(model: object, found: str) -> ExportError:
+    return ExportError(
+        type(model).__name__,
+        f"{found}, and torch {torch.__version__} is installed",
+        "torch 2.6 or newer exports it",
+        "Install a newer torch",
+    )
+
+
+def _traced(
+    model: nn.Module,
+    inputs: Inputs,
+    opset: int,
+    names: Sequence[str],
+    dynamic_shapes: dict[str, dict[int, Any]] | None,
+    output_names: Sequence[str] | None,
+) -> ir.Model:
+    """What the exporter of torch before 2.6 writes, which runs the model once and records its operators."""
+    buffer = io.BytesIO()
+    axes = {
+        name: {axis: getattr(size, "__name__", str(size)) for axis, size in sizes.items()}
+        for name, sizes in (dynamic_shapes or {}).items()
+    }
+    with warnings.catch_warnings():
+        # Of sizes that are recorded as constants: ONNX Runtime is compared over a grid of sizes.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            copy_model(model),
+            (*inputs.args, dict(inputs.kwargs)),
+            buffer,  # type: ignore[arg-type]
+            opset_version=opset,
+            dynamic_axes=axes,
+            input_names=list(names),
+            output_names=output_names,
+        )
+    return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
 
 
 def _save(
