@@ -1,4 +1,4 @@
-"""What would be published: one version everywhere, a whole wheel and sdist, and pages that an index can show."""
+"""What would be published: one version everywhere, a whole wheel and sdist, and a page that can be shown."""
 
 import email
 import re

@@ -41,7 +41,7 @@ OLDEST_OPSET = 18
 # The newest that onnxscript's converter reaches; past it, it leaves the file as it is.
 _NEWEST_CONVERTED = 25
 # torch.onnx.export captures models with torch.export; before torch 2.6 models are traced instead.
-_CAPTURES = "kwargs" in inspect.signature(torch.onnx.export).parameters
+_CAPTURES = torch.__version__ >= "2.6"  # versions are compared, not letters
 # Above this many bytes of weights they go into a file of their own: protobuf ends at 2 GiB.
 _EXTERNAL_ABOVE = 2**31 - 2**27
 
@@ -297,8 +297,9 @@ def _export(
             if not _CAPTURES:
                 if isinstance(model, ExportedProgram):
                     raise _needs_capture(model, "it is a program")
-                names = _names_for_tracing(model, inputs, dynamic_shapes, input_names)
-                return _traced(model, inputs, opset, names, dynamic_shapes, output_names)
+                arguments = _traceable(model, inputs, dynamic_shapes)
+                names = dict(zip(arguments, input_names or arguments, strict=True))
+                return _traced(model, inputs, opset, names, dynamic_shapes or {}, output_names)
             # The copy keeps the exporter's attribute changes away from the next attempt.
             program = torch.onnx.export(
                 copy_model(model) if isinstance(model, nn.Module) else model,
@@ -328,33 +329,20 @@ def _export(
     return captured
 
 
-def _names_for_tracing(
-    model: nn.Module,
-    inputs: Inputs,
-    dynamic_shapes: Any | None,
-    input_names: Sequence[str] | None,
-) -> list[str]:
-    """The names of the inputs, by forward's arguments unless they are given.
+def _traceable(model: nn.Module, inputs: Inputs, dynamic_shapes: Any | None) -> list[str]:
+    """The names of forward's arguments, one for each input.
 
     Raises:
-        ExportError: If the names of such inputs are not known.
+        ExportError: If they are not known, or the dynamic axes are given in another way than by them.
     """
     values = (*inputs.args, *inputs.kwargs.values())
-    simple = dynamic_shapes is None or (
-        isinstance(dynamic_shapes, dict)
-        and all(isinstance(v, dict) for v in dynamic_shapes.values())
-    )
-    if not simple:
-        found = "the dynamic axes are not given by names of inputs"
-    elif not all(isinstance(value, torch.Tensor) for value in values):
-        found = "an input is no tensor"
-    else:
-        bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
-        names = list(input_names or bound)
-        if len(names) == len(values):
-            return names
-        found = "forward has another number of arguments than there are inputs"
-    raise _needs_capture(model, found)
+    names = [*inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments]
+    axes = {} if dynamic_shapes is None else dynamic_shapes
+    if not isinstance(axes, dict) or not all(isinstance(sizes, dict) for sizes in axes.values()):
+        raise _needs_capture(model, "the dynamic axes are not given by names of inputs")
+    if not all(isinstance(value, torch.Tensor) for value in values) or len(names) != len(values):
+        raise _needs_capture(model, "there is an input that is no tensor, or has no name")
+    return names
 
 
 def _needs_capture(model: object, found: str) -> ExportError:
@@ -370,16 +358,12 @@ def _traced(
     model: nn.Module,
     inputs: Inputs,
     opset: int,
-    names: Sequence[str],
-    dynamic_shapes: dict[str, dict[int, Any]] | None,
+    names: dict[str, str],
+    dynamic_shapes: dict[str, dict[int, Any]],
     output_names: Sequence[str] | None,
 ) -> ir.Model:
-    """What the exporter of torch before 2.6 writes, which runs the model once and records its operators."""
+    """What torch before 2.6 writes, which runs the model once; `names`: argument -> input of the file."""
     buffer = io.BytesIO()
-    axes = {
-        name: {axis: getattr(size, "__name__", str(size)) for axis, size in sizes.items()}
-        for name, sizes in (dynamic_shapes or {}).items()
-    }
     with warnings.catch_warnings():
         # Of sizes that are recorded as constants: ONNX Runtime is compared over a grid of sizes.
         warnings.simplefilter("ignore")
@@ -388,8 +372,13 @@ def _traced(
             (*inputs.args, dict(inputs.kwargs)),
             buffer,  # type: ignore[arg-type]
             opset_version=opset,
-            dynamic_axes=axes,
-            input_names=list(names),
+            dynamic_axes={
+                names[argument]: {
+                    axis: getattr(size, "__name__", str(size)) for axis, size in sizes.items()
+                }
+                for argument, sizes in dynamic_shapes.items()
+            },
+            input_names=list(names.values()),
             output_names=output_names,
         )
     return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
