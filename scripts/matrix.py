@@ -101,14 +101,19 @@ def versions(python: Path) -> dict[str, str]:
     return {name.replace("_", "-"): version for name, version in found.items()}
 
 
-def run_tests(python: Path, row: Row, report: Path) -> tuple[int, int, int]:
+def run_tests(python: Path, row: Row, report: Path, processes: int) -> tuple[int, int, int]:
     """Tests that passed, failed and were skipped."""
     tests = [test for test in row.tests if (ROOT / test).exists()]
-    command = [str(python), "-m", "pytest", "-q", "-n", "2", f"--junitxml={report}", *tests]
+    options = [
+        "-q",
+        "-n",
+        str(processes),
+        "--continue-on-collection-errors",
+        f"--junitxml={report}",
+    ]
     # Old versions of other packages may warn; what warns in the newest ones is an error in CI.
-    subprocess.run(
-        [*command, "-W", "ignore"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    command = [str(python), "-m", "pytest", *options, "-W", "ignore", *tests]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
     suite = ElementTree.parse(report).getroot()[0]
     count = {key: int(suite.get(key, 0)) for key in ("tests", "errors", "failures", "skipped")}
     failed = count["errors"] + count["failures"]
@@ -128,6 +133,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", choices=[*ROWS, "all", []])
     parser.add_argument("--folder", type=Path, default=ROOT / ".matrix")
+    parser.add_argument("--processes", type=int, default=2, help="that run the tests of a row")
     arguments = parser.parse_args()
     if not arguments.rows:
         print("\n".join(ROWS))
@@ -137,7 +143,8 @@ def main() -> int:
         row = ROWS[name]
         python = prepared(name, row, arguments.folder.resolve())
         found = versions(python)
-        passed, failed, skipped = run_tests(python, row, arguments.folder / f"{name}.xml")
+        report = arguments.folder.resolve() / f"{name}.xml"
+        passed, failed, skipped = run_tests(python, row, report, arguments.processes)
         shown = " | ".join(found.get(package, "none") for package in SHOWN)
         line = f"| {name} | {row.python} | {shown} | {passed} | {failed} | {skipped} | {date.today()} |"
         print(line)
