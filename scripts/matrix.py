@@ -40,7 +40,8 @@ TORCH_TESTS = (
     "tests/frontends/torch/test_layers.py", "tests/frontends/torch/test_surgery.py",
     "tests/frontends/torch/test_calls.py", "tests/frontends/torch/test_checkpoint.py",
     "tests/frontends/torch/test_steps.py", "tests/frontends/torch/test_calibrate.py",
-    "tests/frontends/torch/tuning/test_descent.py", "tests/frontends/torch/test_export.py",
+    "tests/frontends/torch/tuning/test_descent.py", "tests/frontends/torch/test_old_torch.py",
+    "tests/frontends/torch/test_export.py",
 )  # fmt: skip
 
 

@@ -371,6 +371,7 @@ def _traced(
             copy_model(model),
             (*inputs.args, dict(inputs.kwargs)),
             buffer,  # type: ignore[arg-type]
+            dynamo=False,
             opset_version=opset,
             dynamic_axes={
                 names[argument]: {
