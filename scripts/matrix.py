@@ -33,7 +33,7 @@ TORCH = ("build", "expecttest", "hatchling", "pillow", "scikit-learn", "soundfil
 # Modules of tests that import torch are skipped where it is not installed (tests/conftest.py).
 ONNX_TESTS = (
     "tests/core", "tests/fit", "tests/forms", "tests/grid", "tests/parity", "tests/report",
-    "tests/frontends/onnx", "tests/cli", "tests/test_files.py", "tests/test_extras.py",
+    "tests/frontends/onnx", "tests/test_files.py", "tests/test_extras.py",
 )  # fmt: skip
 TORCH_TESTS = (
     "tests/fit", "tests/forms", "tests/test_extras.py", "tests/frontends/torch/test_frontend.py",
