@@ -57,8 +57,8 @@ class Row:
 
 ROWS = {
     "3.13-onnx": Row("3.13", "report", (), ONNX_TESTS),
-    "3.11-onnx": Row("3.11", "", (), ONNX_TESTS),
-    "3.10-onnx-oldest": Row("3.10", "", OLDEST, ONNX_TESTS),
+    "3.11-onnx": Row("3.11", "report", (), ONNX_TESTS),
+    "3.10-onnx-oldest": Row("3.10", "report", (*OLDEST, "matplotlib==3.9.0"), ONNX_TESTS),
     "3.10-torch-2.4": Row(
         "3.10", "report,torch", (*OLDEST, *TORCH, "torch==2.4.0", "matplotlib==3.9.0"), TORCH_TESTS
     ),
