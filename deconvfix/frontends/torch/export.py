@@ -8,6 +8,7 @@ import io
 import itertools
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -336,7 +337,10 @@ def _traceable(model: nn.Module, inputs: Inputs, dynamic_shapes: Any | None) -> 
         ExportError: If they are not known, or the dynamic axes are given in another way than by them.
     """
     values = (*inputs.args, *inputs.kwargs.values())
-    names = [*inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments]
+    signature = inspect.signature(model.forward)
+    names = [*signature.bind(*inputs.args, **inputs.kwargs).arguments]
+    if any(signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names):
+        raise _needs_capture(model, "forward has arguments that are given by name alone")
     axes = {} if dynamic_shapes is None else dynamic_shapes
     if not isinstance(axes, dict) or not all(isinstance(sizes, dict) for sizes in axes.values()):
         raise _needs_capture(model, "the dynamic axes are not given by names of inputs")
@@ -364,9 +368,8 @@ def _traced(
 ) -> ir.Model:
     """What torch before 2.6 writes, which runs the model once; `names`: argument -> input of the file."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Of sizes that are recorded as constants: ONNX Runtime is compared over a grid of sizes.
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         torch.onnx.export(
             copy_model(model),
             (*inputs.args, dict(inputs.kwargs)),
@@ -382,6 +385,9 @@ def _traced(
             input_names=list(names.values()),
             output_names=output_names,
         )
+    # Of sizes the proof tells, over a grid of them. Of values the other branch would be missing.
+    if any(re.search("to a Python (boolean|float|number)", str(each.message)) for each in told):
+        raise _needs_capture(model, "what it computes depends on the values of its inputs")
     return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
 
 

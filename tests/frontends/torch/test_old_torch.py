@@ -85,6 +85,31 @@ def test_what_cannot_be_traced_is_refused(net, tmp_path, inputs, axes, found):
     assert not list(tmp_path.iterdir())
 
 
+class Branches(Net):
+    def forward(self, low, scale=None):
+        return self.up(low) if float(low.sum()) > 0 else self.up(-low)
+
+
+class ByName(Net):
+    def forward(self, *, low):
+        return self.up(low)
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (Branches(), "depends on the values of its inputs.* torch 2.6 or newer"),
+        (ByName(), "by name alone.* torch 2.6 or newer"),
+    ],
+    ids=["branches by value", "arguments by name"],
+)
+def test_a_trace_that_would_miss_something_is_refused(tmp_path, model, found):
+    with pytest.raises(ExportError, match=found):
+        export_onnx(model, tmp_path / "net.onnx", ((), {"low": integers(2, 3, 5, 6)}))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("traced")
 def test_a_program_is_refused(net, tmp_path):
     program = torch.export.export(net, (integers(2, 3, 5, 6),))
