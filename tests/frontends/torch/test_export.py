@@ -152,6 +152,7 @@ def test_converted_layer_is_exported_exactly(tmp_path, layer, shape):
     assert np.array_equal(run(tmp_path / "up.onnx", input=x)[0], layer(x).detach().numpy())
 
 
+@needs_capture
 def test_resize_form_is_exported(tmp_path):
     torch.manual_seed(0)
     layer, x = nn.ConvTranspose2d(2, 3, 4, 2, 1).eval(), noise(1, 2, 5, 6)
