@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from deconvfix.errors import ModelError
+from deconvfix.extras import needs
 from deconvfix.frontends.base import Frontend, Translates
 from deconvfix.plan import Plan
 
@@ -75,7 +76,9 @@ def opened(model: Any) -> Any:
             "For a checkpoint, build the model and load the weights (deconvfix.load)",
         )
     module, function = FILES[path.suffix]
-    return getattr(importlib.import_module(module), function)(path)
+    with needs("torch", str(path)):
+        read = getattr(importlib.import_module(module), function)
+    return read(path)
 
 
 def enter(model: Any) -> tuple[Frontend, Any]:
@@ -102,7 +105,8 @@ def frontend_of(model: Any) -> Frontend:
     ancestors = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
     for name, module in FRONTENDS:
         if name in ancestors:
-            frontend: Frontend = importlib.import_module(module).FRONTEND
+            with needs("torch", "model"):
+                frontend: Frontend = importlib.import_module(module).FRONTEND
             return frontend
     raise ModelError(
         "model",

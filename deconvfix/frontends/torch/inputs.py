@@ -6,7 +6,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -139,7 +139,9 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
     accelerators = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         # What torch.compile has made of a module is run as the module: a search sees what it calls.
-        eager = torch.compiler.set_stance("force_eager")
+        # Before torch 2.6 it runs compiled.
+        set_stance = getattr(torch.compiler, "set_stance", None)
+        eager = set_stance("force_eager") if set_stance else nullcontext()
         with torch.random.fork_rng(devices=accelerators), torch.no_grad(), eager:
             # Dropout or noise in forward must be the same for the models that are compared.
             torch.manual_seed(0)
