@@ -163,15 +163,21 @@ def convert(
         pictures=pictures,
         sample_rate=sample_rate,
     )
+    return _carried_out(model, request)
+
+
+def _carried_out(model: Any, request: Request) -> Conversion:
     name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
     model = opened(model)
     frontend, working = enter(model)
     tried = attempt(frontend, working, request)
-    report = replace(prove(tried, request, name=name) if verify else tried.report(), input=name)
+    report = replace(
+        prove(tried, request, name=name) if request.verify else tried.report(), input=name
+    )
     converted = finished(tried)
     if isinstance(frontend, Translates):
         converted = frontend.leave(
-            converted, model, changed=bool(tried.plan.changed), inplace=inplace
+            converted, model, changed=bool(tried.plan.changed), inplace=request.inplace
         )
     return Conversion(converted, tried.plan, report)
 

@@ -386,7 +386,7 @@ def _traced(
             output_names=output_names,
         )
     # Of sizes the proof tells, over a grid of them. Of values the other branch would be missing.
-    if any(re.search("to a Python (boolean|float|number)", str(each.message)) for each in told):
+    if any(re.search("to a Python (boolean|float|number)", str(said.message)) for said in told):
         raise _needs_capture(model, "what it computes depends on the values of its inputs")
     return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
 
