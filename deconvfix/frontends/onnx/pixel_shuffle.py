@@ -120,7 +120,7 @@ def pixel_shuffle(
         shuffle: The way; None: DepthToSpace where it applies, else axis by axis.
 
     Returns:
-        The result, and whether it is cropped already.
+        The result, and whether the crop that follows is done already.
     """
     if shuffle is None:
         crd = why_not("crd", place.factors, place.sizes, write.opset, apart=False) is None
@@ -130,7 +130,7 @@ def pixel_shuffle(
     phases_first = isinstance(maps, list) or by_phase(shuffle)
     x = write.op("Concat", *maps, axis=1) if isinstance(maps, list) else maps
     if shuffle == "identity":
-        return _identity(write, x, place), True
+        return _identity(write, x, place), place.crop is not None
     if shuffle == "whole":
         return _whole(write, x, place, phases_first=phases_first), False
     ways: dict[str, Callable[[Operators, ir.Value, Place], ir.Value]] = {
