@@ -36,6 +36,7 @@ from deconvfix.frontends.onnx.folded import ORIGIN, names_of, with_folded
 from deconvfix.frontends.onnx.for_target import for_target, with_phases
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
+from deconvfix.frontends.onnx.reshuffle import rewrite_shuffles
 from deconvfix.frontends.onnx.restore import Refitter
 from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
@@ -141,6 +142,7 @@ class OnnxFrontend:
             folds = decision.upsampling is not None
             surgeon.replace(layer, with_phases(layer, decision) if folds else decision)
         if plan.target is not None:
+            rewrite_shuffles(model, plan.decisions, profile)
             check_accepted(model, profile)
         return model
 
