@@ -52,8 +52,8 @@ SERVES_OTHERS = Refusal(
     _LEFT,
 )
 NOT_THIS_KIND = (
-    "Nearest upsampling in front of convolutions is folded in modules and in ONNX files, and not in graphs "
-    "and programs of torch: fold the module before, or the ONNX file after."
+    "Nearest upsampling in front of convolutions is folded in modules, programs and ONNX files, and not in "
+    "graphs of torch.fx: fold the module before, or the ONNX file after."
 )
 NO_INPUTS = (
     "No inputs: nearest upsampling in front of convolutions is seen by a run; give some to find it."

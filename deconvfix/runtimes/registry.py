@@ -11,6 +11,7 @@ __all__ = ["RUNTIMES", "runtime_at", "runtime_named"]
 
 # Name -> "module:class".
 RUNTIMES = {
+    "iree": "deconvfix.runtimes.iree:Iree",
     "mnn": "deconvfix.runtimes.mnn:Mnn",
     "ncnn": "deconvfix.runtimes.ncnn:Ncnn",
     "onnxruntime": "deconvfix.runtimes.onnxruntime:OnnxRuntime",

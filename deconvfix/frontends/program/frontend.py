@@ -35,6 +35,7 @@ from deconvfix.frontends.program.exposed import (
     with_transposed,
     without_phases,
 )
+from deconvfix.frontends.program.folded import find_upsampled, fold_call, with_disturbances
 from deconvfix.frontends.program.restore import Trainable, copy_program
 from deconvfix.frontends.program.weights import HINT, check_shared, dequantises, stored, why_fixed
 from deconvfix.frontends.samples import calibration_inputs, count_samples
@@ -91,6 +92,7 @@ class ExportedProgramFrontend(Trainable):
         """See `verify`."""
         return self.verify(shown, model, [] if inputs is None else [inputs], None)
 
+    find_upsampled = staticmethod(find_upsampled)
     with_transposed = staticmethod(with_transposed)
     as_in = staticmethod(as_in)
     with_shuffled = staticmethod(with_shuffled)
@@ -111,6 +113,9 @@ class ExportedProgramFrontend(Trainable):
         check_shared(calls, plan)
         stored_already: set[str] = set()
         for decision in plan.changed:
+            if decision.upsampling is not None:
+                fold_call(model, decision)
+                continue
             found = _call_of(calls, decision)
             if isinstance(decision, Replaced) and not decision.target.is_exact:
                 _fit(model, found, decision, stored_already)
@@ -199,7 +204,12 @@ class ExportedProgramFrontend(Trainable):
                     _fit_call(before, _call_of(calls, decision), decision, stored_already)
             finish(before.graph_module)
             plan = None
-        return compare_modules(before.module(), after.module(), inputs, plan)
+        original: Any = before.module()
+        if plan is not None and plan.folded:
+            original = with_disturbances(before, plan.folded, disturbed)
+            plan = replace(plan, decisions=tuple(d for d in plan.decisions if d.upsampling is None))
+            plan = plan if plan.changed else None
+        return compare_modules(original, after.module(), inputs, plan)
 
     def psnr_db(
         self, before: ExportedProgram, after: ExportedProgram, example_inputs: Any
