@@ -43,7 +43,9 @@ class Runtime(ABC):
     def missing(self) -> str | None:
         """What is not installed of what it needs, in words; None if nothing is."""
         for module in self.modules:
-            if importlib.util.find_spec(module) is None:
+            # The package around it may be missing too, which is an error there.
+            outer = module.partition(".")[0]
+            if not all(map(importlib.util.find_spec, dict.fromkeys((outer, module)))):
                 return f"the package {module!r} is not installed"
         return None
 

@@ -29,11 +29,11 @@ def test_nothing_of_a_runtime_is_imported_by_looking_at_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "deconvfix.runtimes.openvino" in loaded
-    assert not loaded & {"MNN", "cv2", "ncnn", "onnxruntime", "openvino", "tract", "torch"}
+    assert not loaded & {"MNN", "cv2", "iree.compiler", "ncnn", "onnxruntime", "openvino", "tract", "torch"}
 
 
 def test_an_unknown_runtime_is_an_error_with_the_names():
-    with pytest.raises(OptionError, match="'tensorflow'; one of mnn, ncnn, onnxruntime, "):
+    with pytest.raises(OptionError, match="'tensorflow'; one of iree, mnn, ncnn, onnxruntime, "):
         runtime_named("tensorflow")
 
 
@@ -49,7 +49,7 @@ def test_a_missing_package_is_a_sentence_with_the_command():
 
 def test_extras_have_the_names_of_the_commands():
     extras = project()["optional-dependencies"]
-    for name in ("mnn", "ncnn", "opencv", "openvino", "tract"):
+    for name in ("iree", "mnn", "ncnn", "opencv", "openvino", "tract"):
         assert runtime_at(RUNTIMES[name]).install == f"pip install 'deconvfix[{name}]'"
         assert name in extras
 
