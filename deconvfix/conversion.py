@@ -24,6 +24,7 @@ from deconvfix.diagnose.measure import (
 from deconvfix.failures import parity_error, refused, still_runs, unproven
 from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
+from deconvfix.forms import AUTO
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs, Translates
 from deconvfix.frontends.calibrate import fitter_of
@@ -31,7 +32,7 @@ from deconvfix.frontends.folded import find_with_folds, foldable_note
 from deconvfix.frontends.registry import enter, opened
 from deconvfix.frontends.samples import without_heldout
 from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
-from deconvfix.frontends.targets import with_writings
+from deconvfix.frontends.targets import check_writes_for_targets, with_writings
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan, make_plan
 from deconvfix.report.report import ConversionReport, layers_with_ripples, versions
@@ -177,6 +178,8 @@ def convert(
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
     fold: bool = False,
+    threads: int = 1,
+    layer_seconds: float = 20.0,
     strict: bool = False,
     inplace: bool = False,
     plan: Plan | None = None,
@@ -222,6 +225,8 @@ def convert(
         include=include,
         exclude=exclude,
         fold=fold,
+        threads=threads,
+        layer_seconds=layer_seconds,
         strict=strict,
         inplace=inplace,
         plan=plan,
@@ -280,9 +285,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         shuffling, working, found = shown(frontend, working, model, seen, inplace=inplace)
     find = partial(find_with_folds, frontend) if request.fold else frontend.find
     findings = find(working, request.example_inputs)
-    plan = request.plan or with_writings(
-        frontend, working, make_plan(findings.matches, request, request.selects), request
-    )
+    plan, measured = _planned(frontend, working, findings.matches, request)
     if request.strict and plan.refused:
         raise refused(plan)
     # The original is kept for what looks at it later. Its ripples are taken from the weights before they
@@ -305,7 +308,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     if inputs is None and isinstance(frontend, HasInputs):
         inputs = frontend.own_inputs(working)
     # Exact forms are finished here. Fitted ones have their fit to the weights.
-    after, notes = frontend.apply(working, plan), [*found, *findings.notes]
+    after, notes = frontend.apply(working, plan), [*found, *findings.notes, *measured]
     samples = None
     if fitter is not None and calibration is not None:
         after, plan, more = fitter.fit_to_data(before, after, plan, _data(request, calibration))
@@ -339,6 +342,22 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         frontend, before, after, plan, findings.matches, ripples, fidelity,
         _measured_on(given, heldout, inputs), still_running, tuple(notes), shuffling is not None,
     )  # fmt: skip
+
+
+def _planned(
+    frontend: Frontend, model: Any, matches: tuple[Match, ...], request: Request
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, and sentences about what was measured for it."""
+    if request.plan is not None:
+        return request.plan, ()
+    plan = make_plan(matches, request, request.selects)
+    if request.to != AUTO:
+        return with_writings(frontend, model, plan, request), ()
+    check_writes_for_targets(frontend, "to", AUTO)
+    from deconvfix.runtimes.auto import timed_plan
+
+    example, seconds = request.example_inputs, request.layer_seconds
+    return timed_plan(model, plan, example, threads=request.threads, seconds=seconds)
 
 
 def _measured_on(
