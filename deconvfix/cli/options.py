@@ -216,6 +216,11 @@ class ConvertOptions(_ExportedOptions, ReportOptions):
     train_all: bool = same_as(Tuning, "train_all")
     fold: bool = same_as(Request, "fold")
     target: str | None = same_as(Request, "target")
+    prove: bool = option(
+        False,
+        "Also run the original and the converted file in the target's runtime, before anything is written "
+        "(ONNX files only).",
+    )
     threads: int = same_as(Request, "threads")
     layer_seconds: float = same_as(Request, "layer_seconds")
     include: tuple[str, ...] = same_as(Request, "include")

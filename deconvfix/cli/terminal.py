@@ -20,7 +20,16 @@ from deconvfix.errors import printable, sentence
 from deconvfix.fit.tuning import Progress
 from deconvfix.report.report import finite
 
-__all__ = ["NO_MEMORY", "console_of", "fail", "only_printable", "show", "system_error", "working"]
+__all__ = [
+    "NO_MEMORY",
+    "console_of",
+    "fail",
+    "only_printable",
+    "show",
+    "system_error",
+    "telling",
+    "working",
+]
 
 NO_MEMORY = sentence(
     "memory",
@@ -142,6 +151,18 @@ def working(what: str) -> Iterator[Callable[[Progress], None] | None]:
 
         with contextlib.redirect_stdout(sys.stderr):
             yield show
+
+
+@contextlib.contextmanager
+def telling(name: str) -> Iterator[None]:
+    """In the context, what a logger of that name says goes to stderr, a line for each."""
+    logger, handler = logging.getLogger(name), logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)
+    try:
+        with _level(logger, logging.INFO):
+            yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def show(value: Any) -> None:
