@@ -43,15 +43,7 @@ from deconvfix.cli.other_files import check_kind
 from deconvfix.cli.processes import ALONE, Share, share, together
 from deconvfix.cli.samples import CalibrationFiles, calibration_files
 from deconvfix.cli.source import Source
-from deconvfix.cli.terminal import (
-    NO_MEMORY,
-    fail,
-    only_printable,
-    show,
-    system_error,
-    telling,
-    working,
-)
+from deconvfix.cli.terminal import NO_MEMORY, fail, only_printable, show, system_error, working
 from deconvfix.cli.tolerance import Limits, compare_within
 from deconvfix.errors import DeconvfixError
 from deconvfix.files import check_apart, check_output, inputs_kept, output_folder, sha256
@@ -164,12 +156,13 @@ def convert(
     shared = options.calibration is not None and not options.dry_run and can_share(model)
     if own.rank and not shared:
         return  # the first process converts
-    job = _job(named, options, (own.rank, own.world) if shared else (0, 1), source.timeout)
+    job = _job(named, options, (own.rank, own.world) if shared else (0, 1))
+    job = replace(job, prove=source.timeout if options.prove else None)
     if own.rank:
         with contextlib.redirect_stdout(sys.stderr):
             take_part(job)
         return
-    with working("Converting and verifying") as progress, telling("deconvfix.auto"):
+    with working("Converting and verifying") as progress:
         tuning = replace(job.request.tuning or Tuning(), progress=progress)
         report = convert_file(replace(job, request=replace(job.request, tuning=tuning)))
     files = [path for path in (*named.files, options.output) if path is not None and path.is_file()]
@@ -376,14 +369,13 @@ def _check_report(ctx: click.Context, source: Source, options: ConvertOptions) -
     check_output(path, overwrite=options.force, inputs=source.files)
 
 
-def _job(source: Source, options: ConvertOptions, turns: tuple[int, int], timeout: float) -> Job:
+def _job(source: Source, options: ConvertOptions, turns: tuple[int, int]) -> Job:
     """The conversion that is asked for.
 
     Args:
         source: The model.
         options: What was typed.
         turns: Number of this process, and of all, which take turns with the calibration samples.
-        timeout: For each run in a runtime, in seconds.
     """
     calibration: CalibrationFiles | str | None = options.calibration
     flat: CalibrationFiles | str | None = options.flat
@@ -418,7 +410,6 @@ def _job(source: Source, options: ConvertOptions, turns: tuple[int, int], timeou
         samples_curve=options.samples_curve,
         curve=options.curve,
         others=tuple(filter(None, (options.report_file,))),
-        prove=timeout if options.prove else None,
     )
 
 

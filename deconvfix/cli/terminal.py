@@ -27,7 +27,6 @@ __all__ = [
     "only_printable",
     "show",
     "system_error",
-    "telling",
     "working",
 ]
 
@@ -37,6 +36,10 @@ NO_MEMORY = sentence(
     "the model, its inputs and its outputs must fit into memory",
     "Give smaller inputs, or use a machine with more memory",
 )
+
+
+# The logger of what is measured layer by layer, which takes a while.
+_MEASURES = "deconvfix.auto"
 
 
 class _Printable:
@@ -138,7 +141,7 @@ def working(what: str) -> Iterator[Callable[[Progress], None] | None]:
     """
     console = console_of(sys.stderr)
     if not console.is_terminal:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _telling(_MEASURES):
             yield None
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -149,12 +152,12 @@ def working(what: str) -> Iterator[Callable[[Progress], None] | None]:
             words = f"Tuning, held-out error {progress.loss:.3g} (best {progress.best:.3g})"
             bar.update(task, total=1.0, completed=progress.fraction, description=words)
 
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _telling(_MEASURES):
             yield show
 
 
 @contextlib.contextmanager
-def telling(name: str) -> Iterator[None]:
+def _telling(name: str) -> Iterator[None]:
     """In the context, what a logger of that name says goes to stderr, a line for each."""
     logger, handler = logging.getLogger(name), logging.StreamHandler(sys.stderr)
     logger.addHandler(handler)
