@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deconvfix.errors import CheckpointError as CheckpointError
     from deconvfix.errors import DeconvfixError as DeconvfixError
     from deconvfix.errors import ExportError as ExportError
+    from deconvfix.errors import MissingPackageError as MissingPackageError
     from deconvfix.errors import ModelError as ModelError
     from deconvfix.errors import OptionError as OptionError
     from deconvfix.errors import ParityError as ParityError
@@ -54,6 +55,7 @@ _HOMES = {
     "Fix": "fixing.fix",
     "FixReport": "fixing.report",
     "Inspection": "diagnose.inspection",
+    "MissingPackageError": "errors",
     "ModelError": "errors",
     "OptionError": "errors",
     "ParityError": "errors",
@@ -88,6 +90,7 @@ __all__ = [
     "Fix",
     "FixReport",
     "Inspection",
+    "MissingPackageError",
     "ModelError",
     "OptionError",
     "ParityError",
@@ -115,7 +118,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'deconvfix' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"deconvfix.{_HOMES[name]}"), name)
+    from deconvfix.extras import needs
+
+    with needs("torch", f"deconvfix.{name}"):
+        value = getattr(importlib.import_module(f"deconvfix.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -8,7 +8,8 @@
     ├── RefusedError     a layer was refused and `strict` was asked for
     ├── ParityError      the converted model does not compute what the original computes
     ├── ExportError      the model could not be written as ONNX
-    └── RuntimeCrashError  ONNX Runtime crashed, or ran out of time
+    ├── RuntimeCrashError  ONNX Runtime crashed, or ran out of time
+    └── MissingPackageError  what is asked for needs a package that is not installed
 
 Every message has the same four parts: where it happened, what was found, what is needed, what to do.
 """
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "DeconvfixError",
     "ExportError",
+    "MissingPackageError",
     "ModelError",
     "OptionError",
     "ParityError",
@@ -89,6 +91,10 @@ class ExportError(DeconvfixError):
 
 class RuntimeCrashError(DeconvfixError):
     """ONNX Runtime did not fail but crash, or did not come to an end in time."""
+
+
+class MissingPackageError(DeconvfixError, ImportError):
+    """What was asked for needs a package that is not installed; the last part names the extra to install."""
 
 
 def sentence(where: str, found: str, needed: str, todo: str) -> str:

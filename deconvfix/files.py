@@ -293,4 +293,7 @@ class LateErrors:
 def sha256(path: Path) -> str:
     """Hash of a file's content, in hexadecimal digits."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

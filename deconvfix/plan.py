@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from fnmatch import fnmatchcase
 from types import NoneType
 from typing import Any, ClassVar, Literal, get_args
 
@@ -16,8 +15,7 @@ from deconvfix.core.options import known, option
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import CheckpointError, OptionError, Refusal
 from deconvfix.forms import FORMS, form
-from deconvfix.forms.base import KEEP, Compiled, Form, Need, ReadWeight, Settings
-from deconvfix.forms.unfit import why_unfit
+from deconvfix.forms.base import Compiled, Form, Need, ReadWeight, Settings
 from deconvfix.targets.profile import NO_LIMITS, Profile, profile_named
 
 __all__ = [
@@ -29,7 +27,6 @@ __all__ = [
     "Replaced",
     "Verdict",
     "lacking",
-    "make_plan",
 ]
 
 RECIPE_FORMAT = "deconvfix.recipe/1"
@@ -303,110 +300,6 @@ class Plan:
             if decision.decision != "replaced"
             or (isinstance(decision, Replaced) and decision.target.keeps_layer)
         )
-
-
-def make_plan(
-    matches: Sequence[Match],
-    options: Options,
-    selects: Callable[[str], bool] | None = None,
-) -> Plan:
-    """Decides for each match: a form, or a refusal, or nothing.
-
-    Args:
-        matches: What was found.
-        options: What was asked for.
-        selects: Further condition on layer names.
-
-    Raises:
-        OptionError: If a pattern matches no layer at all.
-    """
-    names = [match.name for match in matches]
-    asked = [("include", glob) for glob in options.include]
-    asked += [("exclude", glob) for glob in options.exclude]
-    # A pattern that matches nothing is a typing error more often than not.
-    for which, pattern in asked:
-        if names and not any(fnmatchcase(name, pattern) for name in names):
-            raise OptionError(
-                which,
-                f"the pattern {pattern!r} matches none of the {len(names)} layers found",
-                "each pattern must match a layer's name",
-                f"Choose from: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
-            )
-    decisions = tuple(_decide(match, options, selects) for match in matches)
-    return Plan(options.to, decisions, options.target)
-
-
-# Measured on networks with activations between their layers.
-_WEIGHTS_ALONE = Refusal(
-    "this form changes what it computes, and there are no inputs to fit it to",
-    "inputs are needed: networks fitted to their weights alone lost 2 to 11 dB, and their colours",
-    "Give calibration inputs, use `fix`, or ask for init 'fit' by name",
-)
-
-
-def _decide(match: Match, options: Options, selects: Callable[[str], bool] | None) -> Decision:
-    spec, target = match.spec, options.form
-
-    def decision(verdict: Verdict, reason: str) -> Decision:
-        return Decision(match.name, match.op, verdict, None, reason, spec)
-
-    # What was not asked for is no refusal, whatever stands in its way.
-    if not _is_selected(match.name, options, selects):
-        return decision("kept", "not selected")
-    untouched = target.why_untouched(options.settings)
-    if untouched is not None:
-        return decision("kept", untouched)
-    if match.obstacle is not None:
-        return decision("refused", match.obstacle.sentence(match.name))
-    # Before the weight is read: what a layer lacks may be the weight.
-    refusal = _first_lacking(match, target.needs(options.settings))
-    if refusal is not None:
-        return decision("refused", refusal.sentence(match.name))
-    if spec is None:
-        # What has neither geometry nor obstacle is a call that is converted where it runs.
-        reason = "the same function; its geometry is seen when it runs"
-        return replace(decision("replaced", reason), form=target.name, settings=options.settings)
-    if not target.is_exact:
-        unfit = why_unfit(spec, match.dtype, match.read_weight, named=bool(options.include))
-        if unfit is not None:
-            return decision("refused", unfit.sentence(match.name))
-    # The form decides what is open, and may choose another one or leave the layer as it is.
-    settled = target.settle(spec, options.settings, match.read_weight)
-    if isinstance(settled, Refusal):
-        return decision("refused", settled.sentence(match.name))
-    refusal = _first_lacking(match, settled.needs)
-    if refusal is not None:
-        return decision("refused", refusal.sentence(match.name))
-    if settled.form == KEEP:
-        return decision("kept", settled.note)
-    if options.init is None and settled.settings.init == "fit" and not settled.exact:
-        return decision("refused", _WEIGHTS_ALONE.sentence(match.name))
-    target = target if settled.form is None else form(settled.form)
-    return Replaced(
-        name=match.name,
-        op=match.op,
-        decision="replaced",
-        form=target.name,
-        reason=settled.note,
-        spec=spec,
-        settings=settled.settings,
-        exact=settled.exact,
-        relative_residual=settled.relative_residual,
-        macs_before=match.macs or spec.macs_per_position(),
-        macs_after=target.compile(spec, settled.settings).macs_per_position,
-        upsampling=match.upsampling,
-    )
-
-
-def _is_selected(name: str, options: Options, selects: Callable[[str], bool] | None) -> bool:
-    included = not options.include or any(fnmatchcase(name, glob) for glob in options.include)
-    excluded = any(fnmatchcase(name, glob) for glob in options.exclude)
-    return included and not excluded and (selects is None or selects(name))
-
-
-def _first_lacking(match: Match, needs: Sequence[Need]) -> Refusal | None:
-    """Why a layer does not have what a form needs; None if it has everything."""
-    return next((match.lacks[need] for need in needs if need in match.lacks), None)
 
 
 # What JSON may hold in the fields of a decision, besides those that check themselves.

@@ -28,6 +28,23 @@ hypothesis.settings.register_profile("long", max_examples=10_000, deadline=None)
 hypothesis.settings.load_profile("default")
 
 
+class _SkipsWithoutTorch:
+    """While tests are collected, a module that imports torch is skipped where torch is not installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "safetensors", "onnxscript"):
+            pytest.skip(f"{name} is not installed", allow_module_level=True)
+
+
+def pytest_collection(session):
+    # Last in the list: it is asked only for what nothing else finds.
+    sys.meta_path.append(_SkipsWithoutTorch())
+
+
+def pytest_collection_finish(session):
+    sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _SkipsWithoutTorch)]
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """The random numbers of torch, for tests whose module has imported it."""

@@ -20,7 +20,6 @@ import inspect
 import json
 import re
 import tempfile
-import tomllib
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from torch import nn
 import deconvfix
 from deconvfix.__main__ import main
 from tests.support.forms import arguments_of, options_of
+from tests.support.project import project
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(__file__).parent / "golden"
@@ -498,8 +498,7 @@ def test_every_golden_file_is_compared():
 
 
 def test_the_installed_command_is_the_group_that_is_described():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    module, _, name = project["scripts"]["deconvfix"].partition(":")
+    module, _, name = project()["scripts"]["deconvfix"].partition(":")
     assert getattr(importlib.import_module(module), name) is main
 
 

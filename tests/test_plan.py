@@ -11,7 +11,8 @@ from deconvfix import CheckpointError, ConvTransposeSpec, OptionError, Plan, Ref
 from deconvfix.errors import Refusal
 from deconvfix.forms import FORMS
 from deconvfix.forms.base import Need
-from deconvfix.plan import Match, Options, make_plan
+from deconvfix.plan import Match, Options
+from deconvfix.planning import make_plan
 from tests.support.forms import options_of
 from tests.support.kinds import KINDS, example, kinds_of, output_of
 from tests.support.strategies import specs

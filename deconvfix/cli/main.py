@@ -19,13 +19,13 @@ from deconvfix import __version__
 from deconvfix.cli import text
 from deconvfix.cli.jobs.fix import fix_file
 from deconvfix.cli.jobs.job import (
-    Job,
     can_share,
     convert_file,
     kind_of,
     needs_architecture,
     take_part,
 )
+from deconvfix.cli.jobs.through_onnx import convert_through_onnx, needs_onnx
 from deconvfix.cli.jobs.timed import time_files
 from deconvfix.cli.options import (
     FILE,
@@ -36,24 +36,21 @@ from deconvfix.cli.options import (
     InspectOptions,
     SourceOptions,
     VerifyOptions,
-    taken_from,
     takes,
 )
 from deconvfix.cli.other_files import check_kind
 from deconvfix.cli.processes import ALONE, Share, share, together
-from deconvfix.cli.samples import CalibrationFiles, calibration_files
 from deconvfix.cli.source import Source
+from deconvfix.cli.targets import targets
 from deconvfix.cli.terminal import NO_MEMORY, fail, only_printable, show, system_error, working
 from deconvfix.cli.tolerance import Limits, compare_within
+from deconvfix.cli.usage import check_report, check_usage, job_of
 from deconvfix.errors import DeconvfixError
 from deconvfix.files import check_apart, check_output, inputs_kept, output_folder, sha256
 from deconvfix.fit.tuning import Tuning
 from deconvfix.fixing.report import FixReport
-from deconvfix.forms import FORMS, form
-from deconvfix.frontends.samples import DISTRIBUTIONS
 from deconvfix.parity.runtime import isolated
 from deconvfix.report.report import ConversionReport
-from deconvfix.request import Request
 
 __all__ = ["main"]
 
@@ -149,14 +146,14 @@ def convert(
     """
     # Usage first, then files, then work: nobody waits for an error that was known from the start.
     named = _named(model, source, options.dynamic)
-    _check_usage(ctx, model, options)
-    _check_report(ctx, named, options)
+    check_usage(ctx, model, options, shared=_share().world > 1)
+    check_report(ctx, named, options)
     # Under torchrun the first process converts, and the others fit their share of the samples.
     own = _share()
     shared = options.calibration is not None and not options.dry_run and can_share(model)
     if own.rank and not shared:
         return  # the first process converts
-    job = _job(named, options, (own.rank, own.world) if shared else (0, 1))
+    job = job_of(named, options, (own.rank, own.world) if shared else (0, 1))
     job = replace(job, prove=source.timeout if options.prove else None)
     if own.rank:
         with contextlib.redirect_stdout(sys.stderr):
@@ -164,7 +161,8 @@ def convert(
         return
     with working("Converting and verifying") as progress:
         tuning = replace(job.request.tuning or Tuning(), progress=progress)
-        report = convert_file(replace(job, request=replace(job.request, tuning=tuning)))
+        job = replace(job, request=replace(job.request, tuning=tuning))
+        report = convert_through_onnx(job) if needs_onnx(job) else convert_file(job)
     files = [path for path in (*named.files, options.output) if path is not None and path.is_file()]
     report = replace(
         report,
@@ -292,12 +290,12 @@ def fix(ctx: click.Context, /, model: Path, source: SourceOptions, options: FixO
     ctx.exit(0 if report.fixed else 3 if report.nothing_to_fix else 1)
 
 
+main.add_command(targets)
+
+
 def _share() -> Share:
     """Which process this is; alone unless torchrun says otherwise."""
     return share() if "TORCHELASTIC_RUN_ID" in os.environ else ALONE
-
-
-# --- from what was typed to what is asked for -----------------------------------------------------
 
 
 def _named(path: Path, options: SourceOptions, dynamic: tuple[str, ...] = ()) -> Source:
@@ -311,106 +309,6 @@ def _named(path: Path, options: SourceOptions, dynamic: tuple[str, ...] = ()) ->
         click.echo("Note: --trust is for .pt2 files; nothing in this file is executed.", err=True)
     click.get_current_context().with_resource(isolated(options.timeout))
     return options.source(path, dynamic)
-
-
-def _check_usage(ctx: click.Context, model: Path, options: ConvertOptions) -> None:
-    """Refuses options that contradict each other, before any work is done."""
-    curves = options.curve or options.samples_curve
-    curve = options.curve
-    planned = options.dry_run or options.recipe is not None
-    wrong = (
-        (
-            options.output is None and not options.dry_run,
-            "Give an output file with -o, or use --dry-run.",
-        ),
-        (
-            options.dry_run and options.samples_curve,
-            "A --dry-run fits nothing: omit --samples-curve.",
-        ),
-        (
-            curves and _share().world > 1,
-            "--curve and --samples-curve are measured by one process: omit torchrun.",
-        ),
-        (
-            curve and planned,
-            "--curve runs the model at several strengths: omit --dry-run and --recipe.",
-        ),
-        (
-            curve and not form(options.to).has_strength,
-            f"--curve is for --to {_names_with_strength()}: the other forms have no strength.",
-        ),
-        (
-            curve and options.calibration is None,
-            "--curve compares outputs on inputs: give some with --calibration.",
-        ),
-        (
-            curve and not needs_architecture(model),
-            "--curve fits the layers of a module: give a checkpoint and --arch.",
-        ),
-    )
-    for is_wrong, message in wrong:
-        if is_wrong:
-            raise click.UsageError(message, ctx)
-
-
-def _names_with_strength() -> str:
-    return " and ".join(form.name for form in FORMS if form.has_strength)
-
-
-def _check_report(ctx: click.Context, source: Source, options: ConvertOptions) -> None:
-    """Refuses a report file that cannot be written, or that is another file too."""
-    path = options.report_file
-    resume = None if options.resume is None else Path(options.resume)
-    check_apart(options.output, path, options.recipe, resume)
-    if path is None:
-        return
-    if path.suffix not in (".json", ".html"):
-        raise click.UsageError("The report's suffix must be .json or .html.", ctx)
-    check_output(path, overwrite=options.force, inputs=source.files)
-
-
-def _job(source: Source, options: ConvertOptions, turns: tuple[int, int]) -> Job:
-    """The conversion that is asked for.
-
-    Args:
-        source: The model.
-        options: What was typed.
-        turns: Number of this process, and of all, which take turns with the calibration samples.
-    """
-    calibration: CalibrationFiles | str | None = options.calibration
-    flat: CalibrationFiles | str | None = options.flat
-    if options.calibration is not None and options.calibration not in DISTRIBUTIONS:
-        calibration = calibration_files(
-            source,
-            options.calibration,
-            samples=options.samples,
-            value_range=options.value_range,
-            share=turns,
-        )
-    if options.flat is not None and options.flat != "zeros":
-        flat = calibration_files(
-            source, options.flat, samples=options.samples, value_range=options.value_range
-        )
-    request = taken_from(
-        Request,
-        options,
-        calibration=calibration,
-        flat_inputs=flat,
-        tuning=taken_from(Tuning, options),
-        pictures=options.report_file is not None and options.report_file.suffix == ".html",
-    )
-    return Job(
-        source,
-        options.output,
-        request,
-        recipe=options.recipe,
-        dry_run=options.dry_run,
-        overwrite=options.force,
-        opset=options.opset,
-        samples_curve=options.samples_curve,
-        curve=options.curve,
-        others=tuple(filter(None, (options.report_file,))),
-    )
 
 
 def _write_report(report: ConversionReport | FixReport, path: Path) -> None:

@@ -23,6 +23,7 @@ from deconvfix.forms import FORMS
 from deconvfix.forms.base import Init
 from deconvfix.request import Request
 from deconvfix.runtimes.registry import RUNTIMES
+from deconvfix.targets.writing import Convolution, Shuffle
 
 __all__ = [
     "FILE",
@@ -196,6 +197,9 @@ class ConvertOptions(_ExportedOptions, ReportOptions):
     grow: int = same_as(Request, "grow")
     reach: int = same_as(Request, "reach")
     strength: float = same_as(Request, "strength")
+    target: str | None = same_as(Request, "target")
+    convolution: Convolution | None = same_as(Request, "convolution")
+    shuffle: Shuffle | None = same_as(Request, "shuffle")
     flat: str | None = option(
         None,
         "Constant inputs on which alone the grid has to go, such as silence: zeros, or files as for "
@@ -215,7 +219,6 @@ class ConvertOptions(_ExportedOptions, ReportOptions):
     resume: Path | None = same_as(Tuning, "resume")
     train_all: bool = same_as(Tuning, "train_all")
     fold: bool = same_as(Request, "fold")
-    target: str | None = same_as(Request, "target")
     prove: bool = option(
         False,
         "Also run the original and the converted file in the target's runtime, before anything is written "

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TextIO
 
@@ -18,6 +19,7 @@ from rich.segment import Segment
 
 from deconvfix.errors import printable, sentence
 from deconvfix.fit.tuning import Progress
+from deconvfix.parity.progress import Stage, heard
 from deconvfix.report.report import finite
 
 __all__ = [
@@ -29,6 +31,9 @@ __all__ = [
     "system_error",
     "working",
 ]
+
+# Seconds of silence on a pipe.
+_PATIENCE = 2.0
 
 NO_MEMORY = sentence(
     "memory",
@@ -141,7 +146,11 @@ def working(what: str) -> Iterator[Callable[[Progress], None] | None]:
     """
     console = console_of(sys.stderr)
     if not console.is_terminal:
-        with contextlib.redirect_stdout(sys.stderr), _telling(_MEASURES):
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            heard(_now_and_then(console)),
+            _telling(_MEASURES),
+        ):
             yield None
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -152,8 +161,24 @@ def working(what: str) -> Iterator[Callable[[Progress], None] | None]:
             words = f"Tuning, held-out error {progress.loss:.3g} (best {progress.best:.3g})"
             bar.update(task, total=1.0, completed=progress.fraction, description=words)
 
-        with contextlib.redirect_stdout(sys.stderr), _telling(_MEASURES):
+        def tell(stage: Stage) -> None:
+            bar.update(task, total=stage.total, completed=stage.done, description=stage.words)
+
+        with contextlib.redirect_stdout(sys.stderr), heard(tell), _telling(_MEASURES):
             yield show
+
+
+def _now_and_then(console: Console) -> Callable[[Stage], None]:
+    """Writes a line when two seconds have passed since the last one, or since it was made."""
+    last = time.monotonic()
+
+    def tell(stage: Stage) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PATIENCE and stage.done < stage.total:
+            last = time.monotonic()
+            console.print(stage.words, markup=False, soft_wrap=True)
+
+    return tell
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "bench",
     "conversion",
+    "escape",
     "export",
     "finite",
     "in_runtime",

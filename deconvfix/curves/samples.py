@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from deconvfix.conversion import attempt
+from deconvfix.attempt import attempt
 from deconvfix.errors import OptionError
+from deconvfix.extras import needs
 from deconvfix.forms.base import FITTED_TO_DATA, Init
 from deconvfix.frontends.registry import enter
 from deconvfix.frontends.samples import calibration_inputs
@@ -73,8 +74,9 @@ def measure_samples(model: Any, request: Request) -> SamplesCurve:
             "Use it with init 'calibrated' or 'tuned' and calibration inputs, or omit it",
         )
     # Late, as torch is not needed for the errors above.
-    from deconvfix.frontends.torch.inputs import psnr_on
-    from deconvfix.frontends.torch.samples import TorchSamples, cut, join, split
+    with needs("torch", "samples-curve"):
+        from deconvfix.frontends.torch.inputs import psnr_on
+        from deconvfix.frontends.torch.samples import TorchSamples, cut, join, split
 
     kind = TorchSamples(request.example_inputs, request.seed)
     batches, _ = calibration_inputs(kind, request.calibration)

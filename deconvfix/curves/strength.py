@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from deconvfix.conversion import attempt, inspect
+from deconvfix.attempt import attempt
+from deconvfix.conversion import inspect
 from deconvfix.core.decibels import LOWEST_DB
 from deconvfix.core.options import known
 from deconvfix.errors import OptionError

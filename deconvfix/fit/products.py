@@ -141,7 +141,7 @@ def _add_both(h: Any, one: slice, other: slice, product: Any) -> None:
     """Adds a product, and its mirror image."""
     h[:, one, other] += product
     if one != other:
-        h[:, other, one] += product.mT
+        h[:, other, one] += product.swapaxes(-1, -2)
 
 
 def _rows(values: Any) -> Any:
@@ -158,7 +158,7 @@ def _shift(pixels: Sequence[int], seen: Any) -> int:
 
 def _product(one: Any, other: Any, shift: int) -> Any:
     """The sum of the products of each row with the one that is `shift` rows further, (groups, C, C')."""
-    return one[:, : one.shape[1] - shift].mT @ other[:, shift:]
+    return one[:, : one.shape[1] - shift].swapaxes(-1, -2) @ other[:, shift:]
 
 
 def _add_outputs(
@@ -184,7 +184,7 @@ def _add_outputs(
         lies[(*at, slice(1, None))] = target[(slice(None), slice(None), *grid)]
         rows = _rows(lies)
         others = slice(channels * len(phase.taps), None)
-        _add_both(h, others, others, rows.mT @ rows)
+        _add_both(h, others, others, rows.swapaxes(-1, -2) @ rows)
         for tap, (copy, start) in enumerate(zip(_copies(phase), phase.starts, strict=True)):
             product = _product(rows, _rows(seen[copy]), _shift(start, seen))
             _add_both(h, others, _features(tap, channels), product)
@@ -239,7 +239,7 @@ def _boxes(
             for pixels in ((0,) * len(cell), distance.pixels)
         )
         ahead = (slice(None), slice(None))
-        return _rows(one[(*ahead, *here)]).mT @ _rows(other[(*ahead, *there)])
+        return _rows(one[(*ahead, *here)]).swapaxes(-1, -2) @ _rows(other[(*ahead, *there)])
 
     sums = {cell: product(window) for cell, window in cells.items() if cell != largest}
     total = _product(_rows(one), _rows(other), _shift(distance.pixels, seen))

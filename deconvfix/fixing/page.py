@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.extras import undrawn
+
 __all__ = ["page"]
 
 # How much of the range of the region before fills black to white, at least in steps of 255.
@@ -24,10 +26,13 @@ def page(report: Any) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
+    without = undrawn()
+    shown = () if without else report.pictures
     return environment.get_template("fix.html.jinja").render(
         report=report,
-        regions=[(pictures.title, _drawn(pictures)) for pictures in report.pictures],
-        trade_off=_trade_off(report),
+        regions=[(pictures.title, _drawn(pictures)) for pictures in shown],
+        trade_off=None if without else _trade_off(report),
+        undrawn=without,
     )
 
 

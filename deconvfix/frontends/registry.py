@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from deconvfix.errors import ModelError
+from deconvfix.extras import needs
 from deconvfix.frontends.base import Frontend, Translates
+from deconvfix.plan import Plan
 
 __all__ = [
     "FILES",
     "FRONTENDS",
+    "SharesWeights",
     "enter",
     "frontend_of",
+    "kept",
     "opened",
 ]
 
@@ -37,6 +41,24 @@ FILES = {
 }
 
 
+@runtime_checkable
+class SharesWeights(Protocol):
+    """A front end that can keep an original without a second copy of its weights."""
+
+    def snapshot(self, model: Any) -> Any:
+        """A copy of the same parameters, good for as long as nothing writes to them."""
+        ...
+
+
+def kept(frontend: Frontend, model: Any, plan: Plan) -> Any:
+    """A model as it is now, for what looks at it after the plan was carried out on it."""
+    # Exact forms write to no parameter.
+    exact = bool(plan.replaced) and all(layer.target.is_exact for layer in plan.replaced)
+    if exact and isinstance(frontend, SharesWeights):
+        return frontend.snapshot(model)
+    return frontend.prepare(model, None, inplace=False)
+
+
 def opened(model: Any) -> Any:
     """The model in a file, if `model` is a path; else the model itself.
 
@@ -54,7 +76,9 @@ def opened(model: Any) -> Any:
             "For a checkpoint, build the model and load the weights (deconvfix.load)",
         )
     module, function = FILES[path.suffix]
-    return getattr(importlib.import_module(module), function)(path)
+    with needs("torch", str(path)):
+        read = getattr(importlib.import_module(module), function)
+    return read(path)
 
 
 def enter(model: Any) -> tuple[Frontend, Any]:
@@ -81,7 +105,8 @@ def frontend_of(model: Any) -> Frontend:
     ancestors = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
     for name, module in FRONTENDS:
         if name in ancestors:
-            frontend: Frontend = importlib.import_module(module).FRONTEND
+            with needs("torch", "model"):
+                frontend: Frontend = importlib.import_module(module).FRONTEND
             return frontend
     raise ModelError(
         "model",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deconvfix import __version__
 from deconvfix.core.decibels import decibels_in_words
 from deconvfix.diagnose.fidelity import Fidelity, Tone
+from deconvfix.extras import undrawn
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Plan
 from deconvfix.report.curves import SamplesCurve, StrengthCurve
@@ -174,12 +175,14 @@ class ConversionReport:
             autoescape=True,
             undefined=jinja2.StrictUndefined,
         )
-        drawn = () if self.evidence is None else draw(self.evidence)
+        without = undrawn()
+        drawn = () if self.evidence is None or without else draw(self.evidence)
         outputs = () if self.fidelity is None else self.fidelity.outputs
         return environment.get_template("report.html.jinja").render(
             report=self,
             pictures=drawn,
-            curve_picture=None if self.curve is None else draw_curve(self.curve),
+            curve_picture=None if self.curve is None or without else draw_curve(self.curve),
+            undrawn=without if self.evidence or self.curve else None,
             kernels=KERNELS,
             tones_of=[
                 (output, output.strongest(_MOST_TONES)) for output in outputs if output.tones

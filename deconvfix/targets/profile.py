@@ -12,7 +12,7 @@ Keys that a profile does not have set no limit.
 
 from __future__ import annotations
 
-import tomllib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -23,6 +23,11 @@ from deconvfix.core.options import known
 from deconvfix.errors import DeconvfixError, OptionError
 from deconvfix.files import note_read
 from deconvfix.targets.writing import Convolution, PadsOf, Shuffle, Writing
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 __all__ = ["NO_LIMITS", "Profile", "profile_named", "profiles"]
 

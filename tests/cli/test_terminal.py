@@ -12,7 +12,9 @@ import pytest
 import torch
 from onnx import helper
 
+from deconvfix.cli import terminal
 from deconvfix.errors import printable
+from deconvfix.parity.progress import step_by_step
 from tests.support.command import INPUT, arch, run, save
 from tests.support.forms import arguments_of
 from tests.support.onnx_files import net
@@ -144,3 +146,26 @@ def test_colours_of_our_own_are_sent(file, monkeypatch):
     shown = run("convert", file, "-o", file.with_name("out.onnx")).stdout
     assert "\x1b[3" in shown
     assert "\x1b[31mRED" not in shown
+
+
+def test_a_pipe_is_told_of_long_work_every_two_seconds(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    with terminal.working("Converting"):
+        for _ in step_by_step("Comparing layers", range(8)):
+            clock[0] += 0.9
+    told = capsys.readouterr().err.splitlines()
+    # At 2.7 s and at 5.4 s; the last step is the end, and no news.
+    assert told == [
+        "Comparing layers, 3 of 8 (37 %), 4 s left",
+        "Comparing layers, 6 of 8 (75 %), 2 s left",
+    ]
+
+
+def test_a_pipe_is_told_nothing_of_short_work(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    with terminal.working("Converting"):
+        for _ in step_by_step("Comparing layers", range(1000)):
+            clock[0] += 0.0015
+    assert capsys.readouterr().err == ""

@@ -13,7 +13,8 @@ from deconvfix.core.steps import run
 from deconvfix.errors import Refusal
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
-from deconvfix.plan import Match, Options, make_plan
+from deconvfix.plan import Match, Options
+from deconvfix.planning import make_plan
 from tests.support import oracle
 from tests.support.forms import bilinear, run_form
 from tests.support.strategies import cases

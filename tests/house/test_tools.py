@@ -1,8 +1,9 @@
 """The tools that judge the code have the same versions wherever they run."""
 
 import re
-import tomllib
 from pathlib import Path
+
+from tests.support.project import project
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +20,7 @@ PRE_COMMIT = pins((ROOT / ".pre-commit-config.yaml").read_text())
 
 def test_the_tools_are_pinned():
     assert {name for name, _ in CONSTRAINTS} >= {"mypy", "pytest", "ruff", "torch"}
-    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extra = project()["optional-dependencies"]
     installed = {re.match(r"[\w-]+", requirement).group() for requirement in extra["test"]}
     assert installed >= {name for name, _ in CONSTRAINTS} - {"torch"}
 

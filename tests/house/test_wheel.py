@@ -19,6 +19,22 @@ print(conversion.report.verdict(), deconvfix.__file__)
 """
 
 
+WITHOUT_TORCH = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "matplotlib", "onnxscript", "safetensors")))
+import numpy, onnx, deconvfix
+from onnx import helper, numpy_helper
+x, y = (helper.make_tensor_value_info(n, 1, [2, 3, "h", "w"]) for n in "xy")
+w = numpy_helper.from_array(numpy.ones((3, 5, 4, 4), "float32"), "w")
+node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2])
+graph = helper.make_graph([node], "g", [x], [y], [w])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+conversion = deconvfix.convert(model)
+assert "<html" in conversion.report.to_html()
+print(conversion.report.verdict(), deconvfix.__file__)
+"""
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """The wheel's files in a folder of their own, as an installation has them."""
@@ -45,10 +61,11 @@ def test_the_wheel_has_every_file_of_the_package(installed):
     assert any(name.endswith("licenses/LICENSE") for name in found)
 
 
-def test_the_wheel_works_outside_the_checkout(installed, tmp_path):
+@pytest.mark.parametrize("code", [CODE, WITHOUT_TORCH], ids=["a module", "ONNX without torch"])
+def test_the_wheel_works_outside_the_checkout(installed, tmp_path, code):
     environment = os.environ | {"PYTHONPATH": str(installed)}
     result = subprocess.run(
-        [sys.executable, "-c", CODE],
+        [sys.executable, "-c", code],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -307,3 +307,44 @@ def test_complex_outputs_are_compared_with_the_pairs_that_the_file_has(tmp_path)
     with torch.no_grad():
         other.up.weight[0, 0, 0, 0] += 1e-2
     assert not verify_onnx(other, path, (X,)).ok
+
+
+FRUGAL = replace(RULES, patience=Patience(frugal=True, note="{count} left out."))
+
+
+def test_where_runs_are_dear_each_model_runs_once_on_what_was_given():
+    pair = Functions(double, double, rules=FRUGAL, noise=(does_not_run,))
+    found = compare_outputs(pair)
+    assert [case.words for case in found.cases] == ["a"]
+    assert pair.runs == [""]
+    assert found.notes == ("1 left out.",)
+    assert all(comparison.ok for comparison in found.comparisons)
+
+
+@pytest.mark.parametrize(("error", "ok"), [(1e-9, True), (1e-7, False)])
+def test_where_runs_are_dear_noise_is_asked_for_only_beyond_one_rounding(error, ok):
+    pair = Functions(double, lambda x: (2 * x + error,), rules=FRUGAL)
+    found = compare_outputs(pair)
+    assert [comparison.ok for comparison in found.comparisons] == [ok]
+    assert found.comparisons[0].error_ratio == pytest.approx(error / 2e-9, rel=1e-3)
+    # Once more only where the answer is no: another answer then would say nothing.
+    assert len(pair.runs) == (1 if ok else 2)
+
+
+def test_where_runs_are_dear_an_original_that_is_not_repeatable_says_nothing():
+    count = iter(range(9))
+    pair = Functions(lambda x: (x + next(count),), double, rules=FRUGAL, noise=())
+    found = compare_outputs(pair)
+    assert found.notes == ("not repeatable.",)
+    assert not found.comparisons
+
+
+def test_what_the_original_gave_before_is_not_computed_again():
+    given = np.arange(3.0)
+    case = Case("a", given, given=True, expected=outputs(double(given)))
+    pair = Functions(
+        double, lambda x: (2 * x + 1,), (case,), rules=replace(FRUGAL, not_repeatable=None)
+    )
+    found = compare_outputs(pair)
+    assert [comparison.ok for comparison in found.comparisons] == [False]
+    assert pair.runs == []

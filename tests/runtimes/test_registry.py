@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
 import pytest
 
 from deconvfix.errors import OptionError
 from deconvfix.runtimes.base import Runtime
 from deconvfix.runtimes.registry import RUNTIMES, runtime_at, runtime_named
+from tests.support.project import project
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -49,8 +48,7 @@ def test_a_missing_package_is_a_sentence_with_the_command():
 
 
 def test_extras_have_the_names_of_the_commands():
-    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    extras = project()["optional-dependencies"]
     for name in ("mnn", "ncnn", "opencv", "openvino", "tract"):
         assert runtime_at(RUNTIMES[name]).install == f"pip install 'deconvfix[{name}]'"
         assert name in extras

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 import deconvfix.frontends.torch.checkpoint as checkpoints
+from deconvfix.attempt import Attempt
 from deconvfix.cli.bench import Runner
 from deconvfix.cli.jobs.architecture import BoundFiles, CheckpointSource
 from deconvfix.cli.jobs.job import Job, Opened, metadata_of, reloaded_error
 from deconvfix.cli.jobs.torch_bench import file_runner, module_runner
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
-from deconvfix.conversion import Attempt, inspect
+from deconvfix.conversion import inspect
 from deconvfix.curves.samples import measure_samples
 from deconvfix.curves.strength import strength_curve
 from deconvfix.diagnose.inspection import Inspection

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from deconvfix.attempt import Attempt
 from deconvfix.cli.jobs.job import Job, kind_of
 from deconvfix.cli.options import FixOptions
 from deconvfix.cli.samples import CalibrationFiles, calibration_files
 from deconvfix.cli.source import Source
-from deconvfix.conversion import Attempt
 from deconvfix.errors import OptionError
 from deconvfix.files import check_output, output_folder
 from deconvfix.fixing.fix import fix

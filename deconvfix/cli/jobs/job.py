@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deconvfix import __version__
+from deconvfix.attempt import Attempt, attempt, finished, rewritten
 from deconvfix.cli.bench import Runner
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
-from deconvfix.conversion import Attempt, Verify, attempt, finished, prove, rewritten
+from deconvfix.conversion import Verify, prove
 from deconvfix.diagnose.fidelity import MADE_UP
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import CheckpointError, OptionError, ParityError
+from deconvfix.extras import needs
 from deconvfix.files import check_output, note_read, output_folder
 from deconvfix.frontends.base import Frontend
 from deconvfix.parity.bounds import ParityReport
@@ -170,7 +172,8 @@ class Kind(Protocol):
 
 def kind_of(path: Path) -> Kind:
     """The kind of a file; nothing else is imported."""
-    kind: Kind = importlib.import_module(_KINDS.get(path.suffix, _CHECKPOINT)).KIND
+    with needs("torch", str(path)):
+        kind: Kind = importlib.import_module(_KINDS.get(path.suffix, _CHECKPOINT)).KIND
     return kind
 
 

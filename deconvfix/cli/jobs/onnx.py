@@ -12,12 +12,13 @@ from typing import Any, NoReturn
 import numpy as np
 import onnx_ir as ir
 
+from deconvfix.attempt import Attempt
 from deconvfix.cli.bench import BenchReport, Runner, checked, report_of, session_runner
 from deconvfix.cli.jobs.job import Job, Opened
 from deconvfix.cli.options import BenchOptions
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
-from deconvfix.conversion import Attempt, Verify, inspect
+from deconvfix.conversion import Verify, inspect
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import ExportError, OptionError, ParityError
 from deconvfix.frontends.onnx import file as onnx_file

@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from deconvfix.attempt import Attempt
 from deconvfix.cli.bench import Runner
 from deconvfix.cli.jobs.architecture import BoundFiles, bound_inputs
 from deconvfix.cli.jobs.job import Job, Opened, metadata_of, reloaded_error
 from deconvfix.cli.jobs.torch_bench import file_runner, module_runner
 from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
-from deconvfix.conversion import Attempt, inspect
+from deconvfix.conversion import inspect
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import OptionError
 from deconvfix.files import check_output

@@ -16,6 +16,7 @@ from deconvfix.frontends.onnx.values import (
     Names,
     bodies,
     constant,
+    is_quantizer,
 )
 from deconvfix.plan import Plan
 
@@ -59,7 +60,11 @@ def disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
                     _disturb(value, lambda array: one_eps_off(array, rng))
     replaced = None if plan is None else {decision.name for decision in plan.replaced}
     names = Names(model)
-    for layer in find_layers(model):
+    # What a layer is takes a search of the whole model, and only quantised ones are asked.
+    quantised = any(
+        is_quantizer(node, "QuantizeLinear") for body in bodies(model) for node in body.all_nodes()
+    )
+    for layer in find_layers(model) if quantised else ():
         tail = quantised_tail(layer.node)
         if not tail or layer.spec is None or (replaced is not None and layer.name not in replaced):
             continue

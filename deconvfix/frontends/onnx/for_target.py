@@ -20,6 +20,7 @@ from deconvfix.frontends.onnx.accepts import Broken, broken_by, has_open_sizes
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.nodes import plain
 from deconvfix.frontends.onnx.pixel_shuffle import by_phase, why_not
+from deconvfix.frontends.onnx.reshuffle import shuffles_for_target
 from deconvfix.frontends.onnx.steps import Writer
 from deconvfix.frontends.onnx.surgery import Operation, Surgeon, quantised_tail
 from deconvfix.frontends.onnx.values import Operand
@@ -51,7 +52,8 @@ def for_target(model: ir.Model, plan: Plan, profile: Profile) -> Plan:
         else decision
         for decision in plan.decisions
     ]
-    return replace(plan, decisions=tuple(decisions))
+    shuffles = shuffles_for_target(model, profile, is_open=is_open)
+    return replace(plan, decisions=(*decisions, *shuffles))
 
 
 @dataclass(frozen=True)

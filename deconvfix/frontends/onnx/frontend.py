@@ -36,6 +36,7 @@ from deconvfix.frontends.onnx.folded import ORIGIN, names_of, with_folded
 from deconvfix.frontends.onnx.for_target import for_target, with_phases
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
+from deconvfix.frontends.onnx.reshuffle import rewrite_shuffles
 from deconvfix.frontends.onnx.restore import Refitter
 from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
@@ -45,7 +46,8 @@ from deconvfix.frontends.onnx.weights import scales_of
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.shuffled import SHUFFLED_LAYER
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Match, Options, Plan, lacking, make_plan
+from deconvfix.plan import Match, Options, Plan, lacking
+from deconvfix.planning import make_plan
 
 __all__ = ["FRONTEND", "OnnxFrontend", "ReplaceTransposedConvs"]
 
@@ -140,6 +142,7 @@ class OnnxFrontend:
             folds = decision.upsampling is not None
             surgeon.replace(layer, with_phases(layer, decision) if folds else decision)
         if plan.target is not None:
+            rewrite_shuffles(model, plan.decisions, profile)
             check_accepted(model, profile)
         return model
 

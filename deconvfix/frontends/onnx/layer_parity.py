@@ -24,6 +24,7 @@ from deconvfix.frontends.onnx.values import (
 )
 from deconvfix.parity.bounds import LIMIT, Comparison, compare_arrays, rounding_unit
 from deconvfix.parity.definition import Definition, by_definition, sum_unit
+from deconvfix.parity.progress import step_by_step
 from deconvfix.parity.runtime import open_session, run_named
 from deconvfix.plan import Plan, Replaced
 
@@ -42,21 +43,45 @@ def compare_layers(
     if plan.folded:
         before = with_folded(before.clone(), plan.folded)
     layers = {layer.name: layer for layer in find_layers(before)}
+    # Walked through once, and not for each layer: the work is in proportion to the number of layers.
+    old, new = _Places(before), _Places(after)
     comparisons: list[Comparison] = []
     notes: list[str] = []
-    for decision in plan.replaced:
+    for decision in step_by_step("Comparing layers", plan.replaced):
         layer = layers[decision.name]
         try:
-            comparisons += _compare(before, after, layer, decision)
+            comparisons += _compare(old, new, layer, decision)
         except (ValueError, ExportError) as error:
             reason = error.found if isinstance(error, ExportError) else str(error)
             notes.append(f"{layer.name} was not compared on its own ({reason}).")
     return comparisons, notes
 
 
-def _compare(
-    before: ir.Model, after: ir.Model, layer: Layer, decision: Replaced
-) -> list[Comparison]:
+class _Places:
+    """A model, and what the nodes of each of its graphs can read.
+
+    Args:
+        model: It does not change as long as this is used.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self._scopes = scopes(model)
+        self._numbers = {scope[0]: number for number, scope in enumerate(self._scopes)}
+        self._visible: dict[int, dict[str, ir.Value]] = {}
+
+    def number(self, graph: ir.Graph) -> int:
+        """Of a graph, which is the same for what the model was converted into: objects differ there."""
+        return self._numbers[graph]
+
+    def values(self, number: int) -> dict[str, ir.Value]:
+        """See `visible`; values of graphs around are seen too, as the layer may read them."""
+        if number not in self._visible:
+            self._visible[number] = visible(self._scopes[number])
+        return self._visible[number]
+
+
+def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) -> list[Comparison]:
     """One layer on made-up inputs of the sizes that it gets, or of small ones where those are open."""
     spec, x = layer.spec, layer.node.inputs[0]
     assert spec
@@ -70,12 +95,11 @@ def _compare(
     dtype = np.float16 if layer.dtype == "float16" else np.float32
     rng = np.random.default_rng(5)
     # What runs, on what: operands, shapes at the boundary, the part of the converted model.
-    operands, running = _operands(before, layer, dtype, rng)
+    operands, running = _operands(before.model, layer, dtype, rng)
     shape = (2, spec.in_channels, *_sizes(layer))
     boundary: dict[str, Sequence[int | None]] = {source: shape}
     boundary |= {name: operands[role].shape for role, name in running.items()}
-    # By the number of the graph, as the two models have objects of their own.
-    number = [scope[0] for scope in scopes(before)].index(layer.graph)
+    number = before.number(layer.graph)
     part = _part(after, number, layer, boundary, result, dtype)
     inputs = _inputs(shape, dtype, rng)
     # The original comes first: what ONNX Runtime does not run there says nothing about the new nodes.
@@ -255,7 +279,7 @@ def _alone(layer: Layer, operands: Mapping[str, Array], dtype: Any) -> bytes:
 
 
 def _part(
-    model: ir.Model,
+    places: _Places,
     number: int,
     layer: Layer,
     boundary: Mapping[str, Sequence[int | None]],
@@ -265,19 +289,19 @@ def _part(
     """The nodes of a model between some values and a result, as a model of their own.
 
     Args:
-        model: The original or the converted model.
-        number: Of the graph that the layer is in, among `scopes`.
+        places: The original or the converted model.
+        number: Of the graph that the layer is in.
         layer: The layer, for the operator set.
         boundary: Names of the values that become inputs, with their shapes.
         result: Name of the value that becomes the output.
         dtype: Of the inputs.
     """
-    # Values of graphs around are visible too, as the layer may read them.
-    values = visible(scopes(model)[number])
+    values = places.values(number)
     kind = ir.DataType.from_numpy(np.dtype(dtype))
     stops = {
         values[name]: ir.val(name, kind, shape)
         for name, shape in boundary.items()
         if name in values
     }
-    return serialized(cut_out(stops, values[result]), model, layer.function, layer.opset)
+    part = cut_out(stops, values[result])
+    return serialized(part, places.model, layer.function, layer.opset)

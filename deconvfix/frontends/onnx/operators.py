@@ -88,7 +88,7 @@ class Operators:
     ) -> list[ir.Value]:
         name = self.names.fresh(f"{self.prefix}/{what or op_type}")
         others = [self.names.fresh(f"{name}_{number}") for number in range(1, outputs)]
-        values = [ir.Value(name=each) for each in (name, *others)]
+        values = [ir.Value(name=output) for output in (name, *others)]
         attributes = ir.convenience.convert_attributes(attrs)
         node = ir.Node(domain, op_type, inputs, attributes, outputs=values, name=name)
         if self.like is not None:

@@ -58,6 +58,7 @@ class Place:
         sizes: L_1, .., L_n of the input; None where they are not known before running.
         crop: What follows; `identity` does it as well.
         dtype: Of the values.
+        phases_first: Whether the channels are ordered by phase, though the shuffle does not ask for it.
     """
 
     factors: tuple[int, ...]
@@ -65,6 +66,7 @@ class Place:
     sizes: tuple[Size, ...]
     crop: Pairs | None
     dtype: DTypeLike
+    phases_first: bool = False
 
     @property
     def phases(self) -> int:
@@ -120,17 +122,17 @@ def pixel_shuffle(
         shuffle: The way; None: DepthToSpace where it applies, else axis by axis.
 
     Returns:
-        The result, and whether it is cropped already.
+        The result, and whether the crop that follows is done already.
     """
     if shuffle is None:
         crd = why_not("crd", place.factors, place.sizes, write.opset, apart=False) is None
         shuffle = "crd" if crd else "axes"
     if shuffle == "slices":
         return _slices(write, maps, place), False
-    phases_first = isinstance(maps, list) or by_phase(shuffle)
+    phases_first = isinstance(maps, list) or by_phase(shuffle) or place.phases_first
     x = write.op("Concat", *maps, axis=1) if isinstance(maps, list) else maps
     if shuffle == "identity":
-        return _identity(write, x, place), True
+        return _identity(write, x, place), place.crop is not None
     if shuffle == "whole":
         return _whole(write, x, place, phases_first=phases_first), False
     ways: dict[str, Callable[[Operators, ir.Value, Place], ir.Value]] = {

@@ -24,6 +24,7 @@ __all__ = [
     "count_others",
     "is_elementwise",
     "padding_of",
+    "shuffle_at",
     "shuffled_convolutions",
 ]
 
@@ -96,7 +97,7 @@ def _understood(known: Known, conv: ir.Node) -> ShuffledConv | None:
         return None
     stored = weight.numpy()
     geometry = padding_of(conv, stored.shape[2:])
-    written = _shuffle(known, following, len(stored), stored.ndim - 2)
+    written = shuffle_at(known, following, len(stored), stored.ndim - 2)
     if geometry is None or written is None:
         return None
     nodes, channels = written
@@ -162,10 +163,20 @@ def padding_of(conv: ir.Node, kernel: tuple[int, ...]) -> tuple[tuple[int, int],
     return tuple(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True))
 
 
-def _shuffle(
+def shuffle_at(
     known: Known, node: ir.Node, count: int, ndim: int
 ) -> tuple[tuple[ir.Node, ...], NDArray[np.int64]] | None:
-    """The nodes of a shuffle that begins here, and where it puts the channels; see `Shuffled`."""
+    """The nodes of a shuffle that begins at a node, and where it puts the channels; None for another node.
+
+    Args:
+        known: Of the model.
+        node: Its first node.
+        count: Channels of its input.
+        ndim: Spatial axes.
+
+    Returns:
+        The nodes, and the channels of the input by channel of the result and phase, (C, *r).
+    """
     if node.domain not in DEFAULT_DOMAINS:
         return None
     if node.op_type == "DepthToSpace" and ndim == 2:

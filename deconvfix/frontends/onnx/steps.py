@@ -133,6 +133,7 @@ class Writer(Operators):
         sizes, is_cropped = list(sizes), False
         # Sizes and channels are carried along: what is known keeps Reshape free of -1.
         zeros: Pairs | None = None
+        nothing = ((0, 0),) * len(sizes)
         for step, following in itertools.zip_longest(steps, steps[1:]):
             # Only a shuffle takes the maps of single phases.
             x = cast(ir.Value, maps)
@@ -156,18 +157,12 @@ class Writer(Operators):
                     channels *= 2
                 case Conv():
                     (weight,) = operands.weights
-                    own: Pairs = tuple((p, p) for p in step.padding)
-                    if zeros is not None:
-                        own = tuple(
-                            (a + c, b + d) for (a, b), (c, d) in zip(own, zeros, strict=True)
-                        )
-                    maps = self.conv(x, weight, operands.bias if step.bias else None, step, own)
-                    reach = [
-                        d * (k - 1) for d, k in zip(step.dilation, step.kernel_size, strict=True)
-                    ]
-                    sizes = _grown(
-                        sizes, [(b, e - r) for (b, e), r in zip(own, reach, strict=True)]
+                    pads = tuple(
+                        (p + b, p + e)
+                        for p, (b, e) in zip(step.padding, zeros or nothing, strict=True)
                     )
+                    maps = self.conv(x, weight, operands.bias if step.bias else None, step, pads)
+                    sizes = _grown(sizes, _growth(step, pads))
                     channels = step.out_channels
                 case PhaseConvs():
                     maps = self._phase_convs(x, step, operands)
@@ -243,6 +238,12 @@ class Writer(Operators):
     def add_bias(self, x: ir.Value, bias: ir.Value, channels: int, ndim: int) -> ir.Value:
         """`steps.AddBias`."""
         return self.op("Add", x, self.reshape(bias, [channels, *[1] * ndim]))
+
+
+def _growth(step: Conv, pads: Pairs) -> Pairs:
+    """Pixels by which a convolution's result is larger than its input, together."""
+    reach = (d * (k - 1) for d, k in zip(step.dilation, step.kernel_size, strict=True))
+    return tuple((b, e - r) for (b, e), r in zip(pads, reach, strict=True))
 
 
 def _grown(sizes: Sequence[Size], amounts: Sequence[tuple[int, int]]) -> list[Size]:

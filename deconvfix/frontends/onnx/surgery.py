@@ -242,7 +242,7 @@ class Operation:
             steps.after, maps, operands, steps.channels, sizes, self.settings.shuffle
         )
         # One phase needs no shuffle to become one map.
-        y = cast(ir.Value, maps if isinstance(maps, ir.Value) else maps[0])
+        y = maps if isinstance(maps, ir.Value) else maps[0]
         if self.dynamic is not None:
             y = self._dynamic_crop(x, y)
         if tail:

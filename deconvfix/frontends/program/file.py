@@ -240,7 +240,9 @@ def _check_devices(path: Path, described: Any) -> None:
         ModelError: If a tensor is on a device that is not there.
     """
     here = {"cpu", "meta"}
-    if torch.accelerator.is_available():
+    if not hasattr(torch, "accelerator"):  # new in torch 2.6
+        here.update(("cuda",) if torch.cuda.is_available() else ())
+    elif torch.accelerator.is_available():
         here.add(torch.accelerator.current_accelerator().type)  # type: ignore[union-attr]
     stack = [described]
     while stack:

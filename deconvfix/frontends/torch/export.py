@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import io
 import itertools
 import logging
 import os
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +41,8 @@ __all__ = ["OLDEST_OPSET", "ExportReport", "export_onnx", "newest_opset"]
 OLDEST_OPSET = 18
 # The newest that onnxscript's converter reaches; past it, it leaves the file as it is.
 _NEWEST_CONVERTED = 25
+# torch.onnx.export captures models with torch.export; before torch 2.6 models are traced instead.
+_CAPTURES = torch.__version__ >= "2.6"  # versions are compared, not letters
 # Above this many bytes of weights they go into a file of their own: protobuf ends at 2 GiB.
 _EXTERNAL_ABOVE = 2**31 - 2**27
 
@@ -211,7 +217,7 @@ def _check_parity(parity: ParityReport, path: Path) -> None:
 
 
 def _first_that_runs(
-    export: Callable[[int], torch.onnx.ONNXProgram],
+    export: Callable[[int], ir.Model],
     opsets: Sequence[int],
     save: Callable[[ir.Model], None],
     load: Callable[[], Session | None],
@@ -225,7 +231,7 @@ def _first_that_runs(
     # The oldest opset is read by most. A newer one is the way out where a model cannot be written in it.
     failure: ExportError | None = None
     for version in opsets:
-        ir_model: ir.Model = export(version).model
+        ir_model = export(version)
         try:
             # The version converter may leave the model at the opset that it was captured with.
             if ir_model.opset_imports.get("") != version:
@@ -286,9 +292,15 @@ def _export(
     dynamic_shapes: Any | None,
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
-) -> torch.onnx.ONNXProgram:
+) -> ir.Model:
     with quiet_loggers("torch.onnx", "torch.export", "onnxscript", level=logging.ERROR):
         try:
+            if not _CAPTURES:
+                if isinstance(model, ExportedProgram):
+                    raise _needs_capture(model, "it is a program")
+                arguments = _traceable(model, inputs, dynamic_shapes)
+                names = dict(zip(arguments, input_names or arguments, strict=True))
+                return _traced(model, inputs, opset, names, dynamic_shapes or {}, output_names)
             # The copy keeps the exporter's attribute changes away from the next attempt.
             program = torch.onnx.export(
                 copy_model(model) if isinstance(model, nn.Module) else model,
@@ -301,6 +313,8 @@ def _export(
                 output_names=output_names,
                 verbose=False,
             )
+        except ExportError:
+            raise
         except Exception as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             # A line that names a class says what torch.export cannot capture.
@@ -312,7 +326,69 @@ def _export(
                 "See the exception this one was raised from",
             ) from error
     assert program is not None
-    return program
+    captured: ir.Model = program.model
+    return captured
+
+
+def _traceable(model: nn.Module, inputs: Inputs, dynamic_shapes: Any | None) -> list[str]:
+    """The names of forward's arguments, one for each input.
+
+    Raises:
+        ExportError: If they are not known, or the dynamic axes are given in another way than by them.
+    """
+    values = (*inputs.args, *inputs.kwargs.values())
+    signature = inspect.signature(model.forward)
+    names = [*signature.bind(*inputs.args, **inputs.kwargs).arguments]
+    if any(signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names):
+        raise _needs_capture(model, "forward has arguments that are given by name alone")
+    axes = {} if dynamic_shapes is None else dynamic_shapes
+    if not isinstance(axes, dict) or not all(isinstance(sizes, dict) for sizes in axes.values()):
+        raise _needs_capture(model, "the dynamic axes are not given by names of inputs")
+    if not all(isinstance(value, torch.Tensor) for value in values) or len(names) != len(values):
+        raise _needs_capture(model, "there is an input that is no tensor, or has no name")
+    return names
+
+
+def _needs_capture(model: object, found: str) -> ExportError:
+    return ExportError(
+        type(model).__name__,
+        f"{found}, and torch {torch.__version__} is installed",
+        "torch 2.6 or newer exports it",
+        "Install a newer torch",
+    )
+
+
+def _traced(
+    model: nn.Module,
+    inputs: Inputs,
+    opset: int,
+    names: dict[str, str],
+    dynamic_shapes: dict[str, dict[int, Any]],
+    output_names: Sequence[str] | None,
+) -> ir.Model:
+    """What torch before 2.6 writes, which runs the model once; `names`: argument -> input of the file."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.onnx.export(
+            copy_model(model),
+            (*inputs.args, dict(inputs.kwargs)),
+            buffer,  # type: ignore[arg-type]
+            dynamo=False,
+            opset_version=opset,
+            dynamic_axes={
+                names[argument]: {
+                    axis: getattr(size, "__name__", str(size)) for axis, size in sizes.items()
+                }
+                for argument, sizes in dynamic_shapes.items()
+            },
+            input_names=list(names.values()),
+            output_names=output_names,
+        )
+    # Of sizes the proof tells, over a grid of them. Of values the other branch would be missing.
+    if any(re.search("to a Python (boolean|float|number)", str(said.message)) for said in told):
+        raise _needs_capture(model, "what it computes depends on the values of its inputs")
+    return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
 
 
 def _save(

@@ -65,6 +65,7 @@ from deconvfix.frontends.torch.folded import fold_layer
 from deconvfix.frontends.torch.inputs import (
     as_inputs,
     copy_model,
+    copy_to_run,
     innermost_name,
     names_of,
     psnr_db,
@@ -129,7 +130,7 @@ class TorchModuleFrontend:
         # Calls by a run, on a copy: a run may change buffers.
         if example_inputs is not None:
             # A run shows every call, with its geometry and the module that made it.
-            probe = copy_model(model)
+            probe = copy_to_run(model)
             names = names_of(probe)
             # By identity: code that uses a layer's weight elsewhere uses the same tensor.
             homes = {
@@ -326,7 +327,7 @@ class TorchModuleFrontend:
             inside = any(not name or path.startswith(f"{name}.") for path in allowed)
             if isinstance(module, torch.jit.ScriptModule) and inside:
                 allowed.add(name)
-        ran = executed_transposed_convolutions(copy_model(model), example_inputs)
+        ran = executed_transposed_convolutions(copy_to_run(model), example_inputs)
         return [name for name in ran if name not in allowed]
 
     def verify(
@@ -348,6 +349,7 @@ class TorchModuleFrontend:
         return compare_modules(shown, stored(model, shown), [inputs], None)
 
     find_upsampled = staticmethod(find_upsampled)
+    snapshot = staticmethod(copy_to_run)
     with_transposed = staticmethod(with_transposed)
     as_in = staticmethod(as_in)
     with_shuffled = staticmethod(with_shuffled)

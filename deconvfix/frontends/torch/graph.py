@@ -34,7 +34,8 @@ from deconvfix.frontends.torch.calls import GEOMETRY, Call, dtype_obstacle, pars
 from deconvfix.frontends.torch.find import call_path
 from deconvfix.frontends.torch.frontend import TorchModuleFrontend
 from deconvfix.frontends.torch.inputs import dtype_name
-from deconvfix.plan import Match, Options, Plan, make_plan
+from deconvfix.plan import Match, Options, Plan
+from deconvfix.planning import make_plan
 
 __all__ = [
     "FRONTEND",

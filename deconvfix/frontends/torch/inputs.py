@@ -6,7 +6,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -26,6 +26,7 @@ __all__ = [
     "compare_tensors",
     "copy_model",
     "copy_quietly",
+    "copy_to_run",
     "dtype_name",
     "equal",
     "flat_tensors",
@@ -86,12 +87,35 @@ def copy_model(model: nn.Module) -> nn.Module:
     Old-style weight_norm leaves its computed weight behind as a tensor with a gradient history, for
     which torch has no deep copy; it is computed again at the next call, so its values are enough.
     """
-    memo: dict[int, Any] = {
-        id(value): value.detach().clone()
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in _computed(model)}
+    return _copied(model, memo)
+
+
+def copy_to_run(model: nn.Module) -> nn.Module:
+    """A copy for one run without gradients: of what a run may change, and not of the parameters.
+
+    Code in train mode may write to parameters (running codebooks): those of modules in train mode are copied.
+    """
+    memo: dict[int, Any] = {id(value): value.detach() for value in _computed(model)}
+    training = {
+        id(parameter)
         for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
+        if module.training
+        for parameter in module.parameters(recurse=False)
     }
+    memo |= {id(p): p for p in model.parameters() if id(p) not in training}
+    return _copied(model, memo)
+
+
+def _computed(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors with a gradient history that modules hold as attributes."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                yield value
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
         return copy_quietly(model, memo)
     except Exception as error:
@@ -115,7 +139,9 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
     accelerators = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         # What torch.compile has made of a module is run as the module: a search sees what it calls.
-        eager = torch.compiler.set_stance("force_eager")
+        # Before torch 2.6 it runs compiled.
+        set_stance = getattr(torch.compiler, "set_stance", None)
+        eager = set_stance("force_eager") if set_stance else nullcontext()
         with torch.random.fork_rng(devices=accelerators), torch.no_grad(), eager:
             # Dropout or noise in forward must be the same for the models that are compared.
             torch.manual_seed(0)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.fx import GraphModule
 
 from deconvfix.forms import form
 from deconvfix.frontends.torch import steps as torch_steps
-from deconvfix.frontends.torch.calls import Call, Observed, observe
+from deconvfix.frontends.torch.calls import Call
 from deconvfix.frontends.torch.find import (
     call_path,
     current_weight,
@@ -21,16 +20,14 @@ from deconvfix.frontends.torch.find import (
     is_rerouted,
     makes_weight,
 )
+from deconvfix.frontends.torch.first_run import first_run, small_sizes
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
     compare_tensors,
     copy_model,
     equal,
-    innermost_name,
     input_variants,
-    names_of,
-    run_model,
 )
 from deconvfix.frontends.torch.layers import (
     ConvertedConvTranspose,
@@ -41,6 +38,7 @@ from deconvfix.frontends.torch.layers import (
 from deconvfix.frontends.torch.shuffles import CONVOLUTIONS
 from deconvfix.parity.bounds import Comparison, rounding_unit
 from deconvfix.parity.definition import by_definition
+from deconvfix.parity.progress import step_by_step
 from deconvfix.plan import Plan, Replaced
 
 __all__ = ["bound_of", "compare_layers"]
@@ -52,6 +50,7 @@ def compare_layers(
     examples: list[Inputs],
     plan: Plan | None,
     rounded: float,
+    calls: Mapping[str, list[Call]] | None = None,
 ) -> list[Comparison]:
     """Every converted layer, on what it gets in the original and on inputs made up.
 
@@ -61,9 +60,14 @@ def compare_layers(
         examples: Example inputs; the first one is run. There may be none.
         plan: What was converted. Without one, layers of the same name are compared.
         rounded: The eps that the weights were rounded with when they were stored.
+        calls: Crops of what each layer gets in the original, from a run in its own dtype: each layer is made
+            float64 on its own. None: both models are in float64 as far as they can be, and the original is
+            run on the first example.
     """
+    widen = calls is not None
     # What each layer gets in the original, where the original can be run.
-    calls = _calls_of(before, examples[0]) if examples else {}
+    if calls is None:
+        calls = first_run(before, examples[0]).calls if examples else {}
     decisions = None if plan is None else {decision.name: decision for decision in plan.replaced}
     # In the order in which the layers run, so that the first departure is where the error begins.
     not_run = (name for name, _ in before.named_modules() if name not in calls)
@@ -71,7 +75,7 @@ def compare_layers(
     inside = [] if plan is None else _corrected_inside_code(before, plan)
     if inside and examples:
         comparisons += _compare_weights(before, after, inside, examples[0], rounded)
-    for name in dict.fromkeys((*calls, *not_run)):
+    for name in step_by_step("Comparing layers", [*dict.fromkeys((*calls, *not_run))]):
         old, new = before.get_submodule(name), _submodule(after, name)
         # What stands for a convolution and a pixel shuffle has another output: it is compared end to end.
         if name in map(_caller, inside) or isinstance(new, CONVOLUTIONS):
@@ -82,9 +86,17 @@ def compare_layers(
             same = decisions is not None and decisions[name].exact
             # Further calls run the same code on other values.
             own_calls = calls.get(name, [])[:2]
-            comparisons += _compare_layer(
-                name, old, new, own_calls, decisions is not None, rounded if same else None
+            # A copy, as spectral norms change when they run.
+            new = copy_model(new)
+            pair = _widened(old, new, own_calls) if widen else (old, new, own_calls)
+            stored = rounded if same else None
+            found = _compare_layer(
+                name, *pair, planned=decisions is not None, rounded=stored, brief=widen
             )
+            if widen and own_calls:
+                size = "x".join(map(str, own_calls[0].input.shape))
+                found = [replace(one, inputs=f"{one.inputs}, cropped to {size}") for one in found]
+            comparisons += found
         # Functional calls have no module to compare, so the exact form runs on their arguments.
         elif name in calls and (isinstance(old, GraphModule) or (new and is_rerouted(new))):
             comparisons += [_compare_call(name, call) for call in calls[name][:4]]
@@ -112,7 +124,7 @@ def _compare_weights(
     before: nn.Module, after: nn.Module, inside: list[Replaced], example: Inputs, rounded: float
 ) -> list[Comparison]:
     """The weights that calls get when the converted model runs, with those that the plan makes of the old."""
-    old_calls, new_calls = _calls_of(before, example), _calls_of(after, example)
+    old_calls, new_calls = first_run(before, example).calls, first_run(after, example).calls
     comparisons = []
     for decision in inside:
         name = _caller(decision)
@@ -131,27 +143,38 @@ def _compare_weights(
     return comparisons
 
 
-def _calls_of(model: nn.Module, example: Inputs) -> dict[str, list[Call]]:
-    """The transposed convolutions that run, by the names of the modules that call them."""
-    calls: dict[str, list[Call]] = {}
-    probe = copy_model(model)
-    names = names_of(probe)
-
-    def record(observed: Observed) -> None:
-        # The values of a vmap cannot be used outside it.
-        if not torch._C._functorch.is_functorch_wrapped_tensor(observed.call.input):
-            calls.setdefault(innermost_name(observed.stack, names), []).append(observed.call)
-
-    with observe(record):
-        run_model(probe, example)
-    return calls
-
-
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
     try:
         return model.get_submodule(name)
     except AttributeError:
         return None
+
+
+@torch.no_grad()
+def _widened(
+    old: ConvTransposeModule, new: nn.Module, calls: list[Call]
+) -> tuple[nn.Module, nn.Module, list[Call]]:
+    """A layer before and after, which is changed itself, and its calls, in float64.
+
+    They stay as they are where the weight of a call is not the one that the layer tells: it was computed in
+    its own dtype, and float64 would see that it was rounded.
+    """
+    if not old.weight.is_floating_point():
+        return old, new, calls
+    if not all(equal(call.weight, current_weight(old)) for call in calls):
+        return old, new, calls
+    wide, new = copy_model(old).double(), new.double()
+    weight = current_weight(wide)
+    calls = [
+        replace(
+            call,
+            input=call.input.double(),
+            weight=weight,
+            bias=None if call.bias is None else call.bias.double(),
+        )
+        for call in calls
+    ]
+    return wide, new, calls
 
 
 def bound_of(call: Call) -> Tensor:
@@ -201,8 +224,10 @@ def _compare_layer(
     old: nn.Module,
     new: nn.Module,
     calls: list[Call],
+    *,
     planned: bool,
     rounded: float | None,
+    brief: bool,
 ) -> list[Comparison]:
     """One layer, on what it got in the original's calls and on inputs made up.
 
@@ -215,12 +240,12 @@ def _compare_layer(
             corrected weight with the layer of that weight. Otherwise both are compared with `old`.
         rounded: For planned layers whose function stays the same: the eps of the stored weights. They are
             compared with `old` as well, up to that.
+        brief: Whether noise is the only input that is made up: in float64 it shows all that the others do.
     """
     assert isinstance(old, ConvTransposeModule)
-    new = copy_model(new)  # spectral norms change when they run
     comparisons = []
     # Per case: run the new layer, choose what it must equal, compare.
-    for kind, call in _cases(old, calls):
+    for kind, call in _cases(old, calls, brief):
         x = call.input
         rerouted = is_rerouted(new)
         # Without the user's hooks, which are not part of the layer; some hooks make its weight.
@@ -261,7 +286,9 @@ def _rerouted(old: nn.Module, new: nn.Module, call: Call) -> Tensor:
     return torch_steps.conv_transpose(**call.arguments)
 
 
-def _cases(layer: ConvTransposeModule, calls: list[Call]) -> Iterator[tuple[str, Call]]:
+def _cases(
+    layer: ConvTransposeModule, calls: list[Call], brief: bool
+) -> Iterator[tuple[str, Call]]:
     """Calls of the layer as it is in the original: those that were seen, and some on made-up inputs."""
     spec = spec_of(layer)
     # What a hook computes is brought up to date by a run; double() does not reach it.
@@ -272,11 +299,11 @@ def _cases(layer: ConvTransposeModule, calls: list[Call]) -> Iterator[tuple[str,
     else:
         weight = current_weight(layer).to(dtype)
         bias = None if layer.bias is None else layer.bias.to(dtype)
-        shape = (2, spec.in_channels, *_small_sizes(spec))
+        shape = (2, spec.in_channels, *small_sizes(spec))
     inputs = [("example inputs", call.input) for call in calls]
     # Noise shows wrong phases, a constant wrong sums, zeros a wrong bias.
     _, *made_up = input_variants(as_inputs(weight.new_zeros(shape)))
-    inputs += [(kind, variant.args[0]) for kind, variant in made_up]
+    inputs += [(kind, variant.args[0]) for kind, variant in made_up[: 1 if brief else None]]
     padding = tuple(begin for begin, _ in spec.padding)
     for kind, x in inputs:
         yield (
@@ -311,14 +338,3 @@ def _by_definition(layer: ConvertedConvTranspose, x: Tensor) -> tuple[Tensor, Te
         torch.from_numpy(definition.value).reshape(shape).to(x),
         torch.from_numpy(definition.rounding).reshape(shape),
     )
-
-
-def _small_sizes(spec: Any) -> tuple[int, ...]:
-    """A small input size, different on each axis, for which the layer has an output."""
-    sizes = []
-    for axis, (s, big_k, (b, e)) in enumerate(
-        zip(spec.stride, spec.effective_kernel_size, spec.padding, strict=True)
-    ):
-        # Enough for one output pixel, and some more, so many that axes of one geometry differ.
-        sizes.append(max(1, math.ceil((b + e - big_k + 1) / s) + 1) + 3 + axis)
-    return tuple(sizes)

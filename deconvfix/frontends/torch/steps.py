@@ -177,9 +177,8 @@ def crop(x: Tensor, amounts: Pairs) -> Tensor:
 def shorten(x: Tensor, sizes: Sequence[int]) -> Tensor:
     """The first pixels of each axis: (.., *L) -> (.., *sizes), dense in memory.
 
-    An output_padding appends pixels at the end, so the result of a smaller one is the begin of that of a
-    larger one. The sizes may be symbolic: nothing here asks how large they are. (A slice of several axes
-    would, as torch looks whether it is dense.)
+    An output_padding appends pixels at the end: the result of a smaller one is the begin of that of a larger
+    one. The sizes may be symbolic; a slice of several axes would ask, as torch looks whether it is dense.
     """
     have = x.shape[-len(sizes) :]
     return F.pad(x, _flat(tuple((0, size - n) for n, size in zip(have, sizes, strict=True))))
@@ -213,8 +212,7 @@ def local_means(x: Tensor, reach: tuple[int, ...], groups: int) -> Tensor:
     # A depthwise convolution for each axis: ten times as fast as torch's pooling on a CPU.
     for axis, r in enumerate(reach):
         if r:
-            # Computed, not written down: a tensor of constants would be state that graphs must hold.
-            # From integers, so that a graph has no dtype in it, and can be moved to another one.
+            # Computed from integers, not written down: constants would be state of a graph, of one dtype.
             distance = torch.arange(-r, r + 1, device=x.device).abs()
             shape = [1] * (2 + n)
             shape[2 + axis] = 2 * r + 1
@@ -347,9 +345,8 @@ def conv_transpose(
 ) -> Tensor:
     """Drop-in for torch.nn.functional.conv_transpose1d, 2d and 3d that runs the sub-pixel form.
 
-    The weight is rearranged while the model runs, by ordinary differentiable operations, so it may
-    be computed from the input (modulated convolutions), tied or parametrized. The number of groups
-    and the batch size may be symbolic.
+    The weight is rearranged while the model runs, by differentiable operations, so it may be computed
+    from the input (modulated convolutions), tied or parametrized. Groups and batch may be symbolic.
 
     Args:
         input: (N, C_in, *L) or (C_in, *L).

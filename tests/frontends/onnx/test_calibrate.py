@@ -16,7 +16,8 @@ from deconvfix.fit.moments import Moments
 from deconvfix.forms import form
 from deconvfix.frontends.onnx import calibrate as onnx_calibrate
 from deconvfix.frontends.onnx import frontend as onnx_model
-from deconvfix.plan import Options, make_plan
+from deconvfix.plan import Options
+from deconvfix.planning import make_plan
 from tests.support.onnx_fits import Net, X, Y, as_onnx, batches, integer_net, up
 from tests.support.onnx_models import (
     is_valid,

@@ -232,6 +232,7 @@ def test_hostile_expressions_end_at_once(kind):
     (layer,) = deconvfix.inspect(hostile).layers
     assert time.monotonic() - started < 20
     if kind == "doubled again and again":
-        assert "taps" in layer.refusal
+        # Old versions of onnx count 2^64 elements as none.
+        assert any(word in layer.refusal for word in ("taps", "`kernel_size` is (4, 0)"))
     else:
         assert layer.kernel_size == (4, 3)

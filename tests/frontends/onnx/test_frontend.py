@@ -13,7 +13,8 @@ from onnx.backend.test.case import node as node_tests
 import deconvfix
 from deconvfix.errors import ModelError
 from deconvfix.parity.runtime import open_session, run_named
-from deconvfix.plan import Options, make_plan
+from deconvfix.plan import Options
+from deconvfix.planning import make_plan
 from deconvfix.targets.profile import NO_LIMITS
 from tests.support.strategies import cases
 

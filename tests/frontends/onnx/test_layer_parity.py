@@ -9,7 +9,9 @@ import onnx_ir as ir
 import pytest
 
 import deconvfix
+from benchmarks import cost
 from deconvfix.errors import CheckpointError, OptionError
+from deconvfix.frontends.onnx import layer_parity
 from deconvfix.frontends.onnx.proto import FRONTEND, from_proto
 from deconvfix.plan import Plan
 from tests.support.onnx_fits import W, X, Y, as_onnx, batches, calibrated, integer_net, up
@@ -74,3 +76,22 @@ def test_a_recipe_holds_no_weights():
     data["decisions"][0]["fitted"] = {"kernel": [1], "bias": None}
     with pytest.raises(CheckpointError, match="a recipe holds no weights"):
         Plan.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_model_is_walked_through_as_often_for_many_layers_as_for_one(
+    count, monkeypatch, tmp_path
+):
+    cost.chain(count, tmp_path / "chain.onnx")
+    walks = []
+    plain = layer_parity.scopes
+    monkeypatch.setattr(layer_parity, "scopes", lambda m: walks.append(m) or plain(m))
+    monkeypatch.setattr(
+        layer_parity,
+        "visible",
+        lambda scope, plain=layer_parity.visible: walks.append(scope) or plain(scope),
+    )
+    report = deconvfix.convert(onnx.load(tmp_path / "chain.onnx")).report.parity
+    assert report.ok
+    assert len({each.what for each in report.comparisons}) == count + 1
+    assert len(walks) == 3

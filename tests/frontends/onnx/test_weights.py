@@ -125,6 +125,8 @@ def test_initializers_that_callers_may_override(ir_version):
 def test_dtypes(dtype, runs):
     """What ONNX Runtime does not run is held against the layer, with the same nodes in float32."""
     numpy_dtype = helper.tensor_dtype_to_np_dtype(dtype)
+    if dtype == TensorProto.BFLOAT16 and numpy_dtype == np.float32:
+        pytest.skip("this version of onnx has no bfloat16 for NumPy")
     stored = {key: array.astype(numpy_dtype) for key, array in W.items()}
     proto = model(
         [deconv()],

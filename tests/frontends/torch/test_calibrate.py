@@ -146,7 +146,8 @@ def test_traced_models_are_calibrated_too():
 def test_a_dry_run_needs_no_data():
     """The plan of a calibrated conversion is pure, and rebuilds the architecture."""
     from deconvfix.frontends.torch.frontend import FRONTEND
-    from deconvfix.plan import Options, make_plan
+    from deconvfix.plan import Options
+    from deconvfix.planning import make_plan
 
     model = Net()
     options = Options(to="equalized", init="calibrated", grow=1)

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import deconvfix
+from deconvfix.frontends.torch import first_run
+from deconvfix.frontends.torch import parity as torch_parity
 from deconvfix.frontends.torch.parity import compare_modules
 from deconvfix.parity.bounds import LIMIT
 from tests.support.decoders import Decoder
@@ -152,3 +154,81 @@ def test_models_that_do_not_widen_are_compared_in_their_own_dtype(example):
     report = deconvfix.verify(model, deconvfix.convert(model).model, example)
     assert report.ok
     assert report.dtype == "float32"
+
+
+@pytest.fixture
+def dear(monkeypatch):
+    """Each run counts as a long one; the list of runs by the class of the model."""
+    monkeypatch.setattr(first_run, "_MOST_OPERATIONS", 0)
+    runs = []
+    for module in (first_run, torch_parity):
+        plain = module.run_model
+
+        def counted(model, inputs, plain=plain):
+            runs.append(type(model).__name__)
+            return plain(model, inputs)
+
+        monkeypatch.setattr(module, "run_model", counted)
+    return runs
+
+
+def test_long_models_run_once_each_and_once_disturbed(dear, example):
+    model = Decoder()
+    conversion = deconvfix.convert(model, example_inputs=example)
+    report = conversion.report.parity
+    assert report.ok
+    assert report.dtype == "float32"
+    assert report.ran
+    assert len(dear) <= 5
+    assert any("Each run is long" in note for note in report.notes)
+    layers = [each for each in report.comparisons if each.what in ("first", "second")]
+    assert [each.inputs.split(",")[0] for each in layers] == ["example inputs", "seeded noise"] * 2
+    assert all("cropped to" in each.inputs for each in layers)
+    # The layers are in float64 all the same.
+    assert all(each.max_abs < 1e-13 for each in layers)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("layer", ["first", "second"])
+def test_mistakes_in_long_models_fail_and_the_layer_is_named(dear, mistake, layer, example):
+    model = Decoder()
+    conversion = deconvfix.convert(model)
+    mistake(getattr(conversion.model, layer))
+    for plan in (None, conversion.plan):
+        report = compare_modules(model, conversion.model, [example], plan)
+        assert not report.ok
+        assert report.first_departure == layer
+        assert report.max_error_ratio > 1e9
+
+
+def test_a_mistake_outside_the_layers_of_a_long_model_fails(dear, example):
+    model = Decoder()
+    converted = deconvfix.convert(model).model
+    converted.forward = lambda x: torch.tanh(converted.second(converted.first(x)))
+    report = deconvfix.verify(model, converted, example)
+    assert not report.ok
+    assert report.first_departure is None
+
+
+def test_outputs_of_a_long_model_that_ignore_the_layers_are_noted(dear, example):
+    class Deaf(Decoder):
+        def forward(self, x):
+            return x + 1e-30 * super().forward(x).mean()
+
+    model = Deaf()
+    report = deconvfix.verify(model, deconvfix.convert(model).model, example)
+    assert report.ok
+    assert any("hardly depend" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_computed_weights_of_long_models_are_compared(dear, norm, training, example):
+    model = Decoder().train(training)
+    norm(model.first)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    conversion = deconvfix.convert(model, example_inputs=example)
+    assert conversion.report.parity.ok
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

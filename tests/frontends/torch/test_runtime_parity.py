@@ -12,6 +12,7 @@ from torch import nn
 import deconvfix
 from deconvfix import export_onnx
 from deconvfix.errors import ExportError
+from deconvfix.frontends.torch import first_run
 from deconvfix.frontends.torch.runtime_parity import verify_onnx
 from tests.support.exports import Net, convert, integers, noise, seeded
 
@@ -55,6 +56,25 @@ def nudge(weight):
 
 def erase(weight):
     weight[...] = np.nan
+
+
+@pytest.fixture
+def dear(monkeypatch):
+    """Each run counts as a long one."""
+    monkeypatch.setattr(first_run, "_MOST_OPERATIONS", 0)
+
+
+def test_the_file_of_a_long_model_passes(dear, exported):
+    report = verify_onnx(exported[1], exported[0], (noise(1, 2, 4, 5),))
+    assert report.ok
+    assert any("Each run is long" in note for note in report.notes)
+    assert "seeded noise" not in {each.inputs for each in report.comparisons}
+
+
+@pytest.mark.parametrize("edit", [swap_phases, halve_precision, nudge, erase])
+def test_mistakes_in_the_file_of_a_long_model_fail(dear, edit, exported, tmp_path):
+    path = rewritten(exported, tmp_path, edit_weight(edit))
+    assert not verify_onnx(exported[1], path, (noise(1, 2, 4, 5),)).ok
 
 
 @pytest.mark.parametrize("edit", [swap_phases, halve_precision, nudge, erase])

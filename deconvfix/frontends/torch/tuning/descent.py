@@ -45,7 +45,7 @@ _TRIALS = 6
 
 
 class _Optimizer:
-    """Muon for some parameters, Adam for the others, with one state.
+    """Muon for some parameters, Adam for the others, with one state; torch before 2.9 has Adam alone.
 
     Args:
         parameters: All of them.
@@ -53,6 +53,8 @@ class _Optimizer:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], matrices: int) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            matrices = 0
         self.matrices = matrices
         self.parts: dict[int, torch.optim.Optimizer] = {}
         if matrices:
