@@ -9,7 +9,8 @@ import pytest
 from deconvfix.errors import ModelError
 from deconvfix.frontends.onnx.find import find_layers
 from deconvfix.frontends.onnx.frontend import FRONTEND
-from deconvfix.plan import Options, make_plan
+from deconvfix.plan import Options
+from deconvfix.planning import make_plan
 from deconvfix.runtimes.alone import feed_of, layer_alone, layer_shapes, save
 from tests.support.onnx_files import net
 
