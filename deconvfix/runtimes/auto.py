@@ -290,7 +290,7 @@ class _Measurements:
             before = save(model, folder / "before.onnx")
             while True:
                 after = save(FRONTEND.apply(model.clone(), plan), folder / "after.onnx")
-                verdict, words = self._pair(before, after, feed)
+                worse, words = self._pair(before, after, feed)
                 on = f"{self.title} on {self.threads} thread{'s' if self.threads > 1 else ''}"
                 said = f"The whole model in {on}: {words}."
                 # Half of them at a time, those first that save the least.
@@ -298,7 +298,7 @@ class _Measurements:
                     (one.name for one in plan.replaced if one.name in self.saved),
                     key=self.saved.__getitem__,
                 )
-                if verdict is None or not verdict.slower or not order:
+                if not worse or not order:
                     return plan, (*notes, said)
                 back = set(order[: (len(order) + 1) // 2])
                 notes += (f"{said} Taken back: {', '.join(sorted(back))}.",)
@@ -308,7 +308,8 @@ class _Measurements:
                 if not plan.replaced:
                     return plan, notes
 
-    def _pair(self, before: Path, after: Path, feed: Feed) -> tuple[Verdict | None, str]:
+    def _pair(self, before: Path, after: Path, feed: Feed) -> tuple[bool, str]:
+        """Whether the converted model is worse: slower, or it does not run where the original does."""
         digest = hashlib.sha256()
         for path in (before, after):
             digest.update(path.read_bytes())
@@ -323,16 +324,16 @@ class _Measurements:
                 if one.words
             ]
             if failed:
-                return None, "; ".join(failed)
+                return not old.words, "; ".join(failed)
             verdict = compare(old.times, new.times)
             self.cache.put(key, verdict)
-        return verdict, f"{verdict.words()} ({_span(verdict)})"
+        return verdict.slower, f"{verdict.words()} ({_span(verdict)})"
 
 
 def _taken_back(decision: Decision, names: set[str], words: str) -> Decision:
     if not isinstance(decision, Replaced) or decision.name not in names:
         return decision
-    return stays(decision, "kept", f"faster alone, but the whole model is {words}")
+    return stays(decision, "kept", f"faster alone, but not in the whole model: {words}")
 
 
 def _name(decision: Replaced) -> str:

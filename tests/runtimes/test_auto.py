@@ -119,10 +119,17 @@ def test_a_slower_whole_takes_its_layers_back(target):
     found = auto_of(target("SlowAsWhole"))
     assert chosen(found.plan) == {"up1": "kept", "up2": "kept"}
     assert (
-        "faster alone, but the whole model is 0.3 times as fast (0.25 to 0.25)"
+        "faster alone, but not in the whole model: 0.3 times as fast (0.25 to 0.25)"
         in found.plan["up2"].reason
     )
     assert any("Taken back: up2." in note for note in found.report.notes)
+
+
+def test_a_whole_that_does_not_run_takes_its_layers_back(target):
+    found = auto_of(target("RefusesWhole"))
+    assert chosen(found.plan) == {"up1": "kept", "up2": "kept"}
+    assert "not in the whole model: the converted model does not run" in found.plan["up2"].reason
+    assert "(too much at once)" in found.plan["up2"].reason
 
 
 def test_what_was_measured_before_is_not_measured_again(target, monkeypatch):

@@ -232,6 +232,15 @@ class SlowAsWhole(FastDcr):
         return 40 if slow else super().milliseconds(content)
 
 
+class RefusesWhole(FastDcr):
+    """The same, but what has a Relu beside a convolution is refused."""
+
+    def milliseconds(self, content):
+        if is_written(content) and b"Relu" in content:
+            raise ValueError("too much at once")
+        return super().milliseconds(content)
+
+
 class SlowWritings(Clocked):
     def milliseconds(self, content):
         return 12 if is_written(content) else 10
@@ -297,8 +306,8 @@ NAMES = {
     kind.__name__: f"{__name__}:{kind.__name__}"
     for kind in (
         Cropped, DeadlyDcr, Dies, DiesOfLayers, FailsToRun, Fake, FastDcr, Half, Hangs, LastPixel, LoadedAnew,
-        Noisy, NotANumber, NotInstalled, OneSample, OtherSizesWrong, Refuses, RefusesLayers, Reordered,
-        Shifted, Sleeps, SlowAsWhole, SlowWritings, Spawns, Twice, Unlike, WrongCrd, WrongDcr,
+        Noisy, NotANumber, NotInstalled, OneSample, OtherSizesWrong, Refuses, RefusesLayers, RefusesWhole,
+        Reordered, Shifted, Sleeps, SlowAsWhole, SlowWritings, Spawns, Twice, Unlike, WrongCrd, WrongDcr,
         WrongLayers, WrongOriginal, WrongWritings,
     )
 }  # fmt: skip
