@@ -2,10 +2,10 @@
 
     python benchmarks/layers.py --runtime onnxruntime --threads 1 >> table.md
 
-The first column is the layer itself (`keep`); the ratio is its time over that of a writing, so above 1 the
-writing is faster, with the interval that holds it in 99 of 100 measurements. A writing is a line in
-`WRITINGS`. `--layers 0:8` measures a part of them, `--json FILE` adds what was found to a file, and
-`--table FILE` prints the table of all that is in it.
+Ratios are the time of the layer itself (`keep`) over that of another writing, so above 1 the writing is
+faster, with the interval that holds it in 99 of 100 measurements. `auto` is what `--to auto` chooses, without
+what was measured before, and is timed again beside the others. `--layers 0:8` measures a part of them,
+`--json FILE` adds what was found to a file, and `--table FILE` prints the table of all that is in it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import datetime
 import json
 import math
+import os
 import platform
 import statistics
 import sys
@@ -35,6 +36,8 @@ from deconvfix.errors import DeconvfixError
 from deconvfix.runtimes.registry import RUNTIMES
 from deconvfix.runtimes.timing import time_in, title_of
 from deconvfix.runtimes.verdict import compare
+from deconvfix.targets.profile import NO_LIMITS
+from deconvfix.targets.writing import Writing
 
 # What the goal is measured by: a layer below this is slower.
 SLOWER = 0.97
@@ -161,19 +164,56 @@ Feed = dict[str, Array]
 Writer = Callable[[onnx.ModelProto, Feed], onnx.ModelProto]
 
 
-def subpixel(proto: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
-    """The exact form as deconvfix writes it."""
-    converted: onnx.ModelProto = deconvfix.convert(proto, example_inputs=feed, strict=True).model
-    return converted
+def written(writing: Writing) -> Writer:
+    """The exact form in one writing."""
+
+    def write(proto: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
+        converted: onnx.ModelProto = deconvfix.convert(
+            proto, example_inputs=feed, strict=True, verify=False,
+            convolution=writing.convolution, shuffle=writing.shuffle,
+        ).model  # fmt: skip
+        return converted
+
+    return write
 
 
-# Every writing by its name. One that raises is not written for that layer.
-WRITINGS: dict[str, Writer] = {
-    "exact form": subpixel,
-}
+def auto(runtime: str, threads: int, seconds: float) -> Writer:
+    """What `--to auto` makes of a layer."""
+
+    def write(proto: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
+        done = deconvfix.convert(
+            proto,
+            to=AUTO,
+            target=runtime,
+            example_inputs=feed,
+            threads=threads,
+            layer_seconds=seconds,
+        )
+        [decision] = done.plan.decisions
+        settings = decision.settings
+        chosen = f"{settings.convolution}/{settings.shuffle}" if settings else "keep"
+        helper.set_model_props(done.model, {CHOSEN: chosen})
+        converted: onnx.ModelProto = done.model
+        return converted
+
+    return write
+
+
+# Every writing by its name. One that raises is not written for that layer. The first one that a target
+# without limits has is the exact form as it is written by default.
+WRITINGS: dict[str, Writer] = {str(writing): written(writing) for writing in NO_LIMITS.writings(2)}
 
 # The layer against itself: what the noise is.
 CONTROL = "keep, again"
+AUTO = "auto"
+# As the exact form is written by default, in 1-D and 3-D and in 2-D.
+DEFAULTS = ("cropped/axes", "cropped/crd")
+# So many writings are timed to the end, beside the default, `auto` and the control.
+MOST = 4
+# The key of an entry of a file that says what `auto` chose.
+CHOSEN = "chosen"
+# Every writing is loaded once, before some are timed to the end.
+FIRST = {"repeats": 1}
 
 
 @dataclass(frozen=True)
@@ -218,18 +258,37 @@ def measure(
                 yield Found(layer.name, name, None, None, str(error))
                 continue
             paths[name] = written
-        timed = time_in(runtime, list(paths.values()), feed, **timing)
-    keep = timed[0]
-    for name, one in zip(paths, timed, strict=True):
-        ran = bool(one.times.size)
+        once = dict(
+            zip(paths, time_in(runtime, list(paths.values()), feed, **timing | FIRST), strict=True)
+        )
+        some = finalists({name: one.times for name, one in once.items()})
+        last = time_in(runtime, [paths[name] for name in some], feed, **timing)
+        chosen = {name: props_of(path).get(CHOSEN, "") for name, path in paths.items()}
+    timed = once | dict(zip(some, last, strict=True))
+    for name, one in timed.items():
+        ran, keep = bool(one.times.size), (timed if name in some else once)["keep"]
         verdict = compare(keep.times, one.times) if ran and keep.times.size else None
         yield Found(
             layer.name,
             name,
             1e3 * float(np.median(one.times)) if ran else None,
             None if verdict is None or name == "keep" else verdict.to_dict(),
-            one.words,
+            one.words or chosen[name],
         )
+
+
+def finalists(once: Mapping[str, NDArray[Any]]) -> list[str]:
+    """What is timed to the end: the layer, the fastest writings of one load, and what is no candidate."""
+    ran = {name: float(np.median(times)) for name, times in once.items() if times.size}
+    fixed = [name for name in ran if name in ("keep", AUTO, CONTROL)]
+    default = [name for name in DEFAULTS if name in ran][-1:]
+    others = sorted(set(ran) - {*fixed, *default}, key=ran.__getitem__)
+    return [*fixed, *default, *others[:MOST]]
+
+
+def props_of(path: Path) -> dict[str, str]:
+    """The entries that were put into a file."""
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
 def cell(found: Found) -> str:
@@ -238,7 +297,8 @@ def cell(found: Found) -> str:
         return found.words or "-"
     low, high = found.verdict["low"], found.verdict["high"]
     span = "?" if low is None else f"{low:.2f} to {high:.2f}"
-    return f"{found.verdict['ratio']:.2f} ({span})"
+    chosen = f" {found.words}" if found.writing == AUTO else ""
+    return f"{found.verdict['ratio']:.2f} ({span}){chosen}"
 
 
 def best_of(row: Mapping[str, Found]) -> tuple[float, str]:
@@ -246,7 +306,9 @@ def best_of(row: Mapping[str, Found]) -> tuple[float, str]:
     known = [
         (found.verdict["ratio"], name)
         for name, found in row.items()
-        if name != CONTROL and found.verdict is not None and (found.verdict["low"] or 0) > 1
+        if name not in (CONTROL, AUTO)
+        and found.verdict is not None
+        and (found.verdict["low"] or 0) > 1
     ]
     return max(known, default=(1.0, "keep"))
 
@@ -256,22 +318,28 @@ def table(found: Sequence[Found]) -> Iterator[str]:
     rows: dict[str, dict[str, Found]] = {}
     for one in found:
         rows.setdefault(one.layer, {})[one.writing] = one
-    names = [name for name in dict.fromkeys(one.writing for one in found) if name != "keep"]
-    yield f"| layer | keep, ms | {' | '.join(names)} | best of these | verdict |"
-    yield f"|---|---|{'---|' * len(names)}---|---|"
+    own = [name for name in (AUTO, CONTROL) if any(name in row for row in rows.values())]
+    yield f"| layer | keep, ms | exact form | {' | '.join([*own, ''])}best writing | auto / best |"
+    yield f"|---|---|---|{'---|' * len(own)}---|---|"
+    columns: list[list[float]] = [[] for _ in range(len(own) + 3)]
     for layer, row in rows.items():
+        default = next(
+            (row[name] for name in reversed(DEFAULTS) if ratio_of(row.get(name)) is not None), None
+        )
+        shown = [default, *(row.get(name) for name in own)]
         ratio, by = best_of(row)
-        cells = [cell(row[name]) if name in row else "-" for name in names]
+        chosen = ratio_of(row.get(AUTO))
+        of_best = None if chosen is None else chosen / ratio
+        for column, value in zip(columns, [*map(ratio_of, shown), ratio, of_best], strict=True):
+            column += [] if value is None else [value]
         keep = row["keep"].milliseconds
-        own = row[names[0]].verdict or {}
-        words = own.get("words", "")
-        shown = "-" if keep is None else f"{keep:.3g}"
-        yield f"| {layer} | {shown} | {' | '.join(cells)} | {ratio:.2f} {by} | {words} |"
-    columns = [[ratio_of(row.get(name)) for row in rows.values()] for name in names]
-    columns.append([best_of(row)[0] for row in rows.values()])
-    sums = [sums_of([ratio for ratio in column if ratio is not None]) for column in columns]
+        cells = ["-" if one is None else cell(one) for one in shown]
+        last = "-" if of_best is None else f"{of_best:.2f}"
+        first = "-" if keep is None else f"{keep:.3g}"
+        yield f"| {layer} | {first} | {' | '.join(cells)} | {ratio:.2f} {by} | {last} |"
+    sums = [sums_of(column) for column in columns]
     for title, *cells in zip(("geometric mean", "least", f"below {SLOWER}"), *sums, strict=True):
-        yield f"| **{title}** | | {' | '.join(cells)} | |"
+        yield f"| **{title}** | | {' | '.join(cells)} |"
 
 
 def ratio_of(found: Found | None) -> float | None:
@@ -314,7 +382,8 @@ def main() -> None:
     given = parser.parse_args()
     found: list[Found] = []
     control: dict[str, Writer] = {CONTROL: lambda proto, _: proto} if given.control else {}
-    writings = WRITINGS | control
+    writings = WRITINGS | {AUTO: auto(given.runtime, given.threads, given.seconds)} | control
+    os.environ["DECONVFIX_CACHE"] = os.devnull  # what was measured before does not count
     if given.table:
         found = [Found(**json.loads(line)) for line in given.table.read_text().splitlines()]
     else:
@@ -330,7 +399,7 @@ def main() -> None:
                     repeats=given.loads,
                 )
             )
-            print(*map(cell, own[1:]), layer.name, file=sys.stderr, flush=True)
+            print(layer.name, list(table(own))[2], file=sys.stderr, flush=True)
             found += own
             if given.json:
                 with given.json.open("a") as file:

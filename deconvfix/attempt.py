@@ -17,6 +17,7 @@ from deconvfix.diagnose.measure import (
 )
 from deconvfix.failures import refused, still_runs
 from deconvfix.fit.tuning import Tuning
+from deconvfix.forms import AUTO
 from deconvfix.forms.base import FITTED_TO_DATA
 from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs
 from deconvfix.frontends.calibrate import fitter_of
@@ -24,7 +25,7 @@ from deconvfix.frontends.folded import find_with_folds
 from deconvfix.frontends.registry import kept
 from deconvfix.frontends.samples import without_heldout
 from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
-from deconvfix.frontends.targets import with_writings
+from deconvfix.frontends.targets import check_writes_for_targets, with_writings
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan
 from deconvfix.planning import make_plan
@@ -108,9 +109,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         shuffling, working, found = shown(frontend, working, model, seen, inplace=inplace)
     find = partial(find_with_folds, frontend) if request.fold else frontend.find
     findings = find(working, request.example_inputs)
-    plan = request.plan or with_writings(
-        frontend, working, make_plan(findings.matches, request, request.selects), request
-    )
+    plan, measured = _planned(frontend, working, findings.matches, request)
     if request.strict and plan.refused:
         raise refused(plan)
     # The original is kept for what looks at it later. Its ripples are taken from the weights before they
@@ -133,7 +132,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     if inputs is None and isinstance(frontend, HasInputs):
         inputs = frontend.own_inputs(working)
     # Exact forms are finished here. Fitted ones have their fit to the weights.
-    after, notes = frontend.apply(working, plan), [*found, *findings.notes]
+    after, notes = frontend.apply(working, plan), [*found, *findings.notes, *measured]
     samples = None
     if fitter is not None and calibration is not None:
         after, plan, more = fitter.fit_to_data(before, after, plan, _data(request, calibration))
@@ -167,6 +166,23 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         frontend, before, after, plan, findings.matches, ripples, fidelity,
         _measured_on(given, heldout, inputs), still_running, tuple(notes), shuffling is not None,
     )  # fmt: skip
+
+
+def _planned(
+    frontend: Frontend, model: Any, matches: tuple[Match, ...], request: Request
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, and sentences about what was measured for it."""
+    if request.plan is not None:
+        return request.plan, ()
+    plan = make_plan(matches, request, request.selects)
+    if request.to != AUTO:
+        return with_writings(frontend, model, plan, request), ()
+    check_writes_for_targets(frontend, "to", AUTO)
+    # Torch models need no package for ONNX files.
+    from deconvfix.runtimes.auto import timed_plan
+
+    example, seconds = request.example_inputs, request.layer_seconds
+    return timed_plan(model, plan, example, threads=request.threads, seconds=seconds)
 
 
 def _measured_on(

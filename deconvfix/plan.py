@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +83,8 @@ class Options(Settings):
 
     to: str = option(
         "subpixel",
-        f"What a layer becomes. {'; '.join(f'{form.name}: {form.summary}' for form in FORMS)}.",
+        f"What a layer becomes. {'; '.join(f'{form.name}: {form.summary}' for form in FORMS)}; auto: the "
+        "first of these as it is fastest in the target's runtime, where that is faster (ONNX files only).",
     )
     target: str | None = option(
         None,
@@ -95,10 +96,11 @@ class Options(Settings):
         (), "Convert only the layers whose names match.", metavar="GLOB"
     )
     exclude: tuple[str, ...] = option((), "Keep the layers whose names match.", metavar="GLOB")
+    may_become: ClassVar[tuple[str, ...]] = tuple(form.name for form in FORMS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known("to", self.to, tuple(form.name for form in FORMS))
+        known("to", self.to, self.may_become)
         if not self.form.has_strength and self.strength != 1:
             raise OptionError(
                 "strength",

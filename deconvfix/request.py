@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from deconvfix.core.options import option
 from deconvfix.errors import OptionError
 from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
+from deconvfix.forms import AUTO
 from deconvfix.frontends.calibrate import check_flat
 from deconvfix.plan import Options, Plan
 
@@ -66,6 +67,10 @@ class Request(Options):
         "function with fewer multiply-accumulates.",
         applies="is_exact",
     )
+    threads: int = option(1, "Threads of the runtime in which --to auto measures.", minimum=1)
+    layer_seconds: float = option(
+        20.0, "Time that --to auto may measure each geometry, about.", metavar="SECONDS"
+    )
     strict: bool = option(
         False, "Fail if a layer is refused, or if the result could not be run and compared."
     )
@@ -85,6 +90,7 @@ class Request(Options):
     )
     plan: Plan | None = None
     selects: Callable[[str], bool] | None = None
+    may_become: ClassVar[tuple[str, ...]] = (*Options.may_become, AUTO)
 
     @classmethod
     def of(
@@ -104,6 +110,21 @@ class Request(Options):
         if self.init is None and self.calibration is not None and not self.form.is_exact:
             object.__setattr__(self, "init", "calibrated")
         check_sample_rate(self.sample_rate)
+        for name in ("threads", "layer_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise OptionError(
+                    name,
+                    f"the value is {getattr(self, name)!r}",
+                    "a positive number is needed",
+                    f"Correct `{name}`",
+                )
+        if self.fold and self.to == AUTO:
+            raise OptionError(
+                "fold",
+                f"the form is {AUTO!r}",
+                "what is folded is not measured",
+                "Fold with to='subpixel' first, or omit `fold`",
+            )
         if self.fold and not self.form.is_exact:
             raise OptionError(
                 "fold",

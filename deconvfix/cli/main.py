@@ -154,6 +154,7 @@ def convert(
     if own.rank and not shared:
         return  # the first process converts
     job = job_of(named, options, (own.rank, own.world) if shared else (0, 1))
+    job = replace(job, prove=source.timeout if options.prove else None)
     if own.rank:
         with contextlib.redirect_stdout(sys.stderr):
             take_part(job)

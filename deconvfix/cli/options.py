@@ -219,6 +219,13 @@ class ConvertOptions(_ExportedOptions, ReportOptions):
     resume: Path | None = same_as(Tuning, "resume")
     train_all: bool = same_as(Tuning, "train_all")
     fold: bool = same_as(Request, "fold")
+    prove: bool = option(
+        False,
+        "Also run the original and the converted file in the target's runtime, before anything is written "
+        "(ONNX files only).",
+    )
+    threads: int = same_as(Request, "threads")
+    layer_seconds: float = same_as(Request, "layer_seconds")
     include: tuple[str, ...] = same_as(Request, "include")
     exclude: tuple[str, ...] = same_as(Request, "exclude")
     strict: bool = same_as(Request, "strict")
@@ -325,7 +332,7 @@ def _without_none(hint: Any) -> Any:
 
 def _click_type(name: str, kind: Any, declaration: Option) -> Any:
     if name == "to":
-        return click.Choice([form.name for form in FORMS])
+        return click.Choice(Request.may_become)
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     if get_origin(kind) is tuple:

@@ -22,7 +22,15 @@ from deconvfix.fit.tuning import Progress
 from deconvfix.parity.progress import Stage, heard
 from deconvfix.report.report import finite
 
-__all__ = ["NO_MEMORY", "console_of", "fail", "only_printable", "show", "system_error", "working"]
+__all__ = [
+    "NO_MEMORY",
+    "console_of",
+    "fail",
+    "only_printable",
+    "show",
+    "system_error",
+    "working",
+]
 
 # Seconds of silence on a pipe.
 _PATIENCE = 2.0
@@ -33,6 +41,10 @@ NO_MEMORY = sentence(
     "the model, its inputs and its outputs must fit into memory",
     "Give smaller inputs, or use a machine with more memory",
 )
+
+
+# The logger of what is measured layer by layer, which takes a while.
+_MEASURES = "deconvfix.auto"
 
 
 class _Printable:
@@ -134,7 +146,11 @@ def working(what: str) -> Iterator[Callable[[Progress], None] | None]:
     """
     console = console_of(sys.stderr)
     if not console.is_terminal:
-        with contextlib.redirect_stdout(sys.stderr), heard(_now_and_then(console)):
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            heard(_now_and_then(console)),
+            _telling(_MEASURES),
+        ):
             yield None
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -148,7 +164,7 @@ def working(what: str) -> Iterator[Callable[[Progress], None] | None]:
         def tell(stage: Stage) -> None:
             bar.update(task, total=stage.total, completed=stage.done, description=stage.words)
 
-        with contextlib.redirect_stdout(sys.stderr), heard(tell):
+        with contextlib.redirect_stdout(sys.stderr), heard(tell), _telling(_MEASURES):
             yield show
 
 
@@ -163,6 +179,18 @@ def _now_and_then(console: Console) -> Callable[[Stage], None]:
             console.print(stage.words, markup=False, soft_wrap=True)
 
     return tell
+
+
+@contextlib.contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """In the context, what a logger of that name says goes to stderr, a line for each."""
+    logger, handler = logging.getLogger(name), logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)
+    try:
+        with _level(logger, logging.INFO):
+            yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def show(value: Any) -> None:

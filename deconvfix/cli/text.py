@@ -113,6 +113,8 @@ def conversion(report: ConversionReport) -> Iterator[Any]:
         yield from parity(report.parity)
     if report.export is not None:
         yield from parity(report.export, "Verified in ONNX Runtime")
+    if report.in_runtime is not None:
+        yield from in_runtime(report.in_runtime)
     yield from map(escape, report.notes)
     if report.output:
         yield f"Wrote {escape(report.output)}."

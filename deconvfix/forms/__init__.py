@@ -8,9 +8,12 @@ from deconvfix.forms.notch import NOTCH
 from deconvfix.forms.resize import RESIZE
 from deconvfix.forms.subpixel import SUBPIXEL
 
-__all__ = ["FORMS", "form"]
+__all__ = ["AUTO", "FORMS", "form"]
 
 FORMS: tuple[Form, ...] = (SUBPIXEL, RESIZE, EQUALIZED, NOTCH)
 
+# What a conversion may be asked for beside a form: the exact one, where a measurement says that it is faster.
+AUTO = "auto"
+
 # The form of a name; KeyError if there is none.
-form: Callable[[str], Form] = {known.name: known for known in FORMS}.__getitem__
+form: Callable[[str], Form] = {AUTO: SUBPIXEL, **{known.name: known for known in FORMS}}.__getitem__

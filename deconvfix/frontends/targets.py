@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from deconvfix.errors import OptionError
 from deconvfix.plan import Options, Plan
 
-__all__ = ["WritesForTargets", "with_writings"]
+__all__ = ["WritesForTargets", "check_writes_for_targets", "with_writings"]
 
 
 @runtime_checkable
@@ -43,11 +43,24 @@ def with_writings(frontend: object, model: Any, plan: Plan, options: Options) ->
         return plan
     if isinstance(frontend, WritesForTargets):
         return frontend.with_writings(model, plan)
+    # Modules have this one, too.
     if asked == ["convolution"] and options.convolution != "phases":
         return plan
+    check_writes_for_targets(frontend, asked[0], getattr(options, asked[0]))
+    raise AssertionError("what does not write for targets was refused")
+
+
+def check_writes_for_targets(frontend: object, name: str, value: object) -> None:
+    """Checks that models of a kind can have what an option asks for.
+
+    Raises:
+        OptionError: If they cannot.
+    """
+    if isinstance(frontend, WritesForTargets):
+        return
     raise OptionError(
-        asked[0],
-        f"the value is {getattr(options, asked[0])!r}, and the model is no ONNX model",
+        name,
+        f"the value is {value!r}, and the model is no ONNX model",
         "operators are chosen where they are written, in ONNX files",
         "Convert the ONNX file that the model is exported to, or name a file .onnx as the output",
     )

@@ -18,6 +18,7 @@ from deconvfix.report.curves import SamplesCurve, StrengthCurve
 
 if TYPE_CHECKING:
     from deconvfix.diagnose.evidence import Evidence
+    from deconvfix.runtimes.proof import RuntimeReport
 
 __all__ = [
     "ConversionReport",
@@ -77,6 +78,7 @@ class ConversionReport:
         evidence: What the HTML page draws.
         samples_curve: How the distance falls with the number of calibration samples, if that was
             asked for.
+        in_runtime: The proof in the runtime of the target, if that was asked for.
     """
 
     input: str
@@ -94,12 +96,14 @@ class ConversionReport:
     curve: StrengthCurve | None = None
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
     samples_curve: SamplesCurve | None = None
+    in_runtime: RuntimeReport | None = None
 
     @property
     def ok(self) -> bool:
         """Whether all proofs that were made hold and nothing was missed."""
         proofs = [parity for parity in (self.parity, self.export) if parity is not None]
-        return all(proof.ok for proof in proofs) and not self.still_running
+        in_runtime = self.in_runtime is None or self.in_runtime.ok
+        return all(proof.ok for proof in proofs) and in_runtime and not self.still_running
 
     @property
     def proven(self) -> bool:
@@ -127,6 +131,8 @@ class ConversionReport:
         # Arrays first, as asdict would copy them.
         data = asdict(replace(self, evidence=None))
         del data["evidence"]  # arrays; the HTML page shows them
+        if self.in_runtime is not None:
+            data["in_runtime"] = self.in_runtime.to_dict()
         return {"format": REPORT_FORMAT, "ok": self.ok, **finite(data)}
 
     def to_json(self) -> str:

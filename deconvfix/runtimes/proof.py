@@ -31,10 +31,11 @@ from deconvfix.parity.bounds import (
     summarize,
 )
 from deconvfix.parity.outputs import Case, Output, OutputParity, Pair, Rules, compare_outputs
+from deconvfix.runtimes.base import Runtime
 from deconvfix.runtimes.process import InRuntime, NotRunError
 from deconvfix.runtimes.registry import RUNTIMES, runtime_named
 
-__all__ = ["FORMAT", "Fared", "RuntimeReport", "prove_in"]
+__all__ = ["FORMAT", "Fared", "RuntimeReport", "judge_in", "prove_in"]
 
 FORMAT = "deconvfix.runtime/1"
 # Each status, as what a runtime does to a file.
@@ -123,6 +124,55 @@ def prove_in(
         OptionError: If there is no such runtime, or it is not installed.
         DeconvfixError: If a file cannot be read, or the original does not run in ONNX Runtime.
     """
+    prepared = _prepared(name, before, inputs, seconds)
+    runtime, reference, start = prepared.runtime, prepared.reference, prepared.start
+    notes = list(prepared.notes)
+    onnx_file.read(after)  # its errors say what is wrong
+    version, found = "", []
+    for path in (before, after):
+        fared, installed, said = _fared(path, start, reference, prepared.cases)
+        found.append(fared)
+        version = version or installed
+        notes += said
+    if found[0].status == found[1].status == "wrong" and _alike(start, before, after, reference):
+        notes.append(_SAME_THERE)
+    title = f"{runtime.title} {version}".rstrip()
+    return RuntimeReport(title, found[0], found[1], tuple(dict.fromkeys(notes)))
+
+
+def judge_in(
+    name: str, original: Path, inputs: Sequence[Any] = (), seconds: float = 600.0
+) -> Callable[[Path], Fared]:
+    """Prepares to compare files, one after the other, in a runtime with one original in ONNX Runtime.
+
+    Args:
+        name: Of the runtime.
+        original: The original's file.
+        inputs: As for `prove_in`.
+        seconds: That each run in the runtime may take.
+
+    Returns:
+        How a file fares there, the original itself or another one.
+
+    Raises:
+        OptionError, DeconvfixError: As `prove_in`.
+    """
+    prepared = _prepared(name, original, inputs, seconds)
+    return lambda path: _fared(path, prepared.start, prepared.reference, prepared.cases)[0]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What files are compared with, and on what."""
+
+    runtime: Runtime
+    reference: Pair
+    cases: tuple[Case, ...]
+    start: Callable[[Path], InRuntime]
+    notes: tuple[str, ...]
+
+
+def _prepared(name: str, original: Path, inputs: Sequence[Any], seconds: float) -> _Prepared:
     if os.name == "nt":
         raise OptionError(
             "runtime",
@@ -131,10 +181,9 @@ def prove_in(
             "Use WSL",
         )
     runtime = runtime_named(name)
-    model = onnx_file.read(before).model
-    onnx_file.read(after)  # its errors say what is wrong
-    reference = reference_of(model, inputs, before)
-    cases, notes = tuple(reference.cases), []
+    model = onnx_file.read(original).model
+    reference = reference_of(model, inputs, original)
+    cases, notes = tuple(reference.cases), list[str]()
     if not runtime.batches:
         first, *others = cases
         single = [case for case in others if _is_single(case)]
@@ -143,16 +192,7 @@ def prove_in(
         cases = (first, *single)
     outputs = tuple(str(output.name) for output in model.graph.outputs)
     start = partial(InRuntime, RUNTIMES[name], outputs=outputs, seconds=seconds)
-    version, found = "", []
-    for path in (before, after):
-        fared, installed, said = _fared(path, start, reference, cases)
-        found.append(fared)
-        version = version or installed
-        notes += said
-    if found[0].status == found[1].status == "wrong" and _alike(start, before, after, reference):
-        notes.append(_SAME_THERE)
-    title = f"{runtime.title} {version}".rstrip()
-    return RuntimeReport(title, found[0], found[1], tuple(dict.fromkeys(notes)))
+    return _Prepared(runtime, reference, cases, start, tuple(notes))
 
 
 def _is_single(case: Case) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 from deconvfix.errors import OptionError
 from deconvfix.runtimes.base import Runtime
+from deconvfix.targets.profile import NO_LIMITS
 
-__all__ = ["RUNTIMES", "runtime_at", "runtime_named"]
+__all__ = ["RUNTIMES", "runtime_at", "runtime_named", "runtime_of"]
 
+# Where there is no target.
+_REFERENCE = "onnxruntime"
 # Name -> "module:class".
 RUNTIMES = {
     "iree": "deconvfix.runtimes.iree:Iree",
@@ -52,3 +56,24 @@ def runtime_named(name: str) -> Runtime:
             f"Install it: {runtime.install}",
         )
     return runtime
+
+
+def runtime_of(target: str | None) -> str:
+    """The name of the runtime in which files for a target run; ONNX Runtime where there is no target.
+
+    Args:
+        target: The name of a profile, or the path of one, which is named like its runtime then.
+
+    Raises:
+        OptionError: If there is none, or something that it needs is not installed.
+    """
+    name = _REFERENCE if target in (None, NO_LIMITS.name) else Path(str(target)).stem
+    if name not in RUNTIMES:
+        raise OptionError(
+            "target",
+            f"the value is {target!r}, and files for it are not run here",
+            f"one of {', '.join(sorted(RUNTIMES))} is needed to measure or to prove in",
+            "Choose one of these, or omit what runs files in the target",
+        )
+    runtime_named(name)
+    return name

@@ -1,6 +1,7 @@
 """The benchmark of the layers of published networks in short: what they are, and its table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +65,27 @@ def refused(proto, feed):
 def test_a_layer_is_timed_with_all_of_its_writings():
     writings = {**layers.WRITINGS, "refused": refused, layers.CONTROL: lambda proto, _: proto}
     found = {one.writing: one for one in layers.measure(SMALL, "onnxruntime", writings, repeats=8)}
-    assert list(found) == ["refused", "keep", *layers.WRITINGS, layers.CONTROL]
+    assert set(found) == {"refused", "keep", *layers.WRITINGS, layers.CONTROL}
     assert found["keep"].verdict is None
-    assert all(found[name].verdict["high"] > 0 for name in (*layers.WRITINGS, layers.CONTROL))
+    ran = {name for name, one in found.items() if one.verdict is not None}
+    assert {"cropped/crd", "cropped/axes", "phases/slices", layers.CONTROL} < ran
+    # All are loaded once, and some of them eight times.
+    loads = [found[name].verdict["loads"] for name in ran]
+    assert loads.count(8) == layers.MOST + 2
+    assert loads.count(1) == len(ran) - layers.MOST - 2
+    assert found["cropped/crd"].verdict["loads"] == found[layers.CONTROL].verdict["loads"] == 8
     assert found["refused"].words.startswith("up: it is small")
     assert found["refused"].verdict is None
     assert layers.ratio_of(found["refused"]) is None
+
+
+def test_what_auto_chooses_is_in_its_file(monkeypatch):
+    monkeypatch.setenv("DECONVFIX_CACHE", "/dev/null")
+    proto = layers.auto("onnxruntime", 1, 1.0)(layers.model_of(SMALL), layers.feed_of(SMALL))
+    [entry] = proto.metadata_props
+    assert entry.key == layers.CHOSEN
+    operators = [node.op_type for node in proto.graph.node]
+    assert (entry.value == "keep") == (operators == ["ConvTranspose"])
 
 
 def made(layer, writing, ratio, low):
@@ -82,27 +98,31 @@ def test_the_table_has_the_sums():
     for layer, one, two in (("a", 0.5, 0.9), ("b", 2.0, 2.2), ("c", 1.0, 1.1)):
         found += [
             layers.Found(layer, "keep", 3.0, None),
-            made(layer, "one", one, one - 0.01),
+            made(layer, "cropped/crd", one, one - 0.01),
             # The last one is above 1, and its interval is not.
             made(layer, "two", two, two - 0.1 - 0.01 * (layer == "c")),
-            made(layer, layers.CONTROL, 1.3, 1.2),
+            # A larger ratio than that of any writing is no writing.
+            made(layer, layers.CONTROL, 2.3, 2.2),
+            replace(made(layer, layers.AUTO, 1.1, 1.05), words="keep"),
         ]
     lines = list(layers.table(found))
-    assert lines[2].startswith("| a | 3 | 0.50 (0.49 to 0.51) | 0.90 (0.80 to 0.91) |")
-    assert lines[2].endswith("| 1.00 keep | slower by 49 to 51 % |")
-    assert "| 2.20 two |" in lines[3]
+    assert lines[2].startswith(
+        "| a | 3 | 0.50 (0.49 to 0.51) | 1.10 (1.05 to 1.11) keep | 2.30 (2.20"
+    )
+    assert lines[2].endswith("| 1.00 keep | 1.10 |")
+    assert lines[3].endswith("| 2.20 two | 0.50 |")
     assert "| 1.00 keep |" in lines[4]
-    assert lines[5] == "| **geometric mean** | | 1.00 | 1.30 | 1.30 | 1.30 | |"
-    assert lines[6] == "| **least** | | 0.50 | 0.90 | 1.30 | 1.00 | |"
-    assert lines[7] == "| **below 0.97** | | 1 of 3 | 1 of 3 | 0 of 3 | 0 of 3 | |"
+    assert lines[5] == "| **geometric mean** | | 1.00 | 1.10 | 2.30 | 1.30 | 0.85 |"
+    assert lines[6] == "| **least** | | 0.50 | 1.10 | 2.30 | 1.00 | 0.50 |"
+    assert lines[7] == "| **below 0.97** | | 1 of 3 | 0 of 3 | 0 of 3 | 0 of 3 | 1 of 3 |"
 
 
 def test_a_table_is_made_of_what_was_measured(tmp_path: Path, monkeypatch, capsys):
     path = tmp_path / "found.jsonl"
-    found = [layers.Found("a", "keep", 3.0, None), made("a", "one", 1.5, 1.4)]
+    found = [layers.Found("a", "keep", 3.0, None), made("a", "cropped/axes", 1.5, 1.4)]
     path.write_text("".join(json.dumps(vars(one)) + "\n" for one in found))
     monkeypatch.setattr("sys.argv", ["layers.py", "--table", str(path)])
     layers.main()
     told = capsys.readouterr().out
     assert told.startswith("ONNX Runtime 1.")
-    assert "| a | 3 | 1.50 (1.40 to 1.51) | 1.50 one | faster by 40 to 51 % |" in told
+    assert "| a | 3 | 1.50 (1.40 to 1.51) | 1.50 cropped/axes | - |" in told

@@ -11,7 +11,7 @@ from onnx import helper
 from deconvfix.errors import DeconvfixError
 from deconvfix.parity.bounds import LIMIT
 from deconvfix.parity.runtime import isolated
-from deconvfix.runtimes.proof import prove_in
+from deconvfix.runtimes.proof import judge_in, prove_in
 from tests.support.onnx_files import net
 
 X = {"x": np.random.default_rng(5).standard_normal((1, 3, 5, 4)).astype(np.float32)}
@@ -147,3 +147,9 @@ def test_an_original_that_does_not_run_is_an_error(files, tmp_path):
     onnx.save(proto, path)
     with pytest.raises(DeconvfixError, match="NoSuchOperator"):
         proof((path, files[1]), "onnxruntime")
+
+
+@pytest.mark.usefixtures("fakes")
+def test_one_original_judges_many_files(files):
+    judge = judge_in("WrongOriginal", files[0])
+    assert [judge(path).status for path in (*files, files[0])] == ["wrong", "right", "wrong"]

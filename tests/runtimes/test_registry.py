@@ -7,7 +7,7 @@ import pytest
 
 from deconvfix.errors import OptionError
 from deconvfix.runtimes.base import Runtime
-from deconvfix.runtimes.registry import RUNTIMES, runtime_at, runtime_named
+from deconvfix.runtimes.registry import RUNTIMES, runtime_at, runtime_named, runtime_of
 from tests.support.project import project
 
 
@@ -61,3 +61,12 @@ def test_node_or_its_package_may_be_missing(monkeypatch, tmp_path):
     assert web.missing() == "the node package 'onnxruntime-web' is not installed"
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert web.missing() == "the command 'node' is not installed"
+
+
+def test_a_target_runs_in_the_runtime_of_its_name():
+    assert [runtime_of(target) for target in (None, "onnx", "onnxruntime")] == ["onnxruntime"] * 3
+    assert runtime_of("some/where/onnxruntime.toml") == "onnxruntime"
+    with pytest.raises(
+        OptionError, match="'coreml', and files for it are not run here; one of mnn, "
+    ):
+        runtime_of("coreml")

@@ -182,6 +182,104 @@ class RefusesLayers(Fake):
         return super().load(path, example, outputs, threads)
 
 
+class Clocked(Fake):
+    """As many milliseconds as `milliseconds` says of what is in a file, without any noise."""
+
+    def clock(self, path, feed, outputs, threads):
+        with open(path, "rb") as file:
+            milliseconds = self.milliseconds(file.read())
+        return lambda runs: runs * milliseconds / 1e3
+
+    def milliseconds(self, content):
+        raise NotImplementedError
+
+
+class FastDcr(Clocked):
+    """DepthToSpace of mode DCR is fast, and every other writing slow."""
+
+    def milliseconds(self, content):
+        return 5 if b"DCR" in content else 20 if is_written(content) else 10
+
+
+class WrongDcr(FastDcr):
+    """The same, and DCR is wrong."""
+
+    def distorted(self, path, outputs):
+        with open(path, "rb") as file:
+            return [y + (b"DCR" in file.read()) for y in outputs]
+
+
+class WrongCrd(Fake):
+    def distorted(self, path, outputs):
+        with open(path, "rb") as file:
+            return [y + (b"CRD" in file.read()) for y in outputs]
+
+
+class DeadlyDcr(FastDcr):
+    """The same, and DCR ends the process when it is timed."""
+
+    def milliseconds(self, content):
+        if b"DCR" in content:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().milliseconds(content)
+
+
+class SlowAsWhole(FastDcr):
+    """The same, but what has a Relu beside a convolution takes long."""
+
+    def milliseconds(self, content):
+        slow = is_written(content) and b"Relu" in content
+        return 40 if slow else super().milliseconds(content)
+
+
+class RefusesWhole(FastDcr):
+    """The same, but what has a Relu beside a convolution is refused."""
+
+    def milliseconds(self, content):
+        if is_written(content) and b"Relu" in content:
+            raise ValueError("too much at once")
+        return super().milliseconds(content)
+
+
+class SlowWritings(Clocked):
+    def milliseconds(self, content):
+        return 12 if is_written(content) else 10
+
+
+class Noisy(Clocked):
+    """All take the same time, give or take a fifth."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+
+    def milliseconds(self, content):
+        return 10
+
+    def clock(self, path, feed, outputs, threads):
+        return lambda runs: runs * 1e-2 * self.rng.uniform(0.8, 1.2)
+
+
+class WrongLayers(FastDcr):
+    """Every ConvTranspose wrong, and fast; DCR is wrong, too."""
+
+    def milliseconds(self, content):
+        return 1 if not is_written(content) else 15 if b"Split" in content else 20
+
+    def distorted(self, path, outputs):
+        with open(path, "rb") as file:
+            content = file.read()
+        return [y + (not is_written(content) or b"DCR" in content) for y in outputs]
+
+
+class WrongWritings(Fake):
+    """Everything that has a convolution."""
+
+    def distorted(self, path, outputs):
+        with open(path, "rb") as file:
+            written = is_written(file.read())
+        return [y + written for y in outputs]
+
+
 class Spawns(Fake):
     """Hangs in a process of its own, as a converter may."""
 
@@ -199,11 +297,17 @@ def has_layer(path):
         return b"ConvTranspose" in file.read()
 
 
+def is_written(content):
+    """Whether the bytes of a file hold the operator Conv: a length, and the name."""
+    return b"\x04Conv" in content
+
+
 NAMES = {
     kind.__name__: f"{__name__}:{kind.__name__}"
     for kind in (
-        Cropped, Dies, DiesOfLayers, FailsToRun, Fake, Half, Hangs, LastPixel, LoadedAnew, NotANumber,
-        NotInstalled, OneSample, OtherSizesWrong, Refuses, RefusesLayers, Reordered, Shifted, Sleeps, Spawns,
-        Twice, Unlike, WrongOriginal,
+        Cropped, DeadlyDcr, Dies, DiesOfLayers, FailsToRun, Fake, FastDcr, Half, Hangs, LastPixel, LoadedAnew,
+        Noisy, NotANumber, NotInstalled, OneSample, OtherSizesWrong, Refuses, RefusesLayers, RefusesWhole,
+        Reordered, Shifted, Sleeps, SlowAsWhole, SlowWritings, Spawns, Twice, Unlike, WrongCrd, WrongDcr,
+        WrongLayers, WrongOriginal, WrongWritings,
     )
 }  # fmt: skip

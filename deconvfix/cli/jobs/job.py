@@ -63,6 +63,7 @@ class Job:
         samples_curve: Report how the outputs come closer with the number of calibration samples.
         curve: Report what other strengths would do.
         others: Further files that the run will write.
+        prove: Seconds for each run of a proof in the target's runtime; None: without such a proof.
     """
 
     source: Source
@@ -75,6 +76,7 @@ class Job:
     samples_curve: bool = False
     curve: bool = False
     others: tuple[Path, ...] = ()
+    prove: float | None = None
 
     @property
     def exports(self) -> bool:
@@ -194,6 +196,8 @@ def convert_file(job: Job) -> ConversionReport:
     # Everything that can be refused is refused before the model is read.
     kind = kind_of(job.source.path)
     kind.check(job)
+    if job.prove is not None:
+        _check_provable(job)
     _check_files(job, kind.suffixes)
     opened = kind.open(job)
     request = _bound(kind, opened, job)
@@ -224,6 +228,10 @@ def convert_file(job: Job) -> ConversionReport:
             written = replace(tried, after=finished(tried))
             tried = rewritten(tried, kind.write(opened, written, path))
             report = prove(tried, request, name=name, verify=kind.verifier(opened, path))
+            if job.prove is not None:
+                from deconvfix.cli.jobs.onnx import prove_written
+
+                report = replace(report, in_runtime=prove_written(job, tried, path))
     report = replace(report, samples_curve=samples_curve, curve=curve)
     # --input makes inputs up; real ones come from --inputs, or are the calibration samples.
     made_up = bool(job.source.inputs) and job.request.calibration is None
@@ -290,6 +298,16 @@ def _bound(kind: Kind, opened: Opened, job: Job) -> Request:
         example_inputs=opened.example,
         plan=None if job.dry_run else _read_recipe(job.recipe),
     )
+
+
+def _check_provable(job: Job) -> None:
+    if job.dry_run or job.source.path.suffix != ".onnx":
+        raise OptionError(
+            "prove",
+            "it is a dry run" if job.dry_run else f"{job.source.path} is no ONNX file",
+            "an ONNX file and the one that it becomes are run",
+            "Omit --prove, or prove the exported file (deconvfix verify --runtime)",
+        )
 
 
 def _check_files(job: Job, suffixes: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from deconvfix.cli.samples import CalibrationFiles
 from deconvfix.cli.source import Source
 from deconvfix.conversion import Verify, inspect
 from deconvfix.diagnose.inspection import Inspection
-from deconvfix.errors import ExportError, OptionError
+from deconvfix.errors import ExportError, OptionError, ParityError
 from deconvfix.frontends.onnx import file as onnx_file
 from deconvfix.frontends.onnx.frontend import FRONTEND
 from deconvfix.frontends.onnx.inputs import Feed, as_feed, shapes_of
@@ -31,10 +31,12 @@ from deconvfix.parity.runtime import open_session, rejected_by_checker
 from deconvfix.plan import Plan
 from deconvfix.request import Request
 from deconvfix.runtimes.base import shapes_in
+from deconvfix.runtimes.departures import departures
 from deconvfix.runtimes.proof import RuntimeReport, prove_in
+from deconvfix.runtimes.registry import runtime_of
 from deconvfix.runtimes.timing import time_in, title_of
 
-__all__ = ["KIND", "OnnxKind", "bench_in", "verify_in"]
+__all__ = ["KIND", "OnnxKind", "bench_in", "prove_written", "verify_in"]
 
 # For all timed runs in a runtime together.
 _SECONDS = 60.0
@@ -148,6 +150,33 @@ def verify_in(runtime: str, source: Source, after: Path, seconds: float) -> Runt
     _check_kind(after)
     examples = _examples(source, onnx_file.read(source.path).model)
     return prove_in(runtime, source.path, after, examples, seconds)
+
+
+def prove_written(job: Job, tried: Attempt, path: Path) -> RuntimeReport:
+    """Runs a file and the one that it became in the runtime of its target.
+
+    Where the function changes on purpose, the converted file is compared with itself in ONNX Runtime.
+
+    Raises:
+        OptionError: If the target has no runtime here, or it is not installed.
+        ParityError: If the converted file is not right there; it names the layers that are not.
+    """
+    assert job.prove is not None
+    runtime, model = runtime_of(tried.plan.target), onnx_file.read(job.source.path).model
+    exact = all(decision.exact for decision in tried.plan.decisions)
+    examples = _examples(job.source, model)
+    before = job.source.path if exact else path
+    report = prove_in(runtime, before, path, examples, job.prove)
+    if not report.ok:
+        example = examples[0] if examples else None
+        departed = departures(runtime, model, tried.plan, example, job.prove)
+        raise ParityError(
+            str(job.output),
+            " ".join((report.verdict(), report.after.words, *departed)).rstrip("."),
+            "the converted file must be right in the runtime of its target",
+            "Nothing was written; exclude these layers, or choose another writing",
+        )
+    return report
 
 
 def bench_in(

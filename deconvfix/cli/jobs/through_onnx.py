@@ -7,6 +7,7 @@ from dataclasses import replace
 from deconvfix.cli.jobs.job import Job, convert_file, kind_of
 from deconvfix.errors import OptionError
 from deconvfix.files import scratch_folder
+from deconvfix.forms import AUTO
 from deconvfix.report.report import ConversionReport
 from deconvfix.targets.profile import profile_named
 
@@ -18,7 +19,8 @@ _EXPORTED_OPSET = 18
 def needs_onnx(job: Job) -> bool:
     """Whether what is asked for can be had in ONNX files alone, and one is to be written."""
     asked = job.request
-    return job.exports and bool(asked.target or asked.shuffle or asked.convolution == "phases")
+    written = asked.target or asked.shuffle or asked.convolution == "phases" or asked.to == AUTO
+    return job.exports and bool(written)
 
 
 def convert_through_onnx(job: Job) -> ConversionReport:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -24,11 +25,11 @@ from deconvfix.frontends.onnx.steps import Writer
 from deconvfix.frontends.onnx.surgery import Operation, Surgeon, quantised_tail
 from deconvfix.frontends.onnx.values import Operand
 from deconvfix.frontends.onnx.weights import Store
-from deconvfix.plan import Decision, Plan, Replaced
+from deconvfix.plan import Decision, Plan, Replaced, Verdict
 from deconvfix.targets.profile import Profile
 from deconvfix.targets.writing import Shuffle, Writing
 
-__all__ = ["for_target", "with_phases", "writings_of"]
+__all__ = ["Choices", "choices_of", "for_target", "stays", "with_phases", "writings_of"]
 
 _MOST_PHASES = 4
 
@@ -53,6 +54,41 @@ def for_target(model: ir.Model, plan: Plan, profile: Profile) -> Plan:
     ]
     shuffles = shuffles_for_target(model, profile, is_open=is_open)
     return replace(plan, decisions=(*decisions, *shuffles))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a target accepts for one layer.
+
+    Attributes:
+        keep: Whether it accepts the layer as it is.
+        writings: The layer in every writing that it accepts, in the order of the profile.
+    """
+
+    keep: bool
+    writings: tuple[Replaced, ...]
+
+
+def choices_of(model: ir.Model, plan: Plan, profile: Profile) -> dict[str, Choices]:
+    """What a target accepts, for each layer that a plan replaces; see `for_target`."""
+    draft = plain(model).clone()
+    layers = {layer.name: layer for layer in find_layers(draft)}
+    surgeon, is_open = _Drafts(draft, profile), has_open_sizes(model)
+    found = {}
+    for decision in plan.replaced:
+        layer = layers[decision.name]
+        written = (
+            _written(decision, writing)
+            for writing, impossible in writings_of(layer, decision, profile)
+            if impossible is None
+        )
+        rank = len(layer.input_size) + 2
+        kept = broken_by([layer.node], profile, partial(_same, rank), open_sizes=is_open)
+        found[decision.name] = Choices(
+            kept is None,
+            tuple(one for one in written if not surgeon.broken(layer, one, is_open=is_open)),
+        )
+    return found
 
 
 def writings_of(
@@ -124,14 +160,7 @@ def _settled(surgeon: _Drafts, layer: Layer, decision: Replaced, is_open: bool) 
         if impossible is not None:
             reason = reason or f"{writing}: {impossible}"
             continue
-        settings = replace(
-            decision.settings, convolution=writing.convolution, shuffle=writing.shuffle
-        )
-        tried = replace(
-            decision,
-            settings=settings,
-            macs_after=decision.target.compile(decision.spec, settings).macs_per_position,
-        )
+        tried = _written(decision, writing)
         broken = surgeon.broken(layer, tried, is_open=is_open)
         if broken is None:
             return tried
@@ -139,6 +168,16 @@ def _settled(surgeon: _Drafts, layer: Layer, decision: Replaced, is_open: bool) 
             # The first way that is possible tells best what stands in the way.
             reason, line = f"{writing}: {broken.found}", broken.key
     return _refused(decision, _not_accepted(reason, profile, line))
+
+
+def _same(rank: int, value: ir.Value) -> int:
+    return rank
+
+
+def _written(decision: Replaced, writing: Writing) -> Replaced:
+    settings = replace(decision.settings, convolution=writing.convolution, shuffle=writing.shuffle)
+    macs = decision.target.compile(decision.spec, settings).macs_per_position
+    return replace(decision, settings=settings, macs_after=macs)
 
 
 def _impossible(layer: Layer, decision: Replaced, writing: Writing) -> str | None:
@@ -169,11 +208,16 @@ def _not_accepted(found: str, profile: Profile, key: str | None) -> Refusal:
 
 def _refused(decision: Replaced, refusal: Refusal) -> Decision:
     """The layer stays, with a sentence."""
+    return stays(decision, "refused", refusal.sentence(decision.name))
+
+
+def stays(decision: Replaced, verdict: Verdict, reason: str) -> Decision:
+    """The decision that a layer stays as it is, kept or refused, in the place of one that replaces it."""
     kept = {known.name: getattr(decision, known.name) for known in fields(Decision)}
     return Decision(
         **kept
         | {
-            "decision": "refused",
+            "decision": verdict,
             "form": None,
             "settings": None,
             "exact": True,
@@ -181,6 +225,6 @@ def _refused(decision: Replaced, refusal: Refusal) -> Decision:
             "macs_before": None,
             "macs_after": None,
             "fitted": None,
-            "reason": refusal.sentence(decision.name),
+            "reason": reason,
         }
     )

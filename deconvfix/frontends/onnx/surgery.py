@@ -241,7 +241,8 @@ class Operation:
         maps, _ = self.writer.steps(
             steps.after, maps, operands, steps.channels, sizes, self.settings.shuffle
         )
-        y = cast(ir.Value, maps)
+        # One phase needs no shuffle to become one map.
+        y = maps if isinstance(maps, ir.Value) else maps[0]
         if self.dynamic is not None:
             y = self._dynamic_crop(x, y)
         if tail:
