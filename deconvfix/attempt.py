@@ -17,7 +17,7 @@ from deconvfix.diagnose.measure import (
 )
 from deconvfix.failures import refused, still_runs
 from deconvfix.fit.tuning import Tuning
-from deconvfix.forms import AUTO
+from deconvfix.forms import AUTO, DECONV
 from deconvfix.forms.base import FITTED_TO_DATA
 from deconvfix.frontends.base import CalibrationData, Frontend, HasInputs
 from deconvfix.frontends.calibrate import fitter_of
@@ -25,7 +25,7 @@ from deconvfix.frontends.folded import find_with_folds
 from deconvfix.frontends.registry import kept
 from deconvfix.frontends.samples import without_heldout
 from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
-from deconvfix.frontends.targets import check_writes_for_targets, with_writings
+from deconvfix.frontends.targets import check_writes_for_targets, deconvs, with_writings
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan
 from deconvfix.planning import make_plan
@@ -174,6 +174,8 @@ def _planned(
     """The plan, and sentences about what was measured for it."""
     if request.plan is not None:
         return request.plan, ()
+    if request.to == DECONV:
+        return deconvs(frontend, model, request), ()
     plan = make_plan(matches, request, request.selects)
     if request.to != AUTO:
         return with_writings(frontend, model, plan, request), ()

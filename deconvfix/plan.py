@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deconvfix.core.options import known, option
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import CheckpointError, OptionError, Refusal
-from deconvfix.forms import FORMS, form
+from deconvfix.forms import DECONV, FORMS, form
 from deconvfix.forms.base import Compiled, Form, Need, ReadWeight, Settings
 from deconvfix.targets.profile import NO_LIMITS, Profile, profile_named
 
@@ -84,7 +84,9 @@ class Options(Settings):
     to: str = option(
         "subpixel",
         f"What a layer becomes. {'; '.join(f'{form.name}: {form.summary}' for form in FORMS)}; auto: the "
-        "first of these as it is fastest in the target's runtime, where that is faster (ONNX files only).",
+        "first of these as it is fastest in the target's runtime, where that is faster (ONNX files only); "
+        "deconv: the way back, one for each convolution with a pixel shuffle or nearest upsampling (ONNX "
+        "files only).",
     )
     target: str | None = option(
         None,
@@ -330,7 +332,7 @@ def _decision(data: dict[str, Any]) -> Decision:
             raise TypeError(f"the {name} of a layer is a {type(value).__name__}")
     known("decision", decision.decision, get_args(Verdict))
     if decision.form is not None:
-        known("form", decision.form, tuple(form.name for form in FORMS))
+        known("form", decision.form, (*(form.name for form in FORMS), DECONV))
     if (decision.decision == "replaced") != (None not in (decision.form, settings)):
         raise ValueError(f"layer {decision.name!r} lacks a form or settings")
     return decision

@@ -12,7 +12,7 @@ from deconvfix.forms.base import KEEP, Need
 from deconvfix.forms.unfit import why_unfit
 from deconvfix.plan import Decision, Match, Options, Plan, Replaced, Verdict
 
-__all__ = ["make_plan"]
+__all__ = ["is_selected", "make_plan"]
 
 
 def make_plan(
@@ -61,7 +61,7 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         return Decision(match.name, match.op, verdict, None, reason, spec)
 
     # What was not asked for is no refusal, whatever stands in its way.
-    if not _is_selected(match.name, options, selects):
+    if not is_selected(match.name, options, selects):
         return decision("kept", "not selected")
     untouched = target.why_untouched(options.settings)
     if untouched is not None:
@@ -108,7 +108,8 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
     )
 
 
-def _is_selected(name: str, options: Options, selects: Callable[[str], bool] | None) -> bool:
+def is_selected(name: str, options: Options, selects: Callable[[str], bool] | None = None) -> bool:
+    """Whether the patterns of names, and a further condition, ask for a layer."""
     included = not options.include or any(fnmatchcase(name, glob) for glob in options.include)
     excluded = any(fnmatchcase(name, glob) for glob in options.exclude)
     return included and not excluded and (selects is None or selects(name))

@@ -11,7 +11,7 @@ from deconvfix.core.options import option
 from deconvfix.errors import OptionError
 from deconvfix.fit.regression import MEMORY
 from deconvfix.fit.tuning import Tuning
-from deconvfix.forms import AUTO
+from deconvfix.forms import AUTO, DECONV
 from deconvfix.frontends.calibrate import check_flat
 from deconvfix.plan import Options, Plan
 
@@ -90,7 +90,7 @@ class Request(Options):
     )
     plan: Plan | None = None
     selects: Callable[[str], bool] | None = None
-    may_become: ClassVar[tuple[str, ...]] = (*Options.may_become, AUTO)
+    may_become: ClassVar[tuple[str, ...]] = (*Options.may_become, AUTO, DECONV)
 
     @classmethod
     def of(

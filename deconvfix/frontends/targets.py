@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from deconvfix.errors import OptionError
 from deconvfix.plan import Options, Plan
 
-__all__ = ["WritesForTargets", "check_writes_for_targets", "with_writings"]
+__all__ = ["WritesForTargets", "check_writes_for_targets", "deconvs", "with_writings"]
 
 
 @runtime_checkable
@@ -22,6 +22,21 @@ class WritesForTargets(Protocol):
             plan: What is to be done; what its settings say of the writing stays.
         """
         ...
+
+    def deconv_plan(self, model: Any, options: Options) -> Plan:
+        """A plan that writes what is a transposed convolution in other words as one."""
+        ...
+
+
+def deconvs(frontend: object, model: Any, options: Options) -> Plan:
+    """The plan of the way back.
+
+    Raises:
+        OptionError: If models of this kind have none.
+    """
+    check_writes_for_targets(frontend, "to", options.to)
+    assert isinstance(frontend, WritesForTargets)
+    return frontend.deconv_plan(model, options)
 
 
 def with_writings(frontend: object, model: Any, plan: Plan, options: Options) -> Plan:

@@ -39,8 +39,8 @@ WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")
 DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
-    "accepts", "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "exposed",
-    "external", "file", "find", "first_run", "fold", "folded", "for_target", "frontend", "graph", "inputs",
+    "accepts", "calibrate", "calls", "check", "checkpoint", "deconv", "diagnose", "disturbance", "export",
+    "exposed", "external", "file", "find", "first_run", "fold", "folded", "for_target", "frontend", "graph", "inputs",
     "layer_parity", "layers", "moments", "operators", "pixel_shuffle", "reshuffle",
     "written",
     "nodes", "parity", "parts", "proto", "refusals", "reroute", "restore", "runtime_parity", "samples",

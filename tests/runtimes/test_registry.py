@@ -29,7 +29,16 @@ def test_nothing_of_a_runtime_is_imported_by_looking_at_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "deconvfix.runtimes.openvino" in loaded
-    assert not loaded & {"MNN", "cv2", "iree.compiler", "ncnn", "onnxruntime", "openvino", "tract", "torch"}
+    assert not loaded & {
+        "MNN",
+        "cv2",
+        "iree.compiler",
+        "ncnn",
+        "onnxruntime",
+        "openvino",
+        "tract",
+        "torch",
+    }
 
 
 def test_an_unknown_runtime_is_an_error_with_the_names():

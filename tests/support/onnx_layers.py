@@ -2,7 +2,7 @@
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import deconvfix
 from tests.support.onnx_models import (
@@ -97,3 +97,24 @@ def sparse(name, array):
     return helper.make_sparse_tensor(
         tensor(name, flat[index]), tensor("", index.astype(np.int64)), array.shape
     )
+
+
+def layer_of(spec, weight, bias, sizes):
+    """A file of one layer; sizes are numbers, or names for open ones."""
+    stored = {"w": weight.astype(np.float32)}
+    if bias is not None:
+        stored["b"] = bias.astype(np.float32)
+    made = helper.make_node(
+        "ConvTranspose", ["x", *stored], ["y"], name="up",
+        kernel_shape=spec.kernel_size, strides=spec.stride, dilations=spec.dilation, group=spec.groups,
+        output_padding=spec.output_padding,
+        pads=[b for b, _ in spec.padding] + [e for _, e in spec.padding],
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [made],
+        "layer",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, spec.in_channels, *sizes])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None] * (spec.ndim + 2))],
+        [numpy_helper.from_array(array, name) for name, array in stored.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

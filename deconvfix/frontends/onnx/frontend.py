@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from deconvfix.errors import ModelError, Refusal
 from deconvfix.fit.regression import MEMORY
+from deconvfix.forms import DECONV
 from deconvfix.forms.base import Init, Need
 from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
@@ -23,6 +24,7 @@ from deconvfix.frontends.calibrate import calibrate, check_without_data, refuse_
 from deconvfix.frontends.onnx import parity as onnx_parity
 from deconvfix.frontends.onnx.accepts import check_accepted
 from deconvfix.frontends.onnx.calibrate import FittableModel
+from deconvfix.frontends.onnx.deconv import deconv_plan, write_deconvs
 from deconvfix.frontends.onnx.diagnose import probe_model, runner
 from deconvfix.frontends.onnx.exposed import (
     SHUFFLED,
@@ -123,6 +125,8 @@ class OnnxFrontend:
     def apply(self, model: ir.Model, plan: Plan) -> ir.Model:
         """Rewrites the model in place."""
         make_plain(model)
+        if plan.to == DECONV:
+            return write_deconvs(model, plan.decisions)
         if plan.folded:
             with_folded(model, plan.folded)
         # Found once: surgery on one layer leaves the other nodes as they are.
@@ -145,6 +149,8 @@ class OnnxFrontend:
             rewrite_shuffles(model, plan.decisions, profile)
             check_accepted(model, profile)
         return model
+
+    deconv_plan = staticmethod(deconv_plan)
 
     def with_writings(self, model: ir.Model, plan: Plan) -> Plan:
         """See `for_target.for_target`."""
@@ -194,6 +200,8 @@ class OnnxFrontend:
 
     def left(self, model: ir.Model, plan: Plan, example_inputs: Any) -> Sequence[str]:
         """Names of the ConvTranspose nodes beyond those that the plan keeps."""
+        if plan.to == DECONV:
+            return []
         return [layer.name for layer in find_layers(model) if layer.name not in plan.stays]
 
     def verify(

@@ -1,0 +1,129 @@
+"""The way back: what is a transposed convolution in other words, written as one.
+
+    Conv, (elementwise nodes,) pixel shuffle       becomes   ConvTranspose, (elementwise nodes)
+    nearest Resize, (elementwise nodes,) Conv      becomes   (elementwise nodes,) ConvTranspose
+
+Some runtimes have a fast ConvTranspose and a slow shuffle. The first is exact: weights only change places
+(`core.shuffled`); a bias must be the same in all phases. The second sums taps (`core.folded`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from deconvfix.errors import Refusal
+from deconvfix.forms import DECONV
+from deconvfix.forms.base import Settings
+from deconvfix.frontends.onnx.folded import names_of, with_folded
+from deconvfix.frontends.onnx.nodes import opset_of
+from deconvfix.frontends.onnx.shuffles import ShuffledConv, shuffled_convolutions
+from deconvfix.frontends.onnx.steps import Writer
+from deconvfix.frontends.onnx.upsampled import upsampled_convolutions
+from deconvfix.frontends.onnx.values import Names
+from deconvfix.plan import Decision, Options, Plan
+from deconvfix.planning import is_selected
+
+__all__ = ["deconv_plan", "write_deconvs"]
+
+_SHUFFLED, _UPSAMPLED = "Conv + shuffle", "Resize + Conv"
+_PHASES_OF_BIAS = Refusal(
+    "its bias differs between the phases of a channel",
+    "a transposed convolution has one bias for each channel",
+    "Nothing: this convolution and its shuffle stay as they are",
+)
+_SIZE_IS_READ = Refusal(
+    "the size of the convolution's result is read elsewhere",
+    "nothing but the shuffle must know it",
+    "Simplify the file first (onnxsim, onnxslim), or leave it as it is",
+)
+
+
+def deconv_plan(model: ir.Model, options: Options) -> Plan:
+    """Decisions for everything that is a transposed convolution in other words.
+
+    Args:
+        model: The model, which is not changed.
+        options: Its patterns of names count.
+    """
+    called = names_of(model)
+    decisions = []
+    for found in shuffled_convolutions(model):
+        refusal = _why_not(found)
+        decisions.append(_decision(called[found.conv], _SHUFFLED, refusal, options))
+    for conv, pair in upsampled_convolutions(model):
+        refusal = pair if isinstance(pair, Refusal) else None
+        decisions.append(_decision(called[conv], _UPSAMPLED, refusal, options))
+    return Plan(DECONV, tuple(decisions), options.target)
+
+
+def write_deconvs(model: ir.Model, decisions: Sequence[Decision]) -> ir.Model:
+    """Carries such decisions out, in place."""
+    wanted = {decision.name for decision in decisions if decision.decision == "replaced"}
+    names, called = Names(model), names_of(model)
+    for found in list(shuffled_convolutions(model)):
+        if called[found.conv] in wanted:
+            _write(model, names, found, called[found.conv])
+    return with_folded(model, wanted)
+
+
+def _decision(name: str, op: str, refusal: Refusal | None, options: Options) -> Decision:
+    if not is_selected(name, options):
+        return Decision(name, op, "kept", None, "not selected", None)
+    if refusal is not None:
+        return Decision(name, op, "refused", None, refusal.sentence(name), None)
+    reason = "the same function, as a transposed convolution"
+    return Decision(name, op, "replaced", DECONV, reason, None, Settings())
+
+
+def _why_not(found: ShuffledConv) -> Refusal | None:
+    results = (found.conv, *found.between)
+    if any(use.node.op_type == "Shape" for node in results for use in node.outputs[0].uses()):
+        return _SIZE_IS_READ
+    if found.bias is not None:
+        phases = found.bias[found.shuffled.channels].reshape(len(found.shuffled.channels), -1)
+        if (phases != phases[:, :1]).any():
+            return _PHASES_OF_BIAS
+    return None
+
+
+def _write(model: ir.Model, names: Names, found: ShuffledConv, name: str) -> None:
+    graph, conv, shuffled = model.graph, found.conv, found.shuffled
+    spec = shuffled.spec
+    writer = Writer(names, name, opset_of(model.opset_imports), like=conv)
+    stored = [names.initializer(shuffled.transposed(found.weight), graph, f"{name}.transposed")]
+    if found.bias is not None:
+        bias = found.bias[shuffled.channels.reshape(len(shuffled.channels), -1)[:, 0]]
+        stored.append(names.initializer(np.ascontiguousarray(bias), graph, f"{name}.bias"))
+    y = writer.op(
+        "ConvTranspose",
+        conv.inputs[0],
+        *stored,
+        kernel_shape=list(spec.kernel_size),
+        strides=list(spec.stride),
+        pads=[begin for begin, _ in spec.padding] + [end for _, end in spec.padding],
+        group=spec.groups,
+    )
+    graph.insert_after(conv, writer.nodes)
+    # What treats each element alike follows, and the shuffle is left out.
+    for node in found.between:
+        node.replace_input_with(0, y)
+        y = node.outputs[0]
+        y.shape = None
+    final = found.shuffle[-1].outputs[0]
+    y.type, y.shape = final.type, final.shape
+    result = final.name
+    ir.convenience.replace_all_uses_with(final, y, replace_graph_outputs=True)
+    operands = [
+        *conv.inputs[1:],
+        *(node.inputs[1] for node in found.shuffle if len(node.inputs) > 1),
+    ]
+    graph.remove([*found.shuffle[::-1], conv], safe=True)
+    y.name = result
+    writer.nodes[0].name = name
+    for value in operands:
+        seen = value is None or value.uses() or value.is_graph_input() or value.is_graph_output()
+        if value is not None and value.is_initializer() and not seen:
+            graph.initializers.pop(str(value.name))
