@@ -40,8 +40,8 @@ DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
     "accepts", "calibrate", "calls", "check", "checkpoint", "deconv", "diagnose", "disturbance", "export",
-    "exposed", "external", "file", "find", "first_run", "fold", "folded", "for_target", "frontend", "graph", "inputs",
-    "layer_parity", "layers", "moments", "operators", "pixel_shuffle", "reshuffle",
+    "exposed", "external", "file", "find", "first_run", "fold", "folded", "for_target", "frontend", "graph",
+    "inputs", "layer_parity", "layers", "moments", "operators", "pixel_shuffle", "reshuffle",
     "written",
     "nodes", "parity", "parts", "proto", "refusals", "reroute", "restore", "runtime_parity", "samples",
     "shown", "shuffles", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "upsampled",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from deconvfix.cli.jobs.job import Job, convert_file, kind_of
 from deconvfix.errors import OptionError
 from deconvfix.files import scratch_folder
-from deconvfix.forms import AUTO
+from deconvfix.forms import AUTO, DECONV
 from deconvfix.report.report import ConversionReport
 from deconvfix.targets.profile import profile_named
 
@@ -19,7 +19,9 @@ _EXPORTED_OPSET = 18
 def needs_onnx(job: Job) -> bool:
     """Whether what is asked for can be had in ONNX files alone, and one is to be written."""
     asked = job.request
-    written = asked.target or asked.shuffle or asked.convolution == "phases" or asked.to == AUTO
+    written = (
+        asked.target or asked.shuffle or asked.convolution == "phases" or asked.to in (AUTO, DECONV)
+    )
     return job.exports and bool(written)
 
 
