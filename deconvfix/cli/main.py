@@ -17,6 +17,7 @@ import click
 
 from deconvfix import __version__
 from deconvfix.cli import text
+from deconvfix.cli.help import JobGroup
 from deconvfix.cli.jobs.fix import fix_file
 from deconvfix.cli.jobs.job import (
     can_share,
@@ -57,7 +58,7 @@ __all__ = ["main"]
 _TYPED = "deconvfix.typed"
 
 
-class _Group(click.Group):
+class _Group(JobGroup):
     """Turns the library's errors into one line and exit code 1; remembers what was typed."""
 
     def main(self, *args: Any, **options: Any) -> Any:
