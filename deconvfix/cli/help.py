@@ -22,15 +22,15 @@ JOBS: tuple[tuple[str, str, str], ...] = (
     ("Which layers", "include exclude", ""),
     ("Data", "calibration data targets", "init samples value_range flat sample_rate seed memory"),
     ("Training", "", "seconds steps resume train_all max_cost"),
-    ("The comparison", "min_snr atol rtol repeats threads", ""),
-    ("What is told", "as_json report_file gradients explain", "curve samples_curve"),
+    ("The comparison", "before max_grid min_snr atol rtol repeats threads", ""),
+    ("What is told", "as_json report_file junit sarif gradients explain", "curve samples_curve"),
 )
 
 # The commands, by what they are for.
 COMMANDS = (
     ("Change", ("convert", "fix", "export")),
     ("Look", ("inspect", "targets")),
-    ("Prove", ("verify", "bench")),
+    ("Prove", ("check", "verify", "bench")),
 )
 
 _ALL = "deconvfix.help_all"

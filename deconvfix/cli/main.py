@@ -17,6 +17,7 @@ import click
 
 from deconvfix import __version__
 from deconvfix.cli import text
+from deconvfix.cli.check import check
 from deconvfix.cli.help import JobGroup
 from deconvfix.cli.jobs.fix import fix_file
 from deconvfix.cli.jobs.job import (
@@ -291,6 +292,7 @@ def fix(ctx: click.Context, /, model: Path, source: SourceOptions, options: FixO
 
 
 main.add_command(targets)
+main.add_command(check)
 
 
 def _share() -> Share:
