@@ -172,7 +172,8 @@ def convert(
     )
     if options.report_file is not None:
         _write_report(report, options.report_file)
-    show(report.to_dict() if options.as_json else text.conversion(report))
+    shown = text.planned(report) if options.dry_run else text.conversion(report)
+    show(report.to_dict() if options.as_json else shown)
     ctx.exit(0 if report.ok else 1)
 
 

@@ -13,8 +13,9 @@ from deconvfix.core.decibels import decibels_in_words
 from deconvfix.diagnose.fidelity import Fidelity, Tone
 from deconvfix.extras import undrawn
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Decision, Plan
+from deconvfix.plan import Decision, Plan, Replaced
 from deconvfix.report.curves import SamplesCurve, StrengthCurve
+from deconvfix.report.tally import Tallies
 
 if TYPE_CHECKING:
     from deconvfix.diagnose.evidence import Evidence
@@ -38,7 +39,8 @@ _MOST_TONES = 12
 class LayerReport:
     """What happened to one layer; see `deconvfix.plan.Decision` for the fields.
 
-    Of fitted layers also the ripple of the answer to a constant, by the weights, before and after.
+    Of fitted layers also the ripple of the answer to a constant, by the weights, before and after. The steps
+    are those that a replaced layer consists of, in order.
     """
 
     name: str
@@ -52,6 +54,7 @@ class LayerReport:
     macs_after: int | None
     ripple_db_before: float | None = None
     ripple_db_after: float | None = None
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class ConversionReport:
         evidence: What the HTML page draws.
         samples_curve: How the distance falls with the number of calibration samples, if that was
             asked for.
+        tallies: What both files consist of, where they are ONNX files.
     """
 
     input: str
@@ -94,6 +98,7 @@ class ConversionReport:
     curve: StrengthCurve | None = None
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
     samples_curve: SamplesCurve | None = None
+    tallies: Tallies | None = None
 
     @property
     def ok(self) -> bool:
@@ -203,7 +208,14 @@ def _layer_report(decision: Decision) -> LayerReport:
         relative_residual=decision.relative_residual,
         macs_before=decision.macs_before,
         macs_after=decision.macs_after,
+        steps=_steps(decision),
     )
+
+
+def _steps(decision: Decision) -> tuple[str, ...]:
+    if not isinstance(decision, Replaced):
+        return ()
+    return tuple(type(step).__name__ for step in decision.compiled().steps)
 
 
 def finite(value: Any) -> Any:
