@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deconvfix import __version__
 from deconvfix.core.decibels import decibels_in_words
 from deconvfix.diagnose.fidelity import Fidelity, Tone
+from deconvfix.errors import printable
 from deconvfix.extras import undrawn
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Decision, Plan, Replaced
@@ -160,6 +161,24 @@ class ConversionReport:
         return (
             "; ".join(filter(None, (f"{what}: {parts or 'nothing to do'}", self.outcome()))) + "."
         )
+
+    def summary(self, most: int = 8) -> str:
+        """The verdict and what happened to each layer, as plain lines of text.
+
+        Args:
+            most: So many layers are named.
+        """
+        whole = self.input if self.output is None else f"{self.input} -> {self.output}"
+        lines = [f"{whole}: {self.verdict()}"]
+        for layer in self.layers[:most]:
+            form = f" ({layer.form})" if layer.form else ""
+            lines.append(f"  {layer.name or '(model)'}: {layer.decision}{form}, {layer.reason}")
+        if most and len(self.layers) > most:
+            lines.append(f"  and {len(self.layers) - most} more layers")
+        return printable("\n".join(filter(None, (*lines, self.change()))))
+
+    def __str__(self) -> str:
+        return self.summary()
 
     def to_html(self) -> str:
         """A page of its own, without scripts or anything from the network."""
