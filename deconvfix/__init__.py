@@ -6,6 +6,7 @@ The functions are imported when they are first used: `import deconvfix` imports 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ __all__ = [
     "strength_curve",
     "verify",
 ]
+
+
+# What is done is logged there at INFO; who wants to read it gives it a handler.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

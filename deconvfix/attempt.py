@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +34,8 @@ from deconvfix.report.report import ConversionReport, layers_with_ripples, versi
 from deconvfix.request import Request
 
 __all__ = ["Attempt", "attempt", "finished", "rewritten"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     find = partial(find_with_folds, frontend) if request.fold else frontend.find
     findings = find(working, request.example_inputs)
     plan, measured = _planned(frontend, working, findings.matches, request)
+    counts = (len(plan.decisions), len(plan.replaced), len(plan.refused))
+    _LOG.info("%d transposed convolutions found: %d to replace, %d refused", *counts)
     if request.strict and plan.refused:
         raise refused(plan)
     # The original is kept for what looks at it later. Its ripples are taken from the weights before they

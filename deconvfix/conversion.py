@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ __all__ = [
     "prove",
     "verify",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 Verify = Callable[[Any, Any, Sequence[Any], Plan | None], ParityReport]
 
@@ -238,6 +241,7 @@ def prove(
             seen = tried.inputs[0], fidelity.outputs
             evidence = gather(*both, plan, *seen, sample_rate=rate)
     report = tried.report(parity=parity, evidence=evidence)
+    _LOG.info("%s", replace(report, input=name).summary(most=0))
     if request.strict and plan.changed and not report.proven:
         raise unproven(report.outcome(), name)
     return report

@@ -17,6 +17,8 @@ import click
 
 from deconvfix import __version__
 from deconvfix.cli import text
+from deconvfix.cli.check import check
+from deconvfix.cli.help import JobGroup
 from deconvfix.cli.jobs.fix import fix_file
 from deconvfix.cli.jobs.job import (
     can_share,
@@ -57,7 +59,7 @@ __all__ = ["main"]
 _TYPED = "deconvfix.typed"
 
 
-class _Group(click.Group):
+class _Group(JobGroup):
     """Turns the library's errors into one line and exit code 1; remembers what was typed."""
 
     def main(self, *args: Any, **options: Any) -> Any:
@@ -171,7 +173,8 @@ def convert(
     )
     if options.report_file is not None:
         _write_report(report, options.report_file)
-    show(report.to_dict() if options.as_json else text.conversion(report))
+    shown = text.planned(report) if options.dry_run else text.conversion(report)
+    show(report.to_dict() if options.as_json else shown)
     ctx.exit(0 if report.ok else 1)
 
 
@@ -291,6 +294,7 @@ def fix(ctx: click.Context, /, model: Path, source: SourceOptions, options: FixO
 
 
 main.add_command(targets)
+main.add_command(check)
 
 
 def _share() -> Share:

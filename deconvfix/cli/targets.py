@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 from rich.table import Table
 
+from deconvfix.cli.help import JobCommand
 from deconvfix.cli.options import ReportOptions, takes
 from deconvfix.cli.terminal import show
 from deconvfix.cli.text import escape
@@ -17,7 +18,7 @@ __all__ = ["targets"]
 FORMAT = "deconvfix.targets/1"
 
 
-@click.command(epilog="Example: deconvfix targets ncnn")
+@click.command(cls=JobCommand, epilog="Example: deconvfix targets ncnn")
 @click.argument("names", nargs=-1, metavar="[NAME|FILE.toml]...")
 @takes(ReportOptions, "options")
 def targets(names: tuple[str, ...], options: ReportOptions) -> None:

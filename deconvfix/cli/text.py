@@ -35,6 +35,7 @@ __all__ = [
     "in_runtime",
     "inspection",
     "parity",
+    "planned",
     "tolerance",
 ]
 
@@ -98,6 +99,13 @@ def conversion(report: ConversionReport) -> Iterator[Any]:
         decision = f"[{color}]{layer.decision}[/{color}]" if color else layer.decision
         table.add_row(escape(layer.name or "(model)"), decision, cost, escape(layer.reason))
     yield table
+    if report.tallies is not None:
+        table = Table("", "Before", "After")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for what, *counts in report.tallies.rows():
+            table.add_row(escape(what), *counts)
+        yield table
     if report.fidelity is not None:
         yield escape(report.change() or "")
         yield from map(escape, _fidelity(report.fidelity))
@@ -119,6 +127,24 @@ def conversion(report: ConversionReport) -> Iterator[Any]:
     if report.output:
         yield f"Wrote {escape(report.output)}."
     yield f"[bold]{escape(report.verdict())}[/bold]"
+
+
+def planned(report: ConversionReport) -> Iterator[Any]:
+    """A dry run as a difference: what goes, what comes, and what stays with its reason."""
+    for layer in report.layers:
+        name = escape(layer.name or "(model)")
+        if layer.decision != "replaced":
+            color = "[red]refused[/red]" if layer.decision == "refused" else layer.decision
+            yield f"  {name}: {escape(layer.op)}, {color}: {escape(layer.reason)}"
+            continue
+        cost = ""
+        if layer.macs_before and layer.macs_after:
+            cost = f"; x{layer.macs_after / layer.macs_before:.2f} multiply-accumulates"
+        yield f"  {name}"
+        yield f"[red]-   {escape(layer.op)}[/red]"
+        yield f"[green]+   {', '.join(layer.steps)}[/green] ({escape(layer.reason)}{cost})"
+    yield from map(escape, report.notes)
+    yield f"[bold]{escape(report.verdict())} Nothing was written but the recipe, if one was asked for.[/bold]"
 
 
 def _fidelity(fidelity: Fidelity) -> Iterator[str]:

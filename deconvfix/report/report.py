@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from deconvfix import __version__
 from deconvfix.core.decibels import decibels_in_words
 from deconvfix.diagnose.fidelity import Fidelity, Tone
+from deconvfix.errors import printable
 from deconvfix.extras import undrawn
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Decision, Plan
+from deconvfix.plan import Decision, Plan, Replaced
 from deconvfix.report.curves import SamplesCurve, StrengthCurve
+from deconvfix.report.tally import Tallies
 
 if TYPE_CHECKING:
     from deconvfix.diagnose.evidence import Evidence
@@ -39,7 +41,8 @@ _MOST_TONES = 12
 class LayerReport:
     """What happened to one layer; see `deconvfix.plan.Decision` for the fields.
 
-    Of fitted layers also the ripple of the answer to a constant, by the weights, before and after.
+    Of fitted layers also the ripple of the answer to a constant, by the weights, before and after. The steps
+    are those that a replaced layer consists of, in order.
     """
 
     name: str
@@ -53,6 +56,7 @@ class LayerReport:
     macs_after: int | None
     ripple_db_before: float | None = None
     ripple_db_after: float | None = None
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class ConversionReport:
         samples_curve: How the distance falls with the number of calibration samples, if that was
             asked for.
         in_runtime: The proof in the runtime of the target, if that was asked for.
+        tallies: What both files consist of, where they are ONNX files.
     """
 
     input: str
@@ -97,6 +102,7 @@ class ConversionReport:
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
     samples_curve: SamplesCurve | None = None
     in_runtime: RuntimeReport | None = None
+    tallies: Tallies | None = None
 
     @property
     def ok(self) -> bool:
@@ -162,6 +168,24 @@ class ConversionReport:
             "; ".join(filter(None, (f"{what}: {parts or 'nothing to do'}", self.outcome()))) + "."
         )
 
+    def summary(self, most: int = 8) -> str:
+        """The verdict and what happened to each layer, as plain lines of text.
+
+        Args:
+            most: So many layers are named.
+        """
+        whole = self.input if self.output is None else f"{self.input} -> {self.output}"
+        lines = [f"{whole}: {self.verdict()}"]
+        for layer in self.layers[:most]:
+            form = f" ({layer.form})" if layer.form else ""
+            lines.append(f"  {layer.name or '(model)'}: {layer.decision}{form}, {layer.reason}")
+        if most and len(self.layers) > most:
+            lines.append(f"  and {len(self.layers) - most} more layers")
+        return printable("\n".join(filter(None, (*lines, self.change()))))
+
+    def __str__(self) -> str:
+        return self.summary()
+
     def to_html(self) -> str:
         """A page of its own, without scripts or anything from the network."""
         import jinja2
@@ -209,7 +233,14 @@ def _layer_report(decision: Decision) -> LayerReport:
         relative_residual=decision.relative_residual,
         macs_before=decision.macs_before,
         macs_after=decision.macs_after,
+        steps=_steps(decision),
     )
+
+
+def _steps(decision: Decision) -> tuple[str, ...]:
+    if not isinstance(decision, Replaced):
+        return ()
+    return tuple(type(step).__name__ for step in decision.compiled().steps)
 
 
 def finite(value: Any) -> Any:

@@ -27,6 +27,7 @@ from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Plan
 from deconvfix.report.curves import SamplesCurve, StrengthCurve
 from deconvfix.report.report import ConversionReport
+from deconvfix.report.tally import tallies_of
 from deconvfix.request import Request
 
 __all__ = [
@@ -334,8 +335,11 @@ def _check_files(job: Job, suffixes: tuple[str, ...]) -> None:
 
 def _with_files(job: Job, opened: Opened, report: ConversionReport) -> ConversionReport:
     """The report with the names of the files, and what there is to say about them."""
+    written = None if job.dry_run else job.output
+    both = written is not None and job.source.path.suffix == written.suffix == ".onnx"
     return replace(
         report,
+        tallies=tallies_of(job.source.path, written) if both and written else None,
         input=str(job.source.path),
         output=None if job.dry_run else str(job.output),
         notes=(*opened.notes, *report.notes),

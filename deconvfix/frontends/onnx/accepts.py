@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from deconvfix.frontends.onnx.nodes import opset_of
 from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, Known, constant, scopes
 from deconvfix.targets.profile import Profile
 
-__all__ = ["Broken", "broken_by", "check_accepted", "has_open_sizes"]
+__all__ = ["Broken", "broken_by", "broken_lines", "check_accepted", "has_open_sizes"]
 
 # The rank of a value, where it is known.
 RankOf = Callable[[ir.Value], int | None]
@@ -54,12 +54,25 @@ def broken_by(
         rank_of: The rank of a value that no node of these tells.
         open_sizes: Whether the file has open sizes.
     """
-    for node in nodes:
-        if node.domain not in DEFAULT_DOMAINS:
-            continue
-        for key, found in _broken(node, profile, rank_of, open_sizes):
-            return Broken(key, node.name or node.op_type, found)
-    return None
+    return next(_every(nodes, profile, rank_of, open_sizes), None)
+
+
+def broken_lines(model: ir.Model, profile: Profile) -> Iterator[Broken]:
+    """Every line of a profile that a model breaks, and where."""
+    known = Known(model)
+    opset = opset_of(model.opset_imports)
+    is_open = has_open_sizes(model)
+    if is_open and not profile.open_sizes:
+        yield Broken("open_sizes", "(model)", "an input of the file has an open size")
+    if profile.opset is not None and opset > profile.opset:
+        yield Broken("opset", "(model)", f"the file has opset {opset}")
+
+    def rank_of(value: ir.Value) -> int | None:
+        shape = known.shape(value, None)
+        return None if shape is None else len(shape)
+
+    for scope in scopes(model):
+        yield from _every(scope[0], profile, rank_of, is_open)
 
 
 def check_accepted(model: ir.Model, profile: Profile) -> None:
@@ -68,21 +81,7 @@ def check_accepted(model: ir.Model, profile: Profile) -> None:
     Raises:
         ModelError: If a line of the profile is broken.
     """
-    known = Known(model)
-    opset = opset_of(model.opset_imports)
-    broken = None
-    if profile.opset is not None and opset > profile.opset:
-        broken = Broken("opset", "(model)", f"the file has opset {opset}")
-    is_open = has_open_sizes(model)
-    if is_open and not profile.open_sizes:
-        broken = Broken("open_sizes", "(model)", "an input of the file has an open size")
-
-    def rank_of(value: ir.Value) -> int | None:
-        shape = known.shape(value, None)
-        return None if shape is None else len(shape)
-
-    for scope in scopes(model):
-        broken = broken or broken_by(scope[0], profile, rank_of, open_sizes=is_open)
+    broken = next(broken_lines(model, profile), None)
     if broken is not None:
         raise ModelError(
             broken.node,
@@ -90,6 +89,16 @@ def check_accepted(model: ir.Model, profile: Profile) -> None:
             f"the target {profile.name!r} says: {profile.line(broken.key)}",
             "Change the model there, or choose another target; nothing was written",
         )
+
+
+def _every(
+    nodes: Iterable[ir.Node], profile: Profile, rank_of: RankOf, open_sizes: bool
+) -> Iterator[Broken]:
+    for node in nodes:
+        if node.domain not in DEFAULT_DOMAINS:
+            continue
+        for key, found in _broken(node, profile, rank_of, open_sizes):
+            yield Broken(key, node.name or node.op_type, found)
 
 
 def _broken(
