@@ -18,6 +18,7 @@ from onnxruntime.quantization import (
 
 import deconvfix
 from tests.support.onnx_models import (
+    GROUPS,
     W_SHAPE,
     X_SHAPE,
     all_layers_compared,
@@ -63,7 +64,7 @@ def quantised(
     stored=None,
     **geometry,
 ):
-    """QDQ around a layer with two groups. Scales are powers of two, so that all sums are exact.
+    """QDQ around a layer, by default with two groups. Scales are powers of two, so that all sums are exact.
 
     Args:
         activation: dtype of input and output.
@@ -85,6 +86,7 @@ def quantised(
     """
     rng = np.random.default_rng(7)
     ndim, channels = len(w_shape) - 2, w_shape[1]
+    groups = geometry.get("group", GROUPS)
     scale, zero = np.float32(0.25), np.array(weight_zero, weight)
     if per_channel:
         scale = (2.0 ** rng.integers(-2, 2, channels)).astype(np.float32)
@@ -114,14 +116,14 @@ def quantised(
     inputs = "xd wd"
     if bias == "quantised":
         inputs += " bd"
-        tensors["bq"] = rng.integers(-40, 40, 2 * channels).astype(np.int32)
-        tensors["sb"] = np.float32(0.5) * (np.tile(scale, 2) if per_channel else scale)
+        tensors["bq"] = rng.integers(-40, 40, groups * channels).astype(np.int32)
+        tensors["sb"] = np.float32(0.5) * (np.tile(scale, groups) if per_channel else scale)
         nodes.append(
             node("DequantizeLinear", "bq sb", "bd", **({"axis": 0} if per_channel else {}))
         )
     elif bias == "float":
         inputs += " bd"
-        tensors["bd"] = integers((2 * channels,), 3)
+        tensors["bd"] = integers((groups * channels,), 3)
     nodes.append(deconv(inputs, "t0", **(PLAIN | geometry)))
     last = "t0"
     for number, (op_type, further) in enumerate(between, start=1):
@@ -222,6 +224,14 @@ GEOMETRIES = {
 def test_geometries(kwargs, activation, tmp_path):
     feed = {"x": integers(kwargs.get("x_shape", X_SHAPE), 9)}
     check_int8(quantised(activation=activation, per_channel=True, **kwargs), tmp_path, feed)
+
+
+@pytest.mark.parametrize("shuffle", ["crd", "dcr"])
+@pytest.mark.parametrize("zero", [0, 3])
+def test_scales_per_channel_follow_the_order_of_the_phases(shuffle, zero):
+    geometry = {"strides": [2, 2], "pads": [1, 0, 0, 1], "group": 1, "weight_zero": zero}
+    proto = quantised(per_channel=True, **geometry)
+    assert all_layers_compared(check(proto, FEED, shuffle=shuffle))
 
 
 PATTERNS = {
