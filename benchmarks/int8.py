@@ -1,6 +1,7 @@
 """A trained network in int8, quantised before and after its conversion: accuracy and time in ONNX Runtime.
 
-    python benchmarks/int8.py
+    python benchmarks/int8.py [--fixture NAME]
+    python benchmarks/int8.py --layers
 
 The network is exported, and quantised by ONNX Runtime's own static quantisation: QDQ, per channel,
 activations of 8 unsigned bits and weights of 8 signed ones, calibrated on what the fixture is calibrated on
@@ -17,7 +18,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from onnxruntime.quantization import (
     quant_pre_process,
     quantize_static,
 )
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -43,9 +45,19 @@ from benchmarks import cases
 from deconvfix.frontends.onnx.parity import integers_saturate
 from deconvfix.parity.runtime import open_session
 
-__all__ = ["Measured", "Variant", "measure", "written"]
+__all__ = ["LAYERS", "Measured", "Variant", "measure", "written"]
 
 ORIGINAL = "int8, original"
+LAYERS = (
+    ("k4 s2 p1, 64->32", nn.ConvTranspose2d(64, 32, 4, 2, 1), (1, 64, 64, 64)),
+    ("k4 s2 p1, 128->64", nn.ConvTranspose2d(128, 64, 4, 2, 1), (1, 128, 32, 32)),
+    ("k3 s2 p1 op1, 128->64", nn.ConvTranspose2d(128, 64, 3, 2, 1, 1), (1, 128, 48, 48)),
+    ("k3 s2 p1 op1, 64->48", nn.ConvTranspose2d(64, 48, 3, 2, 1, 1), (1, 64, 96, 96)),
+    ("k3 s2 p1 op1, 48->3", nn.ConvTranspose2d(48, 3, 3, 2, 1, 1), (1, 48, 192, 192)),
+    ("k2 s2, 64->64", nn.ConvTranspose2d(64, 64, 2, 2), (1, 64, 80, 80)),
+    ("k5 s2 p2 op1, 64->32", nn.ConvTranspose2d(64, 32, 5, 2, 2, 1), (1, 64, 64, 64)),
+)
+Batches = Sequence[tuple[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -67,16 +79,16 @@ class Measured:
 
     Attributes:
         name: In the table.
-        snr_db: Of its outputs against those of the float file, in dB; infinite for equal ones.
-        quality: In the fixture's metric.
+        outputs: For the held-out inputs.
+        snr_db: Of the outputs against those of the float file, in dB; infinite for equal ones.
         milliseconds: Of one run, the median.
         ratio: How many times as fast as the int8 original.
         operators: What ONNX Runtime runs of convolutions, counted.
     """
 
     name: str
+    outputs: NDArray[Any]
     snr_db: float
-    quality: float
     milliseconds: float
     ratio: float
     operators: str
@@ -94,12 +106,12 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped
         return None if sample is None else {self._name: sample}
 
 
-def _quantised(path: Path, case: cases.Case, count: int, *, reduce_range: bool) -> Path:
+def _quantised(path: Path, batches: Batches, *, reduce_range: bool) -> Path:
     """The file in int8, beside it."""
     prepared = path.with_suffix(".prepared.onnx")
     target = path.with_suffix(".int8.reduced.onnx" if reduce_range else ".int8.onnx")
     (name,) = (each.name for each in onnx.load(path).graph.input)
-    samples = (x.numpy()[None] for [batch] in case.draw(count) for x in batch)
+    samples = (x.numpy()[None] for [batch] in batches for x in batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the quantiser
         quant_pre_process(path, prepared)
@@ -116,29 +128,28 @@ def _quantised(path: Path, case: cases.Case, count: int, *, reduce_range: bool) 
     return target
 
 
-def written(case: cases.Case, folder: Path, *, count: int, reduce_range: bool) -> list[Variant]:
+def written(
+    model: nn.Module, batches: Batches, folder: Path, *, reduce_range: bool = False
+) -> list[Variant]:
     """The files: float, exact form, int8, int8 that was converted, exact form in int8.
 
     Args:
-        case: The fixture; its held-out inputs give the size.
+        model: In eval mode, with one input.
+        batches: Inputs to calibrate on.
         folder: Where the files are written.
-        count: Number of samples to calibrate on.
         reduce_range: Weights of 7 bits.
     """
     original, exact = folder / "original.onnx", folder / "exact.onnx"
-    deconvfix.export_onnx(
-        case.model,
-        original,
-        (case.inputs[:1],),
-        dynamic_shapes=({axis: f"size{axis}" for axis in range(2, case.inputs.dim())},),
-    )
-    feed = case.inputs[:1].numpy()
+    x = batches[0][0][:1]
+    sizes = {axis: f"size{axis}" for axis in range(2, x.dim())}
+    deconvfix.export_onnx(model, original, (x,), dynamic_shapes=(sizes,))
     (name,) = (each.name for each in onnx.load(original).graph.input)
-    onnx.save(deconvfix.convert(original, example_inputs={name: feed}).model, exact)
-    before = _quantised(original, case, count, reduce_range=reduce_range)
-    after = _quantised(exact, case, count, reduce_range=reduce_range)
+    feed = {name: x.numpy()}
+    onnx.save(deconvfix.convert(original, example_inputs=feed).model, exact)
+    before = _quantised(original, batches, reduce_range=reduce_range)
+    after = _quantised(exact, batches, reduce_range=reduce_range)
     converted = before.with_suffix(".exact.onnx")
-    onnx.save(deconvfix.convert(before, example_inputs={name: feed}).model, converted)
+    onnx.save(deconvfix.convert(before, example_inputs=feed).model, converted)
     return [
         Variant("float, original", original),
         Variant("float, exact form", exact),
@@ -162,23 +173,22 @@ def _operators(path: Path) -> str:
 
 
 def measure(
-    case: cases.Case, variants: list[Variant], *, scale: int = 1, rounds: int = 15
+    variants: list[Variant], inputs: Tensor, *, scale: int = 1, rounds: int = 15
 ) -> list[Measured]:
-    """Accuracy on the held-out inputs, and time on one of them, repeated on both axes.
+    """Accuracy on inputs, one at a time, and the time on the first of them, repeated on its axes.
 
     Args:
-        case: The fixture.
         variants: The files; the first is the float one that the others are compared with.
-        scale: How many times the held-out input is repeated on each axis for the timing.
+        inputs: Held-out inputs.
+        scale: How many times the input is repeated on each axis for the timing.
         rounds: Timed runs of each file, in turns.
     """
     sessions = [open_session(str(each.path), threads=1) for each in variants]
     name = sessions[0].get_inputs()[0].name
     outputs = [
-        np.concatenate([s.run(None, {name: x[None]})[0] for x in case.inputs.numpy()])
-        for s in sessions
+        np.concatenate([s.run(None, {name: x[None]})[0] for x in inputs.numpy()]) for s in sessions
     ]
-    feed = {name: np.tile(case.inputs[:1].numpy(), (1, 1, scale, scale))}
+    feed = {name: np.tile(inputs[:1].numpy(), (1, 1, *[scale] * (inputs.dim() - 2)))}
     times: list[list[float]] = [[] for _ in sessions]
     for turn in range(-1, rounds):
         for session, taken in zip(sessions, times, strict=True):
@@ -190,12 +200,7 @@ def measure(
     slow = medians[[each.name for each in variants].index(ORIGINAL)]
     return [
         Measured(
-            each.name,
-            _snr_db(outputs[0], out),
-            case.evaluate(_Given(out), case.inputs, case.target),
-            median,
-            slow / median,
-            _operators(each.path),
+            each.name, out, _snr_db(outputs[0], out), median, slow / median, _operators(each.path)
         )
         for each, out, median in zip(variants, outputs, medians, strict=True)
     ]
@@ -207,14 +212,14 @@ def _snr_db(wanted: NDArray[Any], got: NDArray[Any]) -> float:
     return float("inf") if noise == 0 else 10 * float(np.log10(signal / noise))
 
 
-class _Given(torch.nn.Module):
+class _Given(nn.Module):
     """A model whose outputs are known."""
 
     def __init__(self, outputs: NDArray[Any]) -> None:
         super().__init__()
         self.outputs = torch.from_numpy(outputs)
 
-    def forward(self, *_: Any) -> torch.Tensor:
+    def forward(self, *_: Any) -> Tensor:
         """The outputs, whatever the inputs are."""
         return self.outputs
 
@@ -227,32 +232,63 @@ def instructions() -> str:
     return ", ".join(names) or platform.machine()
 
 
-@click.command(help=__doc__)
-@click.option("--fixture", default="photo_autoencoder", type=click.Choice(cases.NAMES))
-@click.option("--samples", default=128, help="Crops to calibrate on.")
-@click.option(
-    "--scale", default=2, help="Repetitions of the held-out input on each axis, for timing."
-)
-@click.option("--rounds", default=25, help="Timed runs of each file.")
-def main(fixture: str, samples: int, scale: int, rounds: int) -> None:
+def network(fixture: str, samples: int, scale: int, rounds: int) -> None:
     """Prints a table for all bits of the weights, and one for 7."""
     case = cases.load(fixture)
-    print(f"ONNX Runtime {onnxruntime.__version__}, {instructions()}, one thread")
-    print(f"integer sums saturate: {integers_saturate()}")
     for reduce_range in (False, True):
         with tempfile.TemporaryDirectory() as folder:
-            files = written(case, Path(folder), count=samples, reduce_range=reduce_range)
-            found = measure(case, files, scale=scale, rounds=rounds)
+            files = written(case.model, case.draw(samples), Path(folder), reduce_range=reduce_range)
+            found = measure(files, case.inputs, scale=scale, rounds=rounds)
         print(f"\nreduce_range={reduce_range}\n")
         print(
             f"| file | SNR against float | {case.metric} | time | speed | convolutions that run |"
         )
         print("|---|---|---|---|---|---|")
         for each in found:
+            quality = case.evaluate(_Given(each.outputs), case.inputs, case.target)
             print(
-                f"| {each.name} | {each.snr_db:.1f} dB | {each.quality:.2f} | "
+                f"| {each.name} | {each.snr_db:.1f} dB | {quality:.2f} | "
                 f"{each.milliseconds:.1f} ms | x{each.ratio:.2f} | {each.operators} |"
             )
+
+
+def layers(rounds: int) -> None:
+    """Prints a table of single layers."""
+    print(
+        "| layer | float: original, exact | int8: original, exact | speed in int8 | SNR of both |"
+    )
+    print("|---|---|---|---|---|")
+    for name, layer, shape in LAYERS:
+        torch.manual_seed(0)
+        batches = [(torch.randn(4, *shape[1:]),) for _ in range(4)]
+        with tempfile.TemporaryDirectory() as folder:
+            files = written(layer.eval(), batches, Path(folder))
+            found = measure(files, torch.randn(shape), rounds=rounds)
+        original, exact, before, after, _ = found
+        print(
+            f"| {name} at {'x'.join(map(str, shape[2:]))} | {original.milliseconds:.2f}, "
+            f"{exact.milliseconds:.2f} ms | {before.milliseconds:.2f}, {after.milliseconds:.2f} ms | "
+            f"x{after.ratio:.2f} | {before.snr_db:.1f}, {after.snr_db:.1f} dB |",
+            flush=True,
+        )
+
+
+@click.command(help=__doc__)
+@click.option("--fixture", default="photo_autoencoder", type=click.Choice(cases.NAMES))
+@click.option("--samples", default=128, help="Inputs to calibrate on.")
+@click.option(
+    "--scale", default=6, help="Repetitions of a held-out input on each axis, for timing."
+)
+@click.option("--rounds", default=25, help="Timed runs of each file.")
+@click.option("--layers", "single", is_flag=True, help="Single layers instead of a network.")
+def main(fixture: str, samples: int, scale: int, rounds: int, single: bool) -> None:
+    """Says where it runs, and prints the tables."""
+    print(f"ONNX Runtime {onnxruntime.__version__}, {instructions()}, one thread")
+    print(f"integer sums saturate: {integers_saturate()}\n")
+    if single:
+        layers(rounds)
+    else:
+        network(fixture, samples, scale, rounds)
 
 
 if __name__ == "__main__":
