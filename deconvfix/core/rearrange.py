@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,12 @@ class Pick:
 Verb = Split | Merge | ZeroExtend | Permute | Flip | Repeat | Pick
 
 
-def rearrange(verbs: Sequence[Verb], array: NDArray[Any], groups: int = 1) -> NDArray[Any]:
+def rearrange(
+    verbs: Sequence[Verb],
+    array: NDArray[Any],
+    groups: int = 1,
+    appended: Literal["zeros", "copies"] = "zeros",
+) -> NDArray[Any]:
     """Carries the verbs out in NumPy: the executable meaning of a rearrangement.
 
     Args:
@@ -96,6 +101,8 @@ def rearrange(verbs: Sequence[Verb], array: NDArray[Any], groups: int = 1) -> ND
         array: A weight (C_in, C_out / groups, *k), which the verbs see with the group axis first,
             (groups, C_in / groups, C_out / groups, *k); or a bias (C_out,).
         groups: Groups of the layer.
+        appended: What ZeroExtend appends; copies of the last element for an array that tells where each
+            element comes from.
 
     A weight comes out without the group axis if a verb merges it into another, and with it if none does:
 
@@ -123,7 +130,8 @@ def rearrange(verbs: Sequence[Verb], array: NDArray[Any], groups: int = 1) -> ND
             case ZeroExtend(amounts):
                 # A negative amount cuts here, a positive one is for the padding below.
                 kept = array[tuple(slice(0, n + a) for n, a in zip(shape, amounts, strict=True))]
-                array = np.pad(kept, [(0, max(a, 0)) for a in amounts])
+                mode: Literal["constant", "edge"] = "constant" if appended == "zeros" else "edge"
+                array = np.pad(kept, [(0, max(a, 0)) for a in amounts], mode)
             case Permute(order):
                 array = array.transpose(order)
             case Flip(axes):

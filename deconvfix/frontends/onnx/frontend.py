@@ -294,7 +294,11 @@ def _not_finite(layer: Layer, ir_version: int) -> Refusal | None:
 
 
 def _not_own(layer: Layer) -> Refusal | None:
-    found = None
+    found, todo = None, "Convert this layer to 'subpixel', or exclude it"
+    weight = layer.node.inputs[1] if len(layer.node.inputs) > 1 else None
+    source = None if weight is None else weight.producer()
+    if quantised_tail(layer.node) or (source and is_quantizer(source, "DequantizeLinear")):
+        todo = "Convert the float file, and quantise what comes out; or make this layer 'subpixel'"
     if layer.weight is None:
         found = layer.weight_note
     elif layer.dynamic_size is not None:
@@ -306,7 +310,7 @@ def _not_own(layer: Layer) -> Refusal | None:
     return Refusal(
         found,
         "another form needs a stored floating-point weight and a fixed geometry",
-        "Convert this layer to 'subpixel', or exclude it",
+        todo,
     )
 
 

@@ -140,6 +140,15 @@ class Weights:
                 return quantised
         return self.writer.rearrange(verbs, operand.value, shape, groups)
 
+    def _channels_of_rows(
+        self, verbs: tuple[Verb, ...], shape: tuple[int, ...], axis: int
+    ) -> NDArray[Any]:
+        """Which channel along an axis of the old weight (or bias) each row of the new one is made of."""
+        axis = min(axis, len(shape) - 1)
+        numbers = np.arange(shape[axis]).reshape(-1, *(1,) * (len(shape) - 1 - axis))
+        rows = rearrange(verbs, np.broadcast_to(numbers, shape), self.spec.groups, "copies")
+        return rows.reshape(len(rows), -1)[:, 0]
+
     def _requantised(
         self, node: ir.Node, alone: bool, verbs: tuple[Verb, ...], shape: tuple[int, ...]
     ) -> ir.Value | None:
@@ -153,17 +162,11 @@ class Weights:
         layout = scales_of(node, scale, shape, self.spec)
         if layout is None:
             return None
-        # How the scales of the channels become those of the phases: a weight's serve every group.
-        probe = rearrange(verbs, np.zeros(shape, np.bool_), self.spec.groups)
-        phases = len(probe) // self.spec.out_channels
-        served = self.spec.groups if len(shape) > 1 else 1
-        if layout == "groups":
-            # One scale for the rows of its group.
-            phases, served = len(probe) // self.spec.groups, 1
         repeated = layout in ("outputs", "groups")
+        rows = self._channels_of_rows(verbs, shape, 0 if layout == "groups" else 1)
 
         def per_phase(channels: NDArray[Any]) -> NDArray[Any]:
-            return np.tile(np.repeat(channels, phases), served) if repeated else channels
+            return channels[rows] if repeated else channels
 
         values = self.store.read(inner)
         offset = node.op_type == "DequantizeLinear" and zero is not None and zero.astype(bool).any()
@@ -191,7 +194,7 @@ class Weights:
                 continue
             new = per_phase(array.reshape(-1))
             operands.append(
-                self.store.put(self.writer, Operand.of(value, alone), new, (phases, served))
+                self.store.put(self.writer, Operand.of(value, alone), new, (rows.tobytes(),))
             )
         result = self.writer.op(node.op_type, *operands, domain=node.domain)
         attributes = self.writer.nodes[-1].attributes

@@ -1,7 +1,6 @@
 """Quantised ConvTranspose becomes a quantised Conv: the same values, and int8 in ONNX Runtime."""
 
 import itertools
-import warnings
 
 import ml_dtypes
 import numpy as np
@@ -10,14 +9,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
     QuantType,
-    quantize_static,
 )
 
 import deconvfix
+from tests.support.int8 import statically_quantised, trained_like
 from tests.support.onnx_models import (
+    GROUPS,
     W_SHAPE,
     X_SHAPE,
     all_layers_compared,
@@ -63,7 +61,7 @@ def quantised(
     stored=None,
     **geometry,
 ):
-    """QDQ around a layer with two groups. Scales are powers of two, so that all sums are exact.
+    """QDQ around a layer, by default with two groups. Scales are powers of two, so that all sums are exact.
 
     Args:
         activation: dtype of input and output.
@@ -85,6 +83,7 @@ def quantised(
     """
     rng = np.random.default_rng(7)
     ndim, channels = len(w_shape) - 2, w_shape[1]
+    groups = geometry.get("group", GROUPS)
     scale, zero = np.float32(0.25), np.array(weight_zero, weight)
     if per_channel:
         scale = (2.0 ** rng.integers(-2, 2, channels)).astype(np.float32)
@@ -114,14 +113,14 @@ def quantised(
     inputs = "xd wd"
     if bias == "quantised":
         inputs += " bd"
-        tensors["bq"] = rng.integers(-40, 40, 2 * channels).astype(np.int32)
-        tensors["sb"] = np.float32(0.5) * (np.tile(scale, 2) if per_channel else scale)
+        tensors["bq"] = rng.integers(-40, 40, groups * channels).astype(np.int32)
+        tensors["sb"] = np.float32(0.5) * (np.tile(scale, groups) if per_channel else scale)
         nodes.append(
             node("DequantizeLinear", "bq sb", "bd", **({"axis": 0} if per_channel else {}))
         )
     elif bias == "float":
         inputs += " bd"
-        tensors["bd"] = integers((2 * channels,), 3)
+        tensors["bd"] = integers((groups * channels,), 3)
     nodes.append(deconv(inputs, "t0", **(PLAIN | geometry)))
     last = "t0"
     for number, (op_type, further) in enumerate(between, start=1):
@@ -222,6 +221,14 @@ GEOMETRIES = {
 def test_geometries(kwargs, activation, tmp_path):
     feed = {"x": integers(kwargs.get("x_shape", X_SHAPE), 9)}
     check_int8(quantised(activation=activation, per_channel=True, **kwargs), tmp_path, feed)
+
+
+@pytest.mark.parametrize("shuffle", ["crd", "dcr"])
+@pytest.mark.parametrize("zero", [0, 3])
+def test_scales_per_channel_follow_the_order_of_the_phases(shuffle, zero):
+    geometry = {"strides": [2, 2], "pads": [1, 0, 0, 1], "group": 1, "weight_zero": zero}
+    proto = quantised(per_channel=True, **geometry)
+    assert all_layers_compared(check(proto, FEED, shuffle=shuffle))
 
 
 PATTERNS = {
@@ -425,45 +432,14 @@ def test_sixteen_bits(domain, opset, strides):
     check(proto, FEED)
 
 
-class Pictures(CalibrationDataReader):
-    def __init__(self):
-        rng = np.random.default_rng(1)
-        self.rest = iter(rng.standard_normal((4, 1, 3, 8, 6)).astype(np.float32))
-
-    def get_next(self):
-        x = next(self.rest, None)
-        return None if x is None else {"x": x}
-
-
 @pytest.mark.parametrize("activation", [QuantType.QUInt8, QuantType.QInt8], ids=str)
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per tensor", "per channel"])
 def test_what_onnxruntime_quantises(per_channel, activation, tmp_path):
     """Trained-like floats through quantize_static: one layer more runs in int8, all values equal."""
-    rng = np.random.default_rng(3)
-    shapes = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (8, 6, 4, 4), "b2": (6,), "w3": (2, 6, 3, 3)}
-    stored = {k: 0.3 * rng.standard_normal(v).astype(np.float32) for k, v in shapes.items()}
-    nodes = [
-        node("Conv", "x w1 b1", "h1", pads=[1, 1, 1, 1]),
-        node("Relu", "h1", "h2"),
-        node("ConvTranspose", "h2 w2 b2", "h3", name="up", strides=[2, 2], pads=[1, 1, 1, 1]),
-        node("Relu", "h3", "h4"),
-        node("Conv", "h4 w3", "y", pads=[1, 1, 1, 1]),
-    ]
-    proto = model(nodes, [value("x", ["N", 3, "H", "W"])], [value("y", 4)], stored)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the quantiser
-        quantize_static(
-            proto,
-            tmp_path / "quantised.onnx",
-            Pictures(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=per_channel,
-            activation_type=activation,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["Conv", "ConvTranspose"],
-        )
-    proto = onnx.load(tmp_path / "quantised.onnx")
-    x = {"x": rng.standard_normal((1, 3, 8, 6)).astype(np.float32)}
+    proto = statically_quantised(
+        trained_like(), tmp_path / "int8.onnx", per_channel=per_channel, activation=activation
+    )
+    x = {"x": np.random.default_rng(4).standard_normal((1, 3, 8, 6)).astype(np.float32)}
     conversion = deconvfix.convert(proto, example_inputs=x, strict=True)
     assert all_layers_compared(conversion)
     assert is_valid(conversion.model)
