@@ -163,7 +163,7 @@ def _settled(surgeon: _Drafts, layer: Layer, decision: Replaced, is_open: bool) 
         tried = _written(decision, writing)
         broken = surgeon.broken(layer, tried, is_open=is_open)
         if broken is None:
-            return tried
+            return replace(tried, reason=f"{tried.reason}, as {writing}")
         if line is None:
             # The first way that is possible tells best what stands in the way.
             reason, line = f"{writing}: {broken.found}", broken.key
