@@ -36,7 +36,7 @@ from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan, make_plan
 from deconvfix.report.report import ConversionReport, layers_with_ripples, versions
 from deconvfix.request import Request, check_sample_rate
-from deconvfix.targets.writing import Convolution, Shuffle
+from deconvfix.targets.writing import Convolution, Shuffle, Structure
 
 __all__ = [
     "Attempt",
@@ -170,6 +170,7 @@ def convert(
     strength: float = 1.0,
     convolution: Convolution | None = None,
     shuffle: Shuffle | None = None,
+    structure: Structure | None = None,
     target: str | None = None,
     flat_inputs: Iterable[Any] | str | None = None,
     memory: float = MEMORY,
@@ -215,6 +216,7 @@ def convert(
         strength=strength,
         convolution=convolution,
         shuffle=shuffle,
+        structure=structure,
         target=target,
         flat_inputs=flat_inputs,
         memory=memory,

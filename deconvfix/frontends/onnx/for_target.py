@@ -20,12 +20,14 @@ from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.nodes import plain
 from deconvfix.frontends.onnx.pixel_shuffle import by_phase, why_not
 from deconvfix.frontends.onnx.steps import Writer
+from deconvfix.frontends.onnx.structured import Structured
+from deconvfix.frontends.onnx.structures import as_reduced, structure_of, told
 from deconvfix.frontends.onnx.surgery import Operation, Surgeon, quantised_tail
 from deconvfix.frontends.onnx.values import Operand
 from deconvfix.frontends.onnx.weights import Store
 from deconvfix.plan import Decision, Plan, Replaced
 from deconvfix.targets.profile import Profile
-from deconvfix.targets.writing import Shuffle, Writing
+from deconvfix.targets.writing import Shuffle, Structure, Writing
 
 __all__ = ["for_target", "with_phases", "writings_of"]
 
@@ -58,6 +60,7 @@ def writings_of(
 ) -> Iterator[tuple[Writing, str | None]]:
     """The writings of a layer that its settings allow, each with a clause why it is impossible, or None."""
     asked = decision.settings
+    decision = as_reduced(layer, decision)
     for writing in profile.writings(decision.spec.ndim):
         if asked.convolution in (None, writing.convolution) and asked.shuffle in (
             None,
@@ -118,6 +121,17 @@ def _settled(surgeon: _Drafts, layer: Layer, decision: Replaced, is_open: bool) 
             return decision
         reason, line = broken.found, broken.key
         return _refused(decision, _not_accepted(reason, profile, line))
+    found = structure_of(layer, decision)
+    # What is measured without a target is tried first, where the target has no writings of its own.
+    if found is not None and found.structure != "reduced":
+        tried = _structured(layer, decision, found)
+        accepted = decision.spec.ndim not in profile.prefer
+        if accepted and surgeon.broken(layer, tried, is_open=is_open) is None:
+            return tried
+        reduced = replace(decision, settings=replace(decision.settings, structure="reduced"))
+        found = structure_of(layer, reduced)
+    decision = _structured(layer, decision, found)
+    spec = decision.spec if found is None else found.layer.spec
     for writing, impossible in writings_of(layer, decision, profile):
         if impossible is not None:
             reason = reason or f"{writing}: {impossible}"
@@ -125,11 +139,8 @@ def _settled(surgeon: _Drafts, layer: Layer, decision: Replaced, is_open: bool) 
         settings = replace(
             decision.settings, convolution=writing.convolution, shuffle=writing.shuffle
         )
-        tried = replace(
-            decision,
-            settings=settings,
-            macs_after=decision.target.compile(decision.spec, settings).macs_per_position,
-        )
+        macs = decision.target.compile(spec, settings).macs_per_position
+        tried = replace(decision, settings=settings, macs_after=macs)
         broken = surgeon.broken(layer, tried, is_open=is_open)
         if broken is None:
             return tried
@@ -137,6 +148,12 @@ def _settled(surgeon: _Drafts, layer: Layer, decision: Replaced, is_open: bool) 
             # The first way that is possible tells best what stands in the way.
             reason, line = f"{writing}: {broken.found}", broken.key
     return _refused(decision, _not_accepted(reason, profile, line))
+
+
+def _structured(layer: Layer, decision: Replaced, found: Structured | None) -> Replaced:
+    structure: Structure = "none" if found is None else found.structure
+    settings = replace(decision.settings, structure=structure)
+    return told(layer, replace(decision, settings=settings), found)
 
 
 def _impossible(layer: Layer, decision: Replaced, writing: Writing) -> str | None:
