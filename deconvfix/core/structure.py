@@ -11,7 +11,7 @@ by d*e. Padding is not negative, so at most p_b // d go at the begin.
 *Separable.* A kernel that is an outer product, W[j_1, .., j_n] = f_1[j_1] * .. * f_n[j_n], is one layer for
 each axis after the other: what lies outside of the map is zero in all of them.
 
-Factors are read off the lines through the largest tap m, f_i = line_i / m**((n - 1)/n), and rounded to the
+Factors are read off the lines through the largest tap m, divided by m**(n - 1) together, and rounded to the
 weight's dtype. If the weight was an outer product before it was rounded, then the product of the factors has
 n roundings from the lines, n - 1 from m and n of its own, and what it is compared with has one: it differs
 by at most 3*n halves of an eps, relative to each tap. That is what `separated` accepts; it leaves the rest
@@ -155,21 +155,36 @@ def separated(weight: Array, dtype: DTypeLike) -> tuple[Array, ...] | None:
     flat = np.abs(kernels).reshape(len(kernels), -1).argmax(1)
     place = np.unravel_index(flat, kernels.shape[1:])
     largest = kernels[(channels, *place)]
-    # A channel without taps has factors of zeros.
-    scale = np.where(largest == 0, 1.0, np.abs(largest)) ** ((n - 1) / n)
-    factors = []
+    largest = np.where(largest == 0, 1.0, largest)  # a channel without taps has factors of zeros
+    lines = []
     for axis in range(n):
         index = [place[i][:, None] for i in range(n)]
         index[axis] = np.arange(kernels.shape[axis + 1])[None]
-        line = kernels[(channels[:, None], *index)] / scale[:, None]
-        # The sign of the largest tap is in every line, and may be there once.
-        line = line if axis == 0 else line * np.sign(largest)[:, None]
-        factors.append(line.astype(dtype))
-    product = _product(factors)
-    bound = 1.5 * n * float(np.finfo(dtype).eps)
-    if not (np.abs(product - kernels) <= bound * np.abs(kernels)).all():
+        lines.append(kernels[(channels[:, None], *index)])
+    # Equal parts give kernels that are alike on all axes their own factors, such as those of interpolation;
+    # one whole line gives exact factors where the ratios of taps are.
+    part = np.abs(largest) ** ((n - 1) / n)
+    alike = [part, *[part * np.sign(largest)] * (n - 1)]
+    whole = [np.ones_like(largest), *[largest] * (n - 1)]
+    best, least = None, 1.5 * n * float(np.finfo(dtype).eps)
+    for scales in (alike, whole):
+        factors = [
+            (line / scale[:, None]).astype(dtype) for line, scale in zip(lines, scales, strict=True)
+        ]
+        error = _largest_error(_product(factors), kernels)
+        if error < least or (best is None and error == least):
+            best, least = factors, error
+    if best is None:
         return None
-    return tuple(f[:1] if (f == f[:1]).all() else f for f in factors)
+    return tuple(f[:1] if (f == f[:1]).all() else f for f in best)
+
+
+def _largest_error(product: Array, kernels: Array) -> float:
+    """Relative to each tap; infinite where one is zero and should not be, or the other way around."""
+    difference = np.abs(product - kernels)
+    size = np.where(kernels == 0, np.where(difference == 0, 1.0, 0.0), np.abs(kernels))
+    with np.errstate(divide="ignore"):
+        return float((difference / size).max())
 
 
 def _product(factors: Sequence[Array]) -> Array:
