@@ -1,6 +1,6 @@
 """Layers whose trained weights have a structure, in every way that it can be used, timed in ONNX Runtime.
 
-    python benchmarks/structure.py
+    python benchmarks/structure.py [NAME ...]
 
 Each layer is followed by another operator, as in a network, and once more it is the model's result, where
 ONNX Runtime copies what a last Reshape gives. Ratios are those of times: above 1 is faster.
@@ -50,7 +50,7 @@ def row(layer: Layer, *, alone: bool) -> str:
         paths, macs = {"keep": Path(folder, "keep.onnx")}, {}
         onnx.save(proto, paths["keep"])
         for way in (None, *get_args(Structure)):
-            done = deconvfix.convert(proto, structure=way, example_inputs=feed)
+            done = deconvfix.convert(proto, structure=way, example_inputs=feed, verify=way is None)
             (decision,) = done.plan.replaced
             if way is None:
                 chosen = decision.settings.structure
@@ -74,21 +74,16 @@ def row(layer: Layer, *, alone: bool) -> str:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the table, or the rows of the layers that are named."""
+    chosen = sys.argv[1:]
     print("| layer | keep, ms | default | none | reduced | passes | matrices | resize |")
     print("|---|---|---|---|---|---|---|---|")
-    for layer in [layer for layer in LAYERS if layer.name in NAMES]:
-        for alone in (False, True):
-            print(row(layer, alone=alone), flush=True)
-    nearest = replace(LAYERS[-2], name="nearest_k2s2_64_64", channels=(64, 64))
-    print(
-        row(
-            replace(
-                nearest, kernel=(2, 2), stride=(2, 2), sizes=(64, 64), depthwise=True, bilinear=True
-            ),
-            alone=False,
-        )
-    )
+    layers = [layer for layer in LAYERS if layer.name in NAMES]
+    layers.append(replace(layers[-1], name="dwconstant_k2s2_64_64", kernel=(2, 2), padding=0))
+    for layer in layers:
+        if not chosen or layer.name in chosen:
+            for alone in (False, True):
+                print(row(layer, alone=alone), flush=True)
 
 
 if __name__ == "__main__":

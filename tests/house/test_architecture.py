@@ -42,8 +42,8 @@ WING_NAMES = {
     "external", "file", "find", "fold", "folded", "for_target", "frontend", "graph", "inputs", "layer_parity",
     "layers", "moments", "operators", "pixel_shuffle", "written",
     "nodes", "parity", "parts", "proto", "refusals", "reroute", "restore", "runtime_parity", "samples",
-    "shown", "shuffles", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "upsampled",
-    "values", "weights",
+    "shown", "shuffles", "state_dicts", "step_modules", "steps", "structured", "structures", "surgery",
+    "text", "tuning", "upsampled", "values", "weights",
 }  # fmt: skip
 MIRRORED = {
     "frontend",
