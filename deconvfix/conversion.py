@@ -29,7 +29,7 @@ from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Plan
 from deconvfix.report.report import ConversionReport
 from deconvfix.request import Request, check_sample_rate
-from deconvfix.targets.writing import Convolution, Shuffle
+from deconvfix.targets.writing import Convolution, Shuffle, Structure
 
 __all__ = [
     "Conversion",
@@ -107,6 +107,7 @@ def convert(
     strength: float = 1.0,
     convolution: Convolution | None = None,
     shuffle: Shuffle | None = None,
+    structure: Structure | None = None,
     target: str | None = None,
     flat_inputs: Iterable[Any] | str | None = None,
     memory: float = MEMORY,
@@ -154,6 +155,7 @@ def convert(
         strength=strength,
         convolution=convolution,
         shuffle=shuffle,
+        structure=structure,
         target=target,
         flat_inputs=flat_inputs,
         memory=memory,

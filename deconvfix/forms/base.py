@@ -18,7 +18,7 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Conv, Crop, Interpolation, Pad, PadMode, Pairs, Step
 from deconvfix.errors import OptionError, Refusal
 from deconvfix.fit.design import Design, Phase
-from deconvfix.targets.writing import Convolution, Shuffle
+from deconvfix.targets.writing import Convolution, Shuffle, Structure
 
 __all__ = [
     "FITTED_TO_DATA",
@@ -118,6 +118,14 @@ class Settings:
         "axes, or what the target prefers.",
         applies="shuffles",
     )
+    structure: Structure | None = option(
+        None,
+        "What the numbers of a stored weight are used for in ONNX files, where it has them: none, reduced "
+        "(diagonal weights as depthwise layers, without planes of zeros), passes or matrices (separable ones "
+        "as a convolution or a matrix product for each axis), resize (constant ones as nearest upsampling). "
+        "Default: the fastest that applies.",
+        applies="shuffles",
+    )
     strength: float = option(
         1.0,
         "How much of the grid is removed, from 0 (none: the layer stays as it is) to 1 (all of it). Less "
@@ -133,6 +141,7 @@ class Settings:
         known("init", self.init, (None, *get_args(Init)))
         known("convolution", self.convolution, (None, *get_args(Convolution)))
         known("shuffle", self.shuffle, (None, *get_args(Shuffle)))
+        known("structure", self.structure, (None, *get_args(Structure)))
         if type(self.seed) is not int:
             raise OptionError(
                 "seed", f"the value is {self.seed!r}", "an integer is needed", "Correct `seed`"

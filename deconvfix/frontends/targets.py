@@ -17,6 +17,8 @@ class WritesForTargets(Protocol):
     def with_writings(self, model: Any, plan: Plan) -> Plan:
         """A plan in which each layer has a writing that the plan's target accepts, or is refused.
 
+        Without a target, and where no writing was asked for, what suits the layer.
+
         Args:
             model: The model, before anything is changed.
             plan: What is to be done; what its settings say of the writing stays.
@@ -40,7 +42,7 @@ def deconvs(frontend: object, model: Any, options: Options) -> Plan:
 
 
 def with_writings(frontend: object, model: Any, plan: Plan, options: Options) -> Plan:
-    """The plan with writings, where a target or a writing was asked for.
+    """The plan with writings, where models have some.
 
     Raises:
         OptionError: If models of this kind cannot have it.
@@ -51,13 +53,14 @@ def with_writings(frontend: object, model: Any, plan: Plan, options: Options) ->
             ("target", options.target),
             ("shuffle", options.shuffle),
             ("convolution", options.convolution),
+            ("structure", options.structure),
         )
         if value is not None
     ]
-    if not asked:
-        return plan
     if isinstance(frontend, WritesForTargets):
         return frontend.with_writings(model, plan)
+    if not asked:
+        return plan
     # Modules have this one, too.
     if asked == ["convolution"] and options.convolution != "phases":
         return plan

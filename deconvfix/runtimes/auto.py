@@ -337,7 +337,11 @@ def _taken_back(decision: Decision, names: set[str], words: str) -> Decision:
 
 
 def _name(decision: Replaced) -> str:
-    return f"{decision.settings.convolution}/{decision.settings.shuffle}"
+    """What is measured goes by it: also in the cache, where a reduced layer is another one."""
+    settings = decision.settings
+    writing = None if settings.shuffle is None else f"{settings.convolution}/{settings.shuffle}"
+    structure = None if settings.structure == "none" else settings.structure
+    return " ".join(filter(None, (structure, writing)))
 
 
 def _all_of(files: Mapping[str, Path]) -> str:

@@ -7,10 +7,12 @@ from typing import Literal, get_args
 
 from deconvfix.core.options import known
 
-__all__ = ["Convolution", "PadsOf", "Shuffle", "Writing"]
+__all__ = ["Convolution", "PadsOf", "Shuffle", "Structure", "Writing"]
 
 Convolution = Literal["cropped", "union", "phases"]
 Shuffle = Literal["crd", "dcr", "whole", "axes", "slices", "identity"]
+# What the numbers of a weight are used for.
+Structure = Literal["none", "reduced", "passes", "matrices", "resize"]
 # Which convolutions may have pads of their own.
 PadsOf = Literal["all", "beyond 1x1", "none"]
 

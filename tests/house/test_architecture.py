@@ -44,8 +44,8 @@ WING_NAMES = {
     "inputs", "layer_parity", "layers", "moments", "operators", "pixel_shuffle", "reshuffle",
     "written",
     "nodes", "parity", "parts", "proto", "refusals", "reroute", "restore", "runtime_parity", "samples",
-    "shown", "shuffles", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "upsampled",
-    "values", "weights",
+    "shown", "shuffles", "state_dicts", "step_modules", "steps", "structured", "structures", "surgery",
+    "text", "tuning", "upsampled", "values", "weights",
 }  # fmt: skip
 MIRRORED = {
     "frontend",

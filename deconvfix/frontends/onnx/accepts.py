@@ -155,6 +155,13 @@ def _rank(value: ir.Value, rank_of: RankOf) -> int | None:
             return int(tensor.size)
     if node is not None and node.op_type == "Transpose" and "perm" in node.attributes:
         return len(node.attributes["perm"].as_ints())
+    if node is not None and node.op_type in ("Gather", "MatMul"):
+        ranks = [None if value is None else _rank(value, rank_of) for value in node.inputs]
+        index = constant(node.inputs[1], 0)
+        if node.op_type == "MatMul":
+            return max((rank for rank in ranks if rank is not None), default=None)
+        if index is not None and ranks[0] is not None:
+            return ranks[0] + len(index.shape) - 1
     if node is not None and node.op_type in _KEEP_RANK and node.inputs and node.inputs[0]:
         return _rank(node.inputs[0], rank_of)
     return rank_of(value)
@@ -172,6 +179,6 @@ _KEEP_RANK = frozenset(
             "DepthToSpace",
             "DequantizeLinear",
         ),
-        *("Pad", "QuantizeLinear", "Relu", "Resize", "Slice", "Split", "Upsample"),
+        *("Mul", "Pad", "QuantizeLinear", "Relu", "Resize", "Slice", "Split", "Upsample"),
     ]
 )

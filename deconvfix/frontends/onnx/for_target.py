@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import PhaseConvs
 from deconvfix.errors import Refusal
 from deconvfix.frontends.onnx.accepts import Broken, broken_by, has_open_sizes
@@ -22,12 +23,14 @@ from deconvfix.frontends.onnx.nodes import plain
 from deconvfix.frontends.onnx.pixel_shuffle import by_phase, why_not
 from deconvfix.frontends.onnx.reshuffle import shuffles_for_target
 from deconvfix.frontends.onnx.steps import Writer
+from deconvfix.frontends.onnx.structured import Structured
+from deconvfix.frontends.onnx.structures import as_reduced, structure_of, structures_of, told
 from deconvfix.frontends.onnx.surgery import Operation, Surgeon, quantised_tail
 from deconvfix.frontends.onnx.values import Operand
 from deconvfix.frontends.onnx.weights import Store
 from deconvfix.plan import Decision, Plan, Replaced, Verdict
 from deconvfix.targets.profile import Profile
-from deconvfix.targets.writing import Shuffle, Writing
+from deconvfix.targets.writing import Shuffle, Structure, Writing
 
 __all__ = ["Choices", "choices_of", "for_target", "stays", "with_phases", "writings_of"]
 
@@ -77,11 +80,7 @@ def choices_of(model: ir.Model, plan: Plan, profile: Profile) -> dict[str, Choic
     found = {}
     for decision in plan.replaced:
         layer = layers[decision.name]
-        written = (
-            _written(decision, writing)
-            for writing, impossible in writings_of(layer, decision, profile)
-            if impossible is None
-        )
+        written = _candidates(layer, decision, profile)
         rank = len(layer.input_size) + 2
         kept = broken_by([layer.node], profile, partial(_same, rank), open_sizes=is_open)
         found[decision.name] = Choices(
@@ -91,11 +90,29 @@ def choices_of(model: ir.Model, plan: Plan, profile: Profile) -> dict[str, Choic
     return found
 
 
+def _candidates(layer: Layer, decision: Replaced, profile: Profile) -> Iterator[Replaced]:
+    """A layer in all ways that its weight and its geometry allow."""
+    reduced = None
+    for structure in structures_of(layer, decision):
+        settings = replace(decision.settings, structure=structure)
+        found = structure_of(layer, replace(decision, settings=settings))
+        if structure == "reduced":
+            reduced = found
+        elif found is not None:
+            yield _structured(layer, decision, found)
+    decision = _structured(layer, decision, reduced)
+    spec = decision.spec if reduced is None else reduced.layer.spec
+    for writing, impossible in writings_of(layer, decision, profile):
+        if impossible is None:
+            yield _written(decision, writing, spec)
+
+
 def writings_of(
     layer: Layer, decision: Replaced, profile: Profile
 ) -> Iterator[tuple[Writing, str | None]]:
     """The writings of a layer that its settings allow, each with a clause why it is impossible, or None."""
     asked = decision.settings
+    decision = as_reduced(layer, decision)
     for writing in profile.writings(decision.spec.ndim):
         if asked.convolution in (None, writing.convolution) and asked.shuffle in (
             None,
@@ -156,11 +173,22 @@ def _settled(surgeon: _Drafts, layer: Layer, decision: Replaced, is_open: bool) 
             return decision
         reason, line = broken.found, broken.key
         return _refused(decision, _not_accepted(reason, profile, line))
+    found = structure_of(layer, decision)
+    # What is measured without a target is tried first, where the target has no writings of its own.
+    if found is not None and found.structure != "reduced":
+        tried = _structured(layer, decision, found)
+        accepted = decision.spec.ndim not in profile.prefer
+        if accepted and surgeon.broken(layer, tried, is_open=is_open) is None:
+            return tried
+        reduced = replace(decision, settings=replace(decision.settings, structure="reduced"))
+        found = structure_of(layer, reduced)
+    decision = _structured(layer, decision, found)
+    spec = decision.spec if found is None else found.layer.spec
     for writing, impossible in writings_of(layer, decision, profile):
         if impossible is not None:
             reason = reason or f"{writing}: {impossible}"
             continue
-        tried = _written(decision, writing)
+        tried = _written(decision, writing, spec)
         broken = surgeon.broken(layer, tried, is_open=is_open)
         if broken is None:
             return replace(tried, reason=f"{tried.reason}, as {writing}")
@@ -174,10 +202,17 @@ def _same(rank: int, value: ir.Value) -> int:
     return rank
 
 
-def _written(decision: Replaced, writing: Writing) -> Replaced:
+def _written(decision: Replaced, writing: Writing, spec: ConvTransposeSpec) -> Replaced:
+    """A decision with a writing; the geometry is that of what is written, the reduced layer."""
     settings = replace(decision.settings, convolution=writing.convolution, shuffle=writing.shuffle)
-    macs = decision.target.compile(decision.spec, settings).macs_per_position
+    macs = decision.target.compile(spec, settings).macs_per_position
     return replace(decision, settings=settings, macs_after=macs)
+
+
+def _structured(layer: Layer, decision: Replaced, found: Structured | None) -> Replaced:
+    structure: Structure = "none" if found is None else found.structure
+    settings = replace(decision.settings, structure=structure)
+    return told(layer, replace(decision, settings=settings), found)
 
 
 def _impossible(layer: Layer, decision: Replaced, writing: Writing) -> str | None:

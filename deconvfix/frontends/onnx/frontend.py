@@ -41,6 +41,7 @@ from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.reshuffle import rewrite_shuffles
 from deconvfix.frontends.onnx.restore import Refitter
 from deconvfix.frontends.onnx.samples import OnnxSamples
+from deconvfix.frontends.onnx.structures import resolved
 from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
 from deconvfix.frontends.onnx.upsampled import upsampled_convolutions
 from deconvfix.frontends.onnx.values import check_model, constant, is_quantizer
@@ -48,7 +49,7 @@ from deconvfix.frontends.onnx.weights import scales_of
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.shuffled import SHUFFLED_LAYER
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Match, Options, Plan, lacking
+from deconvfix.plan import Match, Options, Plan, Replaced, lacking
 from deconvfix.planning import make_plan
 
 __all__ = ["FRONTEND", "OnnxFrontend", "ReplaceTransposedConvs"]
@@ -143,8 +144,11 @@ class OnnxFrontend:
                     "the plan must belong to this model",
                     "Use the recipe that was made for this model",
                 )
-            folds = decision.upsampling is not None
-            surgeon.replace(layer, with_phases(layer, decision) if folds else decision)
+            if decision.upsampling is not None:
+                decision = with_phases(layer, decision)
+            elif decision.settings.structure is None:
+                decision = resolved(layer, decision)
+            surgeon.replace(layer, decision)
         if plan.target is not None:
             rewrite_shuffles(model, plan.decisions, profile)
             check_accepted(model, profile)
@@ -153,8 +157,18 @@ class OnnxFrontend:
     deconv_plan = staticmethod(deconv_plan)
 
     def with_writings(self, model: ir.Model, plan: Plan) -> Plan:
-        """See `for_target.for_target`."""
-        return for_target(model, plan, plan.profile)
+        """See `for_target.for_target`, and `structured.resolved` where nothing is asked for."""
+        asked = any(layer.settings.convolution or layer.settings.shuffle for layer in plan.replaced)
+        if plan.target is not None or asked:
+            return for_target(model, plan, plan.profile)
+        layers = {layer.name: layer for layer in find_layers(plain(model))}
+        decisions = [
+            resolved(layers[decision.name], decision)
+            if isinstance(decision, Replaced) and decision.name in layers
+            else decision
+            for decision in plan.decisions
+        ]
+        return replace(plan, decisions=tuple(decisions))
 
     def fit_to_data(
         self, before: ir.Model, after: ir.Model, plan: Plan, data: CalibrationData

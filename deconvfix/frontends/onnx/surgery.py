@@ -28,6 +28,8 @@ from deconvfix.forms.windowed import verbs_of_phase
 from deconvfix.frontends.onnx.find import DynamicSize, Layer
 from deconvfix.frontends.onnx.pixel_shuffle import by_phase
 from deconvfix.frontends.onnx.steps import NEWEST_WITHOUT_BROADCAST, Operands, Writer
+from deconvfix.frontends.onnx.structured import Structures
+from deconvfix.frontends.onnx.structures import structure_of
 from deconvfix.frontends.onnx.values import (
     DEFAULT_DOMAINS,
     OLDEST_IR_WITH_FREE_INITIALIZERS,
@@ -195,6 +197,9 @@ class Operation:
         self.node = layer.node
         self.dynamic: DynamicSize | None = layer.dynamic_size
         self.spec: ConvTransposeSpec = decision.spec
+        self.structured = structure_of(layer, decision)
+        if self.structured is not None:
+            self.spec = self.structured.layer.spec
         if self.dynamic is not None:
             # Up to s - 1 positions of bias alone may follow: ONNX Runtime refuses more.
             more = zip(self.spec.output_padding, self.spec.stride, strict=True)
@@ -220,6 +225,10 @@ class Operation:
 
     def write(self) -> tuple[ir.Value, list[ir.Node]]:
         """Writes the new nodes; their result, and what they replace behind the layer."""
+        found = self.structured
+        if found is not None and found.structure != "reduced":
+            ways = Structures(self.writer, self.surgeon.store, self.layer, self.form, self._bias)
+            return ways.written(found), []
         tail = quantised_tail(self.node) if self.form.is_exact else []
         # A quantised layer needs DQ -> Conv with nothing between, and old opsets have no Add that broadcasts
         # a bias later on.
@@ -305,6 +314,9 @@ class Operation:
             array = array.astype(self.layer.weight.dtype.numpy())
             key = (verbs, self.settings, _own(self.decision))
             return self.surgeon.store.put(self.writer, operand, array, key)
+        if self.structured is not None:
+            array = rearrange(verbs, self.structured.layer.weight, self.spec.groups)
+            return self.surgeon.store.put(self.writer, operand, array, (verbs, self.spec))
         return self.weights.rearranged(operand, verbs, self.spec.weight_shape)
 
     def _bias(self, verbs: tuple[Verb, ...]) -> ir.Value | None:
