@@ -9,7 +9,7 @@ import importlib
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from deconvfix import __version__
 from deconvfix.attempt import Attempt, attempt, finished, rewritten
@@ -30,10 +30,14 @@ from deconvfix.report.report import ConversionReport
 from deconvfix.report.tally import tallies_of
 from deconvfix.request import Request
 
+if TYPE_CHECKING:
+    from deconvfix.runtimes.proof import RuntimeReport
+
 __all__ = [
     "Job",
     "Kind",
     "Opened",
+    "ProvesInRuntime",
     "can_share",
     "convert_file",
     "kind_of",
@@ -171,6 +175,20 @@ class Kind(Protocol):
         ...
 
 
+@runtime_checkable
+class ProvesInRuntime(Protocol):
+    """A kind of file that runtimes take."""
+
+    def prove(self, opened: Opened, tried: Attempt, job: Job, path: Path) -> RuntimeReport:
+        """Runs a file and the one that it became, at `path`, in the runtime of its target.
+
+        Raises:
+            OptionError: If the target has no runtime here, or it is not installed.
+            ParityError: If the converted file is not right there; it names the layers that are not.
+        """
+        ...
+
+
 def kind_of(path: Path) -> Kind:
     """The kind of a file; nothing else is imported."""
     with needs("torch", str(path)):
@@ -197,8 +215,9 @@ def convert_file(job: Job) -> ConversionReport:
     # Everything that can be refused is refused before the model is read.
     kind = kind_of(job.source.path)
     kind.check(job)
+    prover = kind if isinstance(kind, ProvesInRuntime) else None
     if job.prove is not None:
-        _check_provable(job)
+        _check_provable(job, prover)
     _check_files(job, kind.suffixes)
     opened = kind.open(job)
     request = _bound(kind, opened, job)
@@ -229,10 +248,8 @@ def convert_file(job: Job) -> ConversionReport:
             written = replace(tried, after=finished(tried))
             tried = rewritten(tried, kind.write(opened, written, path))
             report = prove(tried, request, name=name, verify=kind.verifier(opened, path))
-            if job.prove is not None:
-                from deconvfix.cli.jobs.onnx import prove_written
-
-                report = replace(report, in_runtime=prove_written(job, tried, path))
+            if job.prove is not None and prover is not None:
+                report = replace(report, in_runtime=prover.prove(opened, tried, job, path))
     report = replace(report, samples_curve=samples_curve, curve=curve)
     # --input makes inputs up; real ones come from --inputs, or are the calibration samples.
     made_up = bool(job.source.inputs) and job.request.calibration is None
@@ -301,8 +318,8 @@ def _bound(kind: Kind, opened: Opened, job: Job) -> Request:
     )
 
 
-def _check_provable(job: Job) -> None:
-    if job.dry_run or job.source.path.suffix != ".onnx":
+def _check_provable(job: Job, prover: ProvesInRuntime | None) -> None:
+    if job.dry_run or prover is None:
         raise OptionError(
             "prove",
             "it is a dry run" if job.dry_run else f"{job.source.path} is no ONNX file",

@@ -36,7 +36,7 @@ from deconvfix.runtimes.proof import RuntimeReport, prove_in
 from deconvfix.runtimes.registry import runtime_of
 from deconvfix.runtimes.timing import time_in, title_of
 
-__all__ = ["KIND", "OnnxKind", "bench_in", "prove_written", "verify_in"]
+__all__ = ["KIND", "OnnxKind", "bench_in", "verify_in"]
 
 # For all timed runs in a runtime together.
 _SECONDS = 60.0
@@ -100,6 +100,28 @@ class OnnxKind:
         """ONNX Runtime opens the files themselves, so that large ones need not fit into memory."""
         return partial(compare_models, paths=(opened.file.path, path))
 
+    def prove(self, opened: Opened, tried: Attempt, job: Job, path: Path) -> RuntimeReport:
+        """In the runtime of the target; see `runtimes.departures` for what is said of single layers.
+
+        Where the function changes on purpose, the converted file is compared with itself in ONNX Runtime.
+        """
+        assert job.prove is not None
+        runtime, plan, seconds = runtime_of(tried.plan.target), tried.plan, job.prove
+        exact = all(decision.exact for decision in plan.decisions)
+        # Read anew, as surgery has changed the one that was opened.
+        before = onnx_file.read(opened.file.path)
+        examples = [] if opened.example is None else [opened.example]
+        report = prove_in(runtime, before.path if exact else path, path, examples, seconds)
+        if not report.ok:
+            departed = departures(runtime, before.model, plan, opened.example, seconds)
+            raise ParityError(
+                str(job.output),
+                " ".join((report.verdict(), report.after.words, *departed)).rstrip("."),
+                "the converted file must be right in the runtime of its target",
+                "Nothing was written; exclude these layers, or choose another writing",
+            )
+        return report
+
     def export(self, opened: Opened, tried: Attempt, job: Job) -> NoReturn:
         """An ONNX file needs no export."""
         raise AssertionError("an ONNX file is written, not exported")
@@ -150,33 +172,6 @@ def verify_in(runtime: str, source: Source, after: Path, seconds: float) -> Runt
     _check_kind(after)
     examples = _examples(source, onnx_file.read(source.path).model)
     return prove_in(runtime, source.path, after, examples, seconds)
-
-
-def prove_written(job: Job, tried: Attempt, path: Path) -> RuntimeReport:
-    """Runs a file and the one that it became in the runtime of its target.
-
-    Where the function changes on purpose, the converted file is compared with itself in ONNX Runtime.
-
-    Raises:
-        OptionError: If the target has no runtime here, or it is not installed.
-        ParityError: If the converted file is not right there; it names the layers that are not.
-    """
-    assert job.prove is not None
-    runtime, model = runtime_of(tried.plan.target), onnx_file.read(job.source.path).model
-    exact = all(decision.exact for decision in tried.plan.decisions)
-    examples = _examples(job.source, model)
-    before = job.source.path if exact else path
-    report = prove_in(runtime, before, path, examples, job.prove)
-    if not report.ok:
-        example = examples[0] if examples else None
-        departed = departures(runtime, model, tried.plan, example, job.prove)
-        raise ParityError(
-            str(job.output),
-            " ".join((report.verdict(), report.after.words, *departed)).rstrip("."),
-            "the converted file must be right in the runtime of its target",
-            "Nothing was written; exclude these layers, or choose another writing",
-        )
-    return report
 
 
 def bench_in(
