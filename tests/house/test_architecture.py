@@ -42,9 +42,9 @@ WING_NAMES = {
     "accepts", "calibrate", "calls", "check", "checkpoint", "diagnose", "disturbance", "export", "exposed",
     "external", "file", "find", "first_run", "fold", "folded", "for_target", "frontend", "graph", "inputs",
     "layer_parity", "layers", "moments", "operators", "pixel_shuffle", "written",
-    "nodes", "parity", "parts", "proto", "refusals", "reroute", "restore", "runtime_parity", "samples",
-    "shown", "shuffles", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning", "upsampled",
-    "values", "weights",
+    "nodes", "parity", "parts", "pretrained", "proto", "refusals", "reroute", "restore", "runtime_parity",
+    "samples", "shown", "shuffles", "state_dicts", "step_modules", "steps", "surgery", "text", "tuning",
+    "upsampled", "values", "weights",
 }  # fmt: skip
 MIRRORED = {
     "frontend",
