@@ -193,6 +193,7 @@ def _package(name: str) -> Any:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     package = name.partition(".")[0]
     try:
+        importlib.import_module(package)
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != package:

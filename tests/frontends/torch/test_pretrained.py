@@ -211,7 +211,7 @@ def test_builders_of_timm_and_monai_get_the_arguments(monkeypatch, tmp_path):
 
 installed = {
     name: importlib.util.find_spec(name) is not None
-    for name in ("diffusers", "transformers", "monai", "timm")
+    for name in ("diffusers", "transformers", "monai", "timm", "torchvision")
 }
 # What the libraries say of themselves is no concern of these tests.
 quiet = pytest.mark.filterwarnings("ignore")
@@ -280,7 +280,9 @@ def test_a_model_of_monai(tmp_path):
 
 
 @quiet
-@pytest.mark.skipif(not installed["timm"], reason="timm is not installed")
+@pytest.mark.skipif(
+    not (installed["timm"] and installed["torchvision"]), reason="timm is not installed"
+)
 def test_a_model_of_timm_without_transposed_convolutions(tmp_path):
     model = build("timm:test_efficientnet", {"num_classes": 3}, tmp_path)
     save_file(model.state_dict(), tmp_path / "net.safetensors")
