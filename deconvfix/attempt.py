@@ -114,8 +114,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     plan = request.plan or with_writings(
         frontend, working, make_plan(findings.matches, request, request.selects), request
     )
-    counts = (len(plan.decisions), len(plan.replaced), len(plan.refused))
-    _LOG.info("%d transposed convolutions found: %d to replace, %d refused", *counts)
+    _log(plan)
     if request.strict and plan.refused:
         raise refused(plan)
     # The original is kept for what looks at it later. Its ripples are taken from the weights before they
@@ -172,6 +171,11 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
         frontend, before, after, plan, findings.matches, ripples, fidelity,
         _measured_on(given, heldout, inputs), still_running, tuple(notes), shuffling is not None,
     )  # fmt: skip
+
+
+def _log(plan: Plan) -> None:
+    counts = (len(plan.decisions), len(plan.replaced), len(plan.refused))
+    _LOG.info("%d transposed convolutions found: %d to replace, %d refused", *counts)
 
 
 def _measured_on(
