@@ -114,9 +114,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     plan = request.plan or with_writings(
         frontend, working, make_plan(findings.matches, request, request.selects), request
     )
-    _log(plan)
-    if request.strict and plan.refused:
-        raise refused(plan)
+    _check_plan(plan, strict=request.strict)
     # The original is kept for what looks at it later. Its ripples are taken from the weights before they
     # change, and whatever stands in the way of a fit is said before anything is changed.
     inits = {layer.settings.init for layer in plan.replaced} & {*FITTED_TO_DATA}
@@ -173,9 +171,12 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     )  # fmt: skip
 
 
-def _log(plan: Plan) -> None:
+def _check_plan(plan: Plan, *, strict: bool) -> None:
+    """Tells what will be done, and refuses it where nothing may be refused."""
     counts = (len(plan.decisions), len(plan.replaced), len(plan.refused))
     _LOG.info("%d transposed convolutions found: %d to replace, %d refused", *counts)
+    if strict and plan.refused:
+        raise refused(plan)
 
 
 def _measured_on(
