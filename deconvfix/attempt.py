@@ -113,10 +113,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     find = partial(find_with_folds, frontend) if request.fold else frontend.find
     findings = find(working, request.example_inputs)
     plan, measured = _planned(frontend, working, findings.matches, request)
-    counts = (len(plan.decisions), len(plan.replaced), len(plan.refused))
-    _LOG.info("%d transposed convolutions found: %d to replace, %d refused", *counts)
-    if request.strict and plan.refused:
-        raise refused(plan)
+    _check_plan(plan, strict=request.strict)
     # The original is kept for what looks at it later. Its ripples are taken from the weights before they
     # change, and whatever stands in the way of a fit is said before anything is changed.
     inits = {layer.settings.init for layer in plan.replaced} & {*FITTED_TO_DATA}
@@ -190,6 +187,14 @@ def _planned(
 
     example, seconds = request.example_inputs, request.layer_seconds
     return timed_plan(model, plan, example, threads=request.threads, seconds=seconds)
+
+
+def _check_plan(plan: Plan, *, strict: bool) -> None:
+    """Tells what will be done, and refuses it where nothing may be refused."""
+    counts = (len(plan.decisions), len(plan.replaced), len(plan.refused))
+    _LOG.info("%d transposed convolutions found: %d to replace, %d refused", *counts)
+    if strict and plan.refused:
+        raise refused(plan)
 
 
 def _measured_on(

@@ -50,7 +50,8 @@ class SourceOptions:
 
     arch: str | None = option(
         None,
-        "The code that builds the model; needed for checkpoints.",
+        "The code that builds the model; needed for checkpoints. Or timm:NAME, monai:NAME, and hf:CLASS for "
+        "a folder of transformers or diffusers.",
         metavar="MODULE:CALLABLE",
     )
     arch_kwargs: str = option("{}", "Keyword arguments for it, as a JSON object.", metavar="JSON")

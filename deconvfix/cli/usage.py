@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -114,7 +115,7 @@ def job_of(source: Source, options: ConvertOptions, turns: tuple[int, int]) -> J
     )
     return Job(
         source,
-        options.output,
+        _in_folder(source, options.output),
         request,
         recipe=options.recipe,
         dry_run=options.dry_run,
@@ -124,3 +125,26 @@ def job_of(source: Source, options: ConvertOptions, turns: tuple[int, int]) -> J
         curve=options.curve,
         others=tuple(filter(None, (options.report_file,))),
     )
+
+
+def _in_folder(source: Source, output: Path | None) -> Path | None:
+    """The file with the weights, where a folder is converted into a folder, which is made now."""
+    if output is None or not source.path.is_dir():
+        return output
+    # Imported here, as they need torch.
+    from deconvfix.frontends.torch.checkpoint import SUFFIXES
+    from deconvfix.frontends.torch.pretrained import weight_files
+
+    if output.suffix in (*SUFFIXES, ".onnx", ".pt2"):
+        return output  # a file; "net-1.5" is a folder
+    first = weight_files(source.path)[0].name
+    diffusers = first.startswith("diffusion_pytorch_model")
+    output.mkdir(exist_ok=True)
+    # Without what was to be written in it, it vanishes.
+    click.get_current_context().call_on_close(lambda: _remove_empty(output))
+    return output / ("diffusion_pytorch_model.safetensors" if diffusers else "model.safetensors")
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()

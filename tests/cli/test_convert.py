@@ -184,7 +184,7 @@ def test_text_fits_eighty_columns(tmp_path, command):
 def test_names_are_printed_as_they_are(tmp_path, command, name):
     path = save(tmp_path, OddlyNamed())
     result = run(command[0], path, *arch("OddlyNamed"), *command[1:])
-    assert f"ups.{name} " in result.stdout
+    assert f"ups.{name}" in result.stdout.split()
 
 
 def test_names_in_errors_are_printed_as_they_are(tmp_path):

@@ -7,7 +7,7 @@ import importlib
 import inspect as python_inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 import deconvfix.frontends.torch.checkpoint as checkpoints
 from deconvfix.cli.source import Described, Source
-from deconvfix.errors import ModelError, OptionError
+from deconvfix.errors import DeconvfixError, ModelError, OptionError
 from deconvfix.files import note_read
 from deconvfix.frontends.torch.inputs import Inputs
+from deconvfix.frontends.torch.pretrained import build, is_folder_class, is_named, loaded
 
 __all__ = ["BoundFiles", "CheckpointSource", "bound_inputs"]
 
@@ -57,7 +58,7 @@ class CheckpointSource(Source):
         assert self.arch is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return _build(self.arch, self.arch_kwargs).eval()
+            return _build(self.arch, self.arch_kwargs, self.path).eval()
 
     def model(self, *, wide: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
         """The model with its weights (converted, if the checkpoint is), and notes about the file.
@@ -66,6 +67,12 @@ class CheckpointSource(Source):
             wide: Make it float64 if the file is, so that no digit is lost.
         """
         checkpoint = self.checkpoint
+        if self.path.is_dir() and checkpoint.recipe is None and is_folder_class(str(self.arch)):
+            # The library knows what it renamed and tied since the folder was written.
+            read: nn.Module = _called(
+                str(self.arch), lambda: loaded(str(self.arch), self.arch_kwargs, self.path)
+            )
+            return read.eval(), ()
         model = self.architecture()
         if wide and any(value.dtype == torch.float64 for value in checkpoint.state.values()):
             model = model.double()
@@ -167,7 +174,7 @@ def _tensor(described: Described, number: int) -> Tensor:
     return torch.from_numpy(described.values(number)).to(dtype)
 
 
-def _build(arch: str, arch_kwargs: dict[str, Any]) -> nn.Module:
+def _build(arch: str, arch_kwargs: dict[str, Any], path: Path) -> nn.Module:
     module_name, _, attribute = arch.partition(":")
     if not module_name or not attribute:
         raise OptionError(
@@ -179,12 +186,25 @@ def _build(arch: str, arch_kwargs: dict[str, Any]) -> nn.Module:
     # The user's own code lies where the command is run.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    try:
+
+    def built() -> Any:
+        if is_named(arch):
+            return build(arch, arch_kwargs, path)
         module = importlib.import_module(module_name)
         if getattr(module, "__file__", None):
             note_read(Path(str(module.__file__)))
         builder: Any = functools.reduce(getattr, attribute.split("."), module)
-        model = builder(**arch_kwargs)
+        return builder(**arch_kwargs)
+
+    return _called(arch, built)
+
+
+def _called(arch: str, builder: Callable[[], Any]) -> nn.Module:
+    """What the code of a model builds."""
+    try:
+        model = builder()
+    except DeconvfixError:
+        raise
     except Exception as error:
         raise ModelError(
             arch,

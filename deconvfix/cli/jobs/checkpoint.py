@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from deconvfix.frontends.torch.export import ExportReport, export_onnx
 from deconvfix.frontends.torch.frontend import FRONTEND
 from deconvfix.frontends.torch.inputs import equal
 from deconvfix.frontends.torch.parity import compare_modules
+from deconvfix.frontends.torch.pretrained import CONFIG
 from deconvfix.frontends.torch.runtime_parity import verify_onnx
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Plan
@@ -96,6 +98,9 @@ class CheckpointKind:
         )
         plan = self.whole_plan(opened, tried.plan)
         checkpoints.write(path, after, plan, source.checkpoint, dtypes)
+        if source.path.is_dir():
+            # A folder again, which deconvfix.load reads alone.
+            shutil.copyfile(source.path / CONFIG, path.with_name(CONFIG))
         architecture = source.architecture()
         if any(value.dtype == torch.float64 for value in state.values()):
             architecture = architecture.double()

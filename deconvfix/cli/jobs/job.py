@@ -244,12 +244,12 @@ def convert_file(job: Job) -> ConversionReport:
             path = folder / job.output.name
             if not tried.plan.decisions and _copied(job, opened, path):
                 report = replace(tried.report(), notes=(*tried.notes, _NOTHING_FOUND))
-                return _with_files(job, opened, report)
-            written = replace(tried, after=finished(tried))
-            tried = rewritten(tried, kind.write(opened, written, path))
-            report = prove(tried, request, name=name, verify=kind.verifier(opened, path))
-            if job.prove is not None and prover is not None:
-                report = replace(report, in_runtime=prover.prove(opened, tried, job, path))
+            else:
+                written = replace(tried, after=finished(tried))
+                tried = rewritten(tried, kind.write(opened, written, path))
+                report = prove(tried, request, name=name, verify=kind.verifier(opened, path))
+                if job.prove is not None and prover is not None:
+                    report = replace(report, in_runtime=prover.prove(opened, tried, job, path))
     report = replace(report, samples_curve=samples_curve, curve=curve)
     # --input makes inputs up; real ones come from --inputs, or are the calibration samples.
     made_up = bool(job.source.inputs) and job.request.calibration is None

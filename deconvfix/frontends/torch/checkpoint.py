@@ -10,7 +10,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,6 +23,7 @@ from deconvfix.errors import CheckpointError
 from deconvfix.files import LateErrors, note_read
 from deconvfix.frontends.torch.find import is_uninitialized
 from deconvfix.frontends.torch.frontend import FRONTEND
+from deconvfix.frontends.torch.pretrained import build, class_of, loaded, weight_files
 from deconvfix.frontends.torch.state_dicts import find_state, nested, objects_in, prefix_of
 from deconvfix.plan import Plan
 
@@ -72,7 +73,7 @@ def read(path: str | os.PathLike[str], state_key: str | None = None) -> Checkpoi
     """Reads a checkpoint; nothing in it is executed.
 
     Args:
-        path: A .safetensors, .pt, .pth or .ckpt file.
+        path: A .safetensors, .pt, .pth or .ckpt file, or a folder as transformers and diffusers save it.
         state_key: Dotted path of the state dict in a nested file; by default the usual names are
             tried.
 
@@ -80,6 +81,8 @@ def read(path: str | os.PathLike[str], state_key: str | None = None) -> Checkpoi
         CheckpointError: If there is no state dict that can be read as data.
     """
     path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
     if not path.is_file():
         raise CheckpointError(
             str(path), "there is no such file", "a checkpoint file is needed", "Correct the path"
@@ -185,7 +188,7 @@ def _check_entry(path: Path, name: str, stored: Tensor, own: Tensor) -> None:
 
 def load(
     path: str | os.PathLike[str],
-    model: nn.Module,
+    model: nn.Module | None = None,
     *,
     state_key: str | None = None,
     inplace: bool = False,
@@ -194,7 +197,8 @@ def load(
 
     Args:
         path: A checkpoint that `deconvfix convert` wrote (one without a recipe is loaded as it is).
-        model: The original architecture; its weights do not matter.
+        model: The original architecture; its weights do not matter. None for a folder whose config.json names
+            a class of transformers or diffusers.
         state_key: See `read`.
         inplace: Change `model` itself.
 
@@ -205,7 +209,14 @@ def load(
         CheckpointError: If the file cannot be read, or does not belong to this architecture.
         ModelError: If the recipe names layers that the model does not have.
     """
-    return restore(read(path, state_key), FRONTEND.prepare(model, None, inplace=inplace))
+    checkpoint = read(path, state_key)
+    if model is not None:
+        return restore(checkpoint, FRONTEND.prepare(model, None, inplace=inplace))
+    arch = class_of(checkpoint.path)
+    if checkpoint.recipe is None:
+        original: nn.Module = loaded(arch, {}, checkpoint.path).eval()
+        return original
+    return restore(checkpoint, build(arch, {}, checkpoint.path).eval())
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module) -> nn.Module:
@@ -326,6 +337,16 @@ def _read_safetensors(path: Path) -> Checkpoint:
     recipe = metadata.pop(RECIPE_KEY, None)
     plan = None if recipe is None else Plan.from_json(recipe)
     return Checkpoint(path, state, "", (), plan, metadata=metadata)
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    """All files of a folder's weights as one checkpoint."""
+    parts = []
+    for path in weight_files(folder):
+        note_read(path)
+        parts.append(_read_safetensors(path))
+    state = {name: value for part in parts for name, value in part.state.items()}
+    return replace(parts[0], path=folder, state=state)
 
 
 def _recipe_of(path: Path) -> Plan | None:
