@@ -1,0 +1,37 @@
+"""The int8 benchmark in short: its files, and relations that hold on any machine."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import int8
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A layer whose sizes tell the axes apart, in the five ways."""
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(6, 4, (3, 4), stride=2, padding=1).eval()
+    batches = [(torch.randn(4, 6, 9, 7),) for _ in range(2)]
+    # 7 bits, so that no CPU's integer sums saturate.
+    files = int8.written(layer, batches, tmp_path_factory.mktemp("int8"), reduce_range=True)
+    return {
+        each.name: each for each in int8.measure(files, torch.randn(2, 6, 9, 7), scale=2, rounds=3)
+    }
+
+
+def test_only_the_exact_form_runs_in_integers(found):
+    ran = [each.operators for each in found.values()]
+    assert ran == ["1 ConvTranspose", "1 Conv", "1 ConvTranspose", "1 QLinearConv", "1 QLinearConv"]
+
+
+def test_what_is_converted_is_the_quantised_function_and_what_is_quantised_is_not(found):
+    exact = found["float, exact form"]
+    before, after, other = list(found.values())[2:]
+    assert exact.snr_db > 100
+    step = np.diff(np.unique(before.outputs)).min()
+    assert np.abs(after.outputs - before.outputs).max() <= 1.01 * step
+    assert all(20 < each.snr_db < 60 for each in (before, after, other))
+    assert before.ratio == 1
+    assert all(each.milliseconds > 0 and each.ratio > 0 for each in found.values())
