@@ -23,6 +23,7 @@ from deconvfix.forms import FORMS
 from deconvfix.forms.base import Init
 from deconvfix.request import Request
 from deconvfix.runtimes.registry import RUNTIMES
+from deconvfix.targets.writing import Structure
 
 __all__ = [
     "FILE",
@@ -196,6 +197,7 @@ class ConvertOptions(_ExportedOptions, ReportOptions):
     grow: int = same_as(Request, "grow")
     reach: int = same_as(Request, "reach")
     strength: float = same_as(Request, "strength")
+    structure: Structure | None = same_as(Request, "structure")
     flat: str | None = option(
         None,
         "Constant inputs on which alone the grid has to go, such as silence: zeros, or files as for "
