@@ -23,7 +23,7 @@ from deconvfix.forms import FORMS
 from deconvfix.forms.base import Init
 from deconvfix.request import Request
 from deconvfix.runtimes.registry import RUNTIMES
-from deconvfix.targets.writing import Convolution, Shuffle
+from deconvfix.targets.writing import Convolution, Shuffle, Structure
 
 __all__ = [
     "FILE",
@@ -201,6 +201,7 @@ class ConvertOptions(_ExportedOptions, ReportOptions):
     target: str | None = same_as(Request, "target")
     convolution: Convolution | None = same_as(Request, "convolution")
     shuffle: Shuffle | None = same_as(Request, "shuffle")
+    structure: Structure | None = same_as(Request, "structure")
     flat: str | None = option(
         None,
         "Constant inputs on which alone the grid has to go, such as silence: zeros, or files as for "

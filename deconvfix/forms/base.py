@@ -124,7 +124,7 @@ class Settings:
         "(diagonal weights as depthwise layers, without planes of zeros), passes or matrices (separable ones "
         "as a convolution or a matrix product for each axis), resize (constant ones as nearest upsampling). "
         "Default: the fastest that applies.",
-        applies="shuffles",
+        applies="is_exact",
     )
     strength: float = option(
         1.0,

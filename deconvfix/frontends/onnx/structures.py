@@ -68,7 +68,9 @@ def _found(layer: Layer, decision: Replaced) -> Iterator[Structured]:
     depthwise = spec.groups == spec.in_channels == spec.out_channels
     if depthwise and not old and _is_constant(less):
         yield Structured("resize", less)
-    factors = separated(less.weight, less.weight.dtype) if depthwise else None
+    # Products of small numbers in float16 are below its normal ones, where rounding is not relative.
+    separable = depthwise and layer.dtype != "float16"
+    factors = separated(less.weight, less.weight.dtype) if separable else None
     ways: list[Structured] = []
     if factors is not None:
         if not is_open and not old and min(spec.kernel_size) > 1:
