@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
+import torch
 
-from tests.support.command import INPUT, OddlyNamed, arch, save
+from tests.support.command import INPUT, Functional, Net, OddlyNamed, arch, save
 from tests.support.onnx_files import assert_fails_in_words, convert, net, run
 from tests.support.sarif import faults_of
 
@@ -147,6 +148,24 @@ def test_checkpoints_are_checked_with_the_code_that_builds_them(tmp_path):
     result = run("check", after, *named, "--before", before)
     assert result.exit_code == 0, result.output
     assert_fails_in_words(run("check", after, *named, "--target", "openvino"), "no ONNX file")
+
+
+def test_calls_that_are_converted_where_they_run_are_not_left(tmp_path):
+    before, after = save(tmp_path, Functional()), tmp_path / "fixed.pt"
+    named = (*arch("Functional"), *INPUT)
+    assert run("convert", before, *named, "-o", after).exit_code == 0
+    left = rules(run("check", before, *named, "--json"))["no-transposed-convolution"]
+    assert [message.split()[0] for message in left] == ["conv_transpose2d", "up"]
+    assert run("check", after, *named).exit_code == 0
+
+
+def test_programs_are_checked(tmp_path):
+    before, after = tmp_path / "net.pt2", tmp_path / "fixed.pt2"
+    example = (torch.randn(1, 2, 5, 6),)
+    torch.export.save(torch.export.export(Net().eval(), example), before)
+    assert run("convert", before, "-o", after).exit_code == 0
+    assert run("check", before).exit_code == 1
+    assert run("check", after, "--before", before).exit_code == 0
 
 
 def test_names_that_a_terminal_would_obey_are_shown(tmp_path):

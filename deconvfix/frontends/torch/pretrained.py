@@ -119,7 +119,8 @@ def weight_files(folder: Path) -> list[Path]:
         parts = sorted(set(weights.values())) if isinstance(weights, dict) and weights else []
         for part in parts:
             plain = isinstance(part, str) and Path(part).name == part and "\\" not in part
-            if not plain or not part.endswith(".safetensors"):
+            # What is no regular file, such as a pipe, would be waited for.
+            if not plain or not part.endswith(".safetensors") or not (folder / part).is_file():
                 raise _unusable(
                     index, f"it names {part!r}", "names of .safetensors files beside it are"
                 )

@@ -164,12 +164,15 @@ def test_damaged_file_is_refused(tmp_path, suffix, damage):
         checkpoint.read(path)
 
 
-@pytest.mark.parametrize(
-    "name", ["absent.pt", "absent.safetensors", ""], ids=["pt", "st", "folder"]
-)
+@pytest.mark.parametrize("name", ["absent.pt", "absent.safetensors"], ids=["pt", "st"])
 def test_missing_file_is_named(tmp_path, name):
     with pytest.raises(CheckpointError, match="there is no such file"):
         checkpoint.read(tmp_path / name)
+
+
+def test_a_folder_without_weights_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="it has no safetensors with weights"):
+        checkpoint.read(tmp_path)
 
 
 def test_pipe_is_no_checkpoint(tmp_path):

@@ -136,7 +136,15 @@ def test_a_pickle_is_not_read(library, folder):
 
 
 @pytest.mark.parametrize(
-    "part", ["../outside.safetensors", "/etc/x.safetensors", "a\\b.safetensors", "x.bin", 3]
+    "part",
+    [
+        "../outside.safetensors",
+        "/etc/x.safetensors",
+        "a\\b.safetensors",
+        "x.bin",
+        3,
+        "gone.safetensors",
+    ],
 )
 def test_an_index_leads_nowhere_else(folder, part):
     index = cut(folder)
