@@ -16,7 +16,7 @@ INDEX = ROOT / "docs/README.md"
 # As the index says: in its order, after the README. Later commands read what earlier ones wrote.
 PAGES = [
     README,
-    *(INDEX.parent / name for name in re.findall(r"\]\(([a-z-]+\.md)\)", INDEX.read_text())),
+    *(INDEX.parent / name for name in re.findall(r"\]\(([a-z0-9-]+\.md)\)", INDEX.read_text())),
 ]
 
 
