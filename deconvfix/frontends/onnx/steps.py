@@ -184,12 +184,14 @@ class Writer(Operators):
                     raise AssertionError("forms that keep the layer are not written as steps")
         return maps, sizes
 
-    def _phase_convs(self, x: ir.Value, step: PhaseConvs, operands: Operands) -> list[ir.Value]:
+    def _phase_convs(self, x: ir.Value, step: PhaseConvs, operands: Operands) -> Maps:
         bias = operands.bias if step.bias else None
-        return [
+        maps = [
             self.conv(x, weight, bias, step.conv(phase), phase.pads)
             for phase, weight in zip(step.phases, operands.weights, strict=True)
         ]
+        # A single one is the map itself, and no shuffle follows.
+        return maps if len(maps) > 1 else maps[0]
 
     def _wide_reflection(
         self, x: ir.Value, amounts: Pairs, mode: PadMode, sizes: Sequence[Size]
