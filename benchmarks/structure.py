@@ -67,7 +67,7 @@ def row(layer: Layer, *, alone: bool) -> str:
             span = f"{verdict.low:.2f} to {verdict.high:.2f}"
             cells[name] = f"{verdict.ratio:.2f} ({span}), x{macs[name]:.3f}"
     keep = 1e3 * float(np.median(timed[0].times))
-    ways = ("none", "reduced", "passes", "matrices", "resize")
+    ways = ("none", "reduced", "passes", "matrices", "upsampling")
     shown = " | ".join(cells.get(way, "-") for way in ways)
     where = "alone" if alone else "followed"
     return f"| {layer.name}, {where} | {keep:.3g} | {cells['default']} {chosen} | {shown} |"

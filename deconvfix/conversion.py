@@ -142,37 +142,9 @@ def convert(
         RefusedError: A layer was refused and `strict` is set.
         ParityError: The converted model differs from the original by more than rounding.
     """
-    request = Request.of(
-        to=to,
-        example_inputs=example_inputs,
-        interpolation=interpolation,
-        padding_mode=padding_mode,
-        init=init,
-        calibration=calibration,
-        tuning=tuning,
-        grow=grow,
-        reach=reach,
-        strength=strength,
-        convolution=convolution,
-        shuffle=shuffle,
-        structure=structure,
-        target=target,
-        flat_inputs=flat_inputs,
-        memory=memory,
-        seed=seed,
-        include=include,
-        exclude=exclude,
-        fold=fold,
-        threads=threads,
-        layer_seconds=layer_seconds,
-        strict=strict,
-        inplace=inplace,
-        plan=plan,
-        verify=verify,
-        pictures=pictures,
-        sample_rate=sample_rate,
-    )
-    return _carried_out(model, request)
+    given = dict(locals())
+    # Each argument is declared by `Request`, under its name.
+    return _carried_out(given.pop("model"), Request.of(**given))
 
 
 def _carried_out(model: Any, request: Request) -> Conversion:

@@ -528,7 +528,7 @@ def rename_flag(command):
     [
         (drop_option, '-    "--grow": {'),
         (change_default, '+     "default": 5'),
-        (drop_choice, '-      "choices": ["subpixel", "resize", "equalized", "notch"]'),
+        (drop_choice, '-       "deconv"'),
         (rename_flag, '+     "flags": ["--fail"]'),
     ],
 )

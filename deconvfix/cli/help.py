@@ -18,11 +18,15 @@ JOBS: tuple[tuple[str, str, str], ...] = (
     ("The model", "arch inputs inputs_file", "arch_kwargs state_key trust timeout"),
     ("What is written", "output dry_run force", "recipe dynamic opset strict"),
     ("What a layer becomes", "to fold", "interpolation padding_mode grow reach strength"),
-    ("For a runtime or a chip", "target runtime", "convolution shuffle"),
+    (
+        "For a runtime or a chip",
+        "target runtime prove",
+        "convolution shuffle structure layer_seconds",
+    ),
     ("Which layers", "include exclude", ""),
     ("Data", "calibration data targets", "init samples value_range flat sample_rate seed memory"),
     ("Training", "", "seconds steps resume train_all max_cost"),
-    ("The comparison", "before max_grid min_snr atol rtol repeats threads", ""),
+    ("The comparison", "before max_grid min_snr atol rtol repeats", ""),
     ("What is told", "as_json report_file junit sarif gradients explain", "curve samples_curve"),
 )
 

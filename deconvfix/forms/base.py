@@ -122,7 +122,7 @@ class Settings:
         None,
         "What the numbers of a stored weight are used for in ONNX files, where it has them: none, reduced "
         "(diagonal weights as depthwise layers, without planes of zeros), passes or matrices (separable ones "
-        "as a convolution or a matrix product for each axis), resize (constant ones as nearest upsampling). "
+        "as a convolution or a matrix product for each axis), upsampling (constant ones, nearest). "
         "Default: the fastest that applies.",
         applies="is_exact",
     )

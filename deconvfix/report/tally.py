@@ -138,6 +138,8 @@ def _macs(node: ir.Node, known: Known) -> int | None:
         return 0
     if op not in _COUNTED:
         return None
+    if len(node.inputs) < 2 or not node.outputs:
+        return None
     one, two, out = (_sizes(known, value) for value in (*node.inputs[:2], node.outputs[0]))
     if one is None or two is None or out is None:
         return None

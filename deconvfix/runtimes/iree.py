@@ -45,7 +45,7 @@ class Iree(Runtime):
     def clock(self, path: str, feed: Feed, outputs: tuple[str, ...], threads: int) -> Clock:
         """See `Runtime.clock`."""
         if threads != 1:
-            raise RuntimeError("it runs on one thread here (its local-sync device)")
+            raise RuntimeError("its local-sync device runs on one thread")
         call = _compiled(path)
         arrays = [np.ascontiguousarray(array) for array in feed.values()]
         return clock_of(lambda: call(*arrays), threads)

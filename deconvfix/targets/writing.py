@@ -12,7 +12,7 @@ __all__ = ["Convolution", "PadsOf", "Shuffle", "Structure", "Writing"]
 Convolution = Literal["cropped", "union", "phases"]
 Shuffle = Literal["crd", "dcr", "whole", "axes", "slices", "identity"]
 # What the numbers of a weight are used for.
-Structure = Literal["none", "reduced", "passes", "matrices", "resize"]
+Structure = Literal["none", "reduced", "passes", "matrices", "upsampling"]
 # Which convolutions may have pads of their own.
 PadsOf = Literal["all", "beyond 1x1", "none"]
 

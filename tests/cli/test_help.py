@@ -55,7 +55,7 @@ def test_help_all_shows_every_option_and_help_those_that_are_common(name):
 
 def test_the_help_of_convert_is_read_at_a_glance():
     short, long = run("convert", "-h").stdout, run("convert", "--help-all").stdout
-    assert len(short.splitlines()) < 70 < len(long.splitlines())
+    assert len(short.splitlines()) < 80 < len(long.splitlines())
     titles = re.findall(r"^(\w[^\n]*):$", short, re.MULTILINE)
     assert titles == [
         *("The model", "What is written", "What a layer becomes", "For a runtime or a chip"),

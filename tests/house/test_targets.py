@@ -37,13 +37,22 @@ def test_a_row_says_what_was_found(found):
 
 
 def test_what_is_wrong_stands_out(found):
-    report = found[0].report
+    one, report = found[0], found[0].report
     size = replace(report.before, status="wrong", words="y has another size on the inputs")
     values = replace(report.after, status="wrong", words="y differs by 3")
-    assert targets.cell(replace(report, before=size)) == "**wrong size** → right"
-    assert targets.cell(replace(report, after=values)) == "right → **wrong values**"
-    assert targets.cell(replace(report, before=values, after=values)) == "**wrong values**"
-    assert "| 1 | 1 | 0 | 2 | 0 | 0 |" in targets.section(
+    assert (
+        targets.cell(replace(one, report=replace(report, before=size))) == "**wrong size** → right"
+    )
+    assert (
+        targets.cell(replace(one, report=replace(report, after=values)))
+        == "right → **wrong values**"
+    )
+    assert (
+        targets.cell(replace(one, report=replace(report, before=values, after=values)))
+        == "**wrong values**"
+    )
+    assert targets.cell(replace(one, written=False)) == "right → not written"
+    assert "| 1 | 1 | 0 | 2 | 0 | 0 | 0 |" in targets.section(
         [replace(found[0], report=replace(report, before=size)), found[1]]
     )
 

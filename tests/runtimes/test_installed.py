@@ -19,6 +19,10 @@ def runtime(request):
     return request.param
 
 
+# The default is DepthToSpace of mode CRD, which IREE gets wrong.
+TARGETS = {"iree": "iree"}
+
+
 def layer(seed=0):
     """k4 s2 p1 of fixed sizes, which every runtime is right about."""
     rng = np.random.default_rng(seed)
@@ -42,7 +46,9 @@ def test_a_plain_layer_is_right_and_another_one_is_not(runtime, tmp_path):
     proto = layer()
     paths = [tmp_path / name for name in ("before.onnx", "after.onnx", "other.onnx")]
     for path, model in zip(
-        paths, (proto, deconvfix.convert(proto).model, layer(seed=1)), strict=True
+        paths,
+        (proto, deconvfix.convert(proto, target=TARGETS.get(runtime)).model, layer(seed=1)),
+        strict=True,
     ):
         onnx.save(model, path)
     with isolated(60):

@@ -76,6 +76,6 @@ def test_a_target_runs_in_the_runtime_of_its_name():
     assert [runtime_of(target) for target in (None, "onnx", "onnxruntime")] == ["onnxruntime"] * 3
     assert runtime_of("some/where/onnxruntime.toml") == "onnxruntime"
     with pytest.raises(
-        OptionError, match="'coreml', and files for it are not run here; one of mnn, "
+        OptionError, match="'coreml', and files for it are not run here; one of iree, mnn, "
     ):
         runtime_of("coreml")

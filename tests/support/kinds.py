@@ -216,7 +216,10 @@ def kinds_for(name, form):
 @functools.cache
 def converted(name, form, kind):
     model = kinds_of(name)[kind]
-    return deconvfix.convert(model, example_inputs=(example(name),), **FORMS[form])
+    # What only files use of the numbers of a weight is left out.
+    plain = {"structure": "none", "convolution": "cropped"}
+    options = FORMS[form] | (plain if kind == "onnx" else {})
+    return deconvfix.convert(model, example_inputs=(example(name),), **options)
 
 
 def nameless(text, layer):
@@ -238,7 +241,9 @@ def decisions(name, kind, conversion):
     """Whatever was decided about each call of a layer."""
     found = []
     for decided in conversion.plan.decisions:
-        spec = decided.spec
+        spec, settings = decided.spec, decided.settings
+        if settings is not None:
+            settings = replace(settings, structure=None, convolution=None, shuffle=None)
         if "output size" in name:
             # Only a module has an output_padding of its own, which the call replaces.
             own, called = ((0, 0), (1, 0))
@@ -247,8 +252,10 @@ def decisions(name, kind, conversion):
         found.append(
             (
                 (decided.decision, decided.form),
-                without_decibels(nameless(decided.reason, decided.name)),
-                (decided.exact, decided.relative_residual, spec, decided.settings),
+                without_decibels(nameless(decided.reason, decided.name)).partition(", as cropped/")[
+                    0
+                ],
+                (decided.exact, decided.relative_residual, spec, settings),
                 (decided.macs_before, decided.macs_after),
             )
         )

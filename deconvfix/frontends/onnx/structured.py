@@ -5,7 +5,7 @@
 | reduced | as for any layer, with fewer channels in a group, and fewer taps | zeros |
 | passes | Conv and shuffle for each axis | factors |
 | matrices | MatMul for each axis | factors, for fixed sizes |
-| resize | Mul, Resize (nearest) | one number for each channel |
+| upsampling | Mul, Resize (nearest) | one number for each channel |
 
 The algebra is that of `core.structure`.
 """
@@ -70,7 +70,7 @@ class Structured:
         how = {
             "passes": f"separable: {axes} passes",
             "matrices": f"separable: {axes} matrix products",
-            "resize": "constant: nearest upsampling",
+            "upsampling": "constant: nearest upsampling",
         }
         if self.structure in how:
             found.append(how[self.structure])
@@ -129,7 +129,7 @@ def _products(layer: Layer, spec: ConvTransposeSpec) -> Iterator[_Product]:
 def macs_of(layer: Layer, found: Structured) -> int:
     """Multiply-accumulates for each input pixel, rounded."""
     spec = found.layer.spec
-    if found.structure == "resize":
+    if found.structure == "upsampling":
         return 0 if (found.layer.weight == 1).all() else spec.in_channels
     total, grown = 0.0, 1.0
     if found.structure == "matrices":
@@ -193,7 +193,7 @@ class Structures:
         if found.structure == "passes":
             return self._passes(x, found)
         spec = found.layer.spec
-        y = self._resize(x, found) if found.structure == "resize" else self._matrices(x, found)
+        y = self._resize(x, found) if found.structure == "upsampling" else self._matrices(x, found)
         bias = self.bias(())
         return y if bias is None else self.write.add_bias(y, bias, spec.out_channels, spec.ndim)
 

@@ -67,7 +67,7 @@ def _found(layer: Layer, decision: Replaced) -> Iterator[Structured]:
     old = layer.opset <= NEWEST_WITHOUT_BROADCAST
     depthwise = spec.groups == spec.in_channels == spec.out_channels
     if depthwise and not old and _is_constant(less):
-        yield Structured("resize", less)
+        yield Structured("upsampling", less)
     # Products of small numbers in float16 are below its normal ones, where rounding is not relative.
     separable = depthwise and layer.dtype != "float16"
     factors = separated(less.weight, less.weight.dtype) if separable else None

@@ -156,7 +156,7 @@ def _set_geometry(node: ir.Node, spec: ConvTransposeSpec) -> None:
 
 def quantised_tail(node: ir.Node) -> list[ir.Node]:
     """The elementwise nodes and the QuantizeLinear that follow, if both sides are quantised."""
-    x = node.inputs[0]
+    x = node.inputs[0] if node.inputs else None
     source = None if x is None else x.producer()
     if source is None or not is_quantizer(source, "DequantizeLinear"):
         return []

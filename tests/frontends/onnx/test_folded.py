@@ -356,7 +356,9 @@ def test_four_phases_are_convolutions_of_their_own_where_sizes_are_known(mode):
     folded = square(mode, factors=(2, 2))
     done = check_equal(network(folded, (4, 5)), (4, 5))
     assert operators(done.model).count("Conv") == 4
-    assert not {"DepthToSpace", "Slice"} & {*operators(done.model)}
+    # Copies of the border are cut off again where a phase does not meet them.
+    cut = {"DepthToSpace", "Slice"} if mode == "zeros" else {"DepthToSpace"}
+    assert not cut & {*operators(done.model)}
     onnx.checker.check_model(done.model)
     is_open = check_equal(network(folded, (4, 5), upsampling="open"), (4, 5))
     assert operators(is_open.model).count("Conv") == 1

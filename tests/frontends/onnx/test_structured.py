@@ -87,7 +87,7 @@ def structured(draw):
     return spec, weight, bias, case.x
 
 
-WAYS = [None, "none", "reduced", "passes", "matrices", "resize"]
+WAYS = [None, "none", "reduced", "passes", "matrices", "upsampling"]
 
 
 @settings(max_examples=25)
