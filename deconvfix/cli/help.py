@@ -20,7 +20,7 @@ JOBS: tuple[tuple[str, str, str], ...] = (
     ("What a layer becomes", "to fold", "interpolation padding_mode grow reach strength"),
     (
         "For a runtime or a chip",
-        "target runtime prove",
+        "target runtime prove threads",
         "convolution shuffle structure layer_seconds",
     ),
     ("Which layers", "include exclude", ""),
