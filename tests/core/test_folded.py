@@ -1,7 +1,5 @@
 """Nearest upsampling and a convolution are a transposed convolution, by the definition of all three."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +9,7 @@ from deconvfix.core.folded import Folded
 from deconvfix.core.steps import Pad, run
 from deconvfix.forms.base import Settings
 from deconvfix.forms.subpixel import SUBPIXEL
-from tests.support.oracle import conv_transpose
+from tests.support.oracle import conv_transpose, convolution
 
 MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge"}
 
@@ -24,20 +22,6 @@ def upsample(x, factors):
             (slice(None), *(o // s for o, s in zip(place, factors, strict=True)))
         ]
     return out
-
-
-def convolution(x, weight, bias, groups):
-    """By definition: y[o, i] = b[o] + sum of w[o, c, m] x[c, i + m]."""
-    kernel = weight.shape[2:]
-    sizes = [n - k + 1 for n, k in zip(x.shape[1:], kernel, strict=True)]
-    out = np.zeros((len(weight), *sizes), x.dtype)
-    per_in, per_out = weight.shape[1], len(weight) // groups
-    for o, c in itertools.product(range(len(weight)), range(per_in)):
-        for place in np.ndindex(*sizes):
-            for tap in np.ndindex(*kernel):
-                at = tuple(i + m for i, m in zip(place, tap, strict=True))
-                out[(o, *place)] += weight[(o, c, *tap)] * x[(o // per_out * per_in + c, *at)]
-    return out if bias is None else out + bias.reshape(-1, *(1 for _ in sizes))
 
 
 def extend(x, padding, mode):

@@ -1,28 +1,11 @@
 """A convolution and a pixel shuffle are a transposed convolution, by the definition of all three."""
 
-import itertools
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deconvfix.core.shuffled import Shuffled, channels_of
-from tests.support.oracle import conv_transpose
-
-
-def convolution(x, weight, bias, padding, groups):
-    """By definition: y[o, i] = b[o] + sum of w[o, c, m] x[c, i + m - p]."""
-    x = np.pad(x, [(0, 0), *padding])
-    kernel = weight.shape[2:]
-    sizes = [n - k + 1 for n, k in zip(x.shape[1:], kernel, strict=True)]
-    out = np.zeros((len(weight), *sizes), x.dtype)
-    per_in, per_out = weight.shape[1], len(weight) // groups
-    for o, c in itertools.product(range(len(weight)), range(per_in)):
-        for place in np.ndindex(*sizes):
-            for tap in np.ndindex(*kernel):
-                at = tuple(i + m for i, m in zip(place, tap, strict=True))
-                out[(o, *place)] += weight[(o, c, *tap)] * x[(o // per_out * per_in + c, *at)]
-    return out + bias.reshape(-1, *(1 for _ in sizes))
+from tests.support.oracle import conv_transpose, convolution
 
 
 def shuffle(y, channels):
@@ -67,7 +50,8 @@ def test_equal_to_the_transposed_convolution(case):
     mean = found.mean_bias(bias)
     rest = bias - found.spread_bias(mean)
     spec = found.spec
-    wanted = shuffle(convolution(x, weight, bias, padding, groups), channels)
+    padded = np.pad(x, [(0, 0), *padding])
+    wanted = shuffle(convolution(padded, weight, bias, groups), channels)
     got = conv_transpose(
         x[None], found.transposed(weight), mean,
         stride=spec.stride, padding=spec.padding, output_padding=spec.output_padding,

@@ -65,3 +65,17 @@ def local_mean(x, reach):
             total += weight * x[(n, c, *source)]
         y[(n, c, *o)] = total
     return y
+
+
+def convolution(x, weight, bias, groups):
+    """y[o, i] = b[o] + sum of w[o, c, m] x[c, i + m]; x (C_in, *L), weight (C_out, C_in/g, *k)."""
+    kernel = weight.shape[2:]
+    sizes = [n - k + 1 for n, k in zip(x.shape[1:], kernel, strict=True)]
+    out = np.zeros((len(weight), *sizes), x.dtype)
+    per_in, per_out = weight.shape[1], len(weight) // groups
+    for o, c in itertools.product(range(len(weight)), range(per_in)):
+        for place in np.ndindex(*sizes):
+            for tap in np.ndindex(*kernel):
+                at = tuple(i + m for i, m in zip(place, tap, strict=True))
+                out[(o, *place)] += weight[(o, c, *tap)] * x[(o // per_out * per_in + c, *at)]
+    return out if bias is None else out + bias.reshape(-1, *(1 for _ in sizes))

@@ -94,3 +94,42 @@ def cases(draw, **kinds):
         integers(*spec.weight_shape),
         integers(spec.out_channels) if spec.bias else None,
     )
+
+
+@dataclass(frozen=True)
+class Upsampled:
+    """Nearest upsampling by `factors` on the first axis at least, and a convolution behind it."""
+
+    factors: tuple[int, ...]
+    kernel: tuple[int, ...]
+    mode: str
+    in_channels: int
+    out_channels: int
+    groups: int
+    bias: bool
+    sizes: tuple[int, ...]
+    seed: int
+
+
+@st.composite
+def upsamplings(draw):
+    """Any pair that can be folded; its border is for the caller to draw."""
+    ndim = draw(st.integers(1, 3))
+    most = {1: 5, 2: 4, 3: 3}[ndim]
+
+    def per_axis(strategy):
+        return tuple(draw(strategy) for _ in range(ndim))
+
+    factors, kernel = per_axis(st.integers(1, most)), per_axis(st.integers(1, most))
+    groups = draw(st.integers(1, 2))
+    return Upsampled(
+        (max(2, factors[0]), *factors[1:]),
+        (max(3, kernel[0]), *kernel[1:]),
+        draw(st.sampled_from(["zeros", "replicate", "reflect"])),
+        groups * draw(st.integers(1, 2)),
+        groups * draw(st.integers(1, 3)),
+        groups,
+        draw(st.booleans()),
+        per_axis(st.integers(3, 5)),
+        draw(st.integers(0, 2**16)),
+    )

@@ -17,8 +17,9 @@ import onnx_ir as ir
 from deconvfix.errors import Refusal
 from deconvfix.forms import DECONV
 from deconvfix.forms.base import Settings
-from deconvfix.frontends.onnx.folded import names_of, with_folded
+from deconvfix.frontends.onnx.folded import names_of, take_place, with_folded
 from deconvfix.frontends.onnx.nodes import opset_of
+from deconvfix.frontends.onnx.operators import attributes_of
 from deconvfix.frontends.onnx.shuffles import ShuffledConv, shuffled_convolutions
 from deconvfix.frontends.onnx.steps import Writer
 from deconvfix.frontends.onnx.upsampled import upsampled_convolutions
@@ -91,39 +92,17 @@ def _why_not(found: ShuffledConv) -> Refusal | None:
 
 def _write(model: ir.Model, names: Names, found: ShuffledConv, name: str) -> None:
     graph, conv, shuffled = model.graph, found.conv, found.shuffled
-    spec = shuffled.spec
     writer = Writer(names, name, opset_of(model.opset_imports), like=conv)
     stored = [names.initializer(shuffled.transposed(found.weight), graph, f"{name}.transposed")]
     if found.bias is not None:
         bias = found.bias[shuffled.channels.reshape(len(shuffled.channels), -1)[:, 0]]
         stored.append(names.initializer(np.ascontiguousarray(bias), graph, f"{name}.bias"))
-    y = writer.op(
-        "ConvTranspose",
-        conv.inputs[0],
-        *stored,
-        kernel_shape=list(spec.kernel_size),
-        strides=list(spec.stride),
-        pads=[begin for begin, _ in spec.padding] + [end for _, end in spec.padding],
-        group=spec.groups,
-    )
+    y = writer.op("ConvTranspose", conv.inputs[0], *stored, **attributes_of(shuffled.spec))
+    writer.nodes[-1].name = name
     graph.insert_after(conv, writer.nodes)
     # What treats each element alike follows, and the shuffle is left out.
     for node in found.between:
         node.replace_input_with(0, y)
         y = node.outputs[0]
         y.shape = None
-    final = found.shuffle[-1].outputs[0]
-    y.type, y.shape = final.type, final.shape
-    result = final.name
-    ir.convenience.replace_all_uses_with(final, y, replace_graph_outputs=True)
-    operands = [
-        *conv.inputs[1:],
-        *(node.inputs[1] for node in found.shuffle if len(node.inputs) > 1),
-    ]
-    graph.remove([*found.shuffle[::-1], conv], safe=True)
-    y.name = result
-    writer.nodes[0].name = name
-    for value in operands:
-        seen = value is None or value.uses() or value.is_graph_input() or value.is_graph_output()
-        if value is not None and value.is_initializer() and not seen:
-            graph.initializers.pop(str(value.name))
+    take_place(graph, (conv, *found.shuffle), y, ())

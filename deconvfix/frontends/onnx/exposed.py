@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from deconvfix.core.shuffled import Shuffled
+from deconvfix.frontends.onnx.operators import attributes_of
 from deconvfix.frontends.onnx.shuffles import ShuffledConv, count_others, shuffled_convolutions
 from deconvfix.frontends.onnx.values import Names, constant
 from deconvfix.frontends.shuffled import upsampling_notes
@@ -74,16 +75,10 @@ def _expose(model: ir.Model, names: Names, found: ShuffledConv) -> None:
         mean = shuffled.mean_bias(wide).astype(dtype)
         operands.append(names.initializer(mean, graph, f"{own}.mean"))
         rest = (wide - shuffled.spread_bias(mean.astype(np.float64))).astype(dtype)
-    spec = shuffled.spec
     transposed = ir.node(
         "ConvTranspose",
         operands,
-        {
-            "kernel_shape": list(spec.kernel_size),
-            "strides": list(spec.stride),
-            "pads": [begin for begin, _ in spec.padding] + [end for _, end in spec.padding],
-            "group": spec.groups,
-        },
+        attributes_of(shuffled.spec),
         name=own,
     )
     transposed.outputs[0].name = names.fresh(f"{own}.transposed")
@@ -92,7 +87,7 @@ def _expose(model: ir.Model, names: Names, found: ShuffledConv) -> None:
             "name": conv.name,
             "operands": [value.name for value in conv.inputs[1:] if value is not None],
             "channels": shuffled.channels.ravel().tolist(),
-            "factors": list(spec.stride),
+            "factors": list(shuffled.spec.stride),
             "between": len(found.between),
         }
     )

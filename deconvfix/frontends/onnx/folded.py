@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from deconvfix.core.folded import Folded
 from deconvfix.frontends.onnx.nodes import opset_of
+from deconvfix.frontends.onnx.operators import attributes_of
 from deconvfix.frontends.onnx.steps import Operands, Writer
 from deconvfix.frontends.onnx.upsampled import UpsampledConv, upsampled_convolutions
 from deconvfix.frontends.onnx.values import Names
 
-__all__ = ["ORIGIN", "Origin", "as_upsampled", "names_of", "with_folded"]
+__all__ = ["ORIGIN", "Origin", "as_upsampled", "names_of", "take_place", "with_folded"]
 
 # In `meta` of a ConvTranspose that stands for upsampling and a Conv, which no file holds: an `Origin`.
 ORIGIN = "deconvfix.folded"
@@ -93,10 +94,7 @@ def _fold(model: ir.Model, names: Names, found: UpsampledConv, name: str) -> Non
     y = writer.op(
         "ConvTranspose",
         *(x, stored, *conv.inputs[2:3]),
-        kernel_shape=list(spec.kernel_size),
-        strides=list(spec.stride),
-        pads=[begin for begin, _ in spec.padding] + [end for _, end in spec.padding],
-        group=spec.groups,
+        **attributes_of(spec),
     )
     node = writer.nodes[-1]
     node.name = name
@@ -106,13 +104,16 @@ def _fold(model: ir.Model, names: Names, found: UpsampledConv, name: str) -> Non
         found.resize.name or str(found.resize.outputs[0].name),
         found.weight,
     )
-    _take_place(graph, found.replaced, y, writer.nodes)
+    take_place(graph, found.replaced, y, writer.nodes)
 
 
-def _take_place(
+def take_place(
     graph: ir.Graph, old: Sequence[ir.Node], y: ir.Value, new: Sequence[ir.Node]
 ) -> None:
-    """New nodes in the place of others, and their result under the name of the last one's output."""
+    """New nodes in the place of others, and their result under the name of the last one's output.
+
+    What only the old ones have read goes with them.
+    """
     final = old[-1].outputs[0]
     operands = [value for node in old for value in node.inputs if value is not None]
     graph.insert_after(old[-1], new)

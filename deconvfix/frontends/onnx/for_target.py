@@ -6,9 +6,8 @@ A writing is tried by writing it: its nodes are made, and looked at, and thrown 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -30,7 +29,7 @@ from deconvfix.frontends.onnx.values import Operand
 from deconvfix.frontends.onnx.weights import Store
 from deconvfix.plan import Decision, Plan, Replaced, Verdict
 from deconvfix.targets.profile import Profile
-from deconvfix.targets.writing import Shuffle, Structure, Writing
+from deconvfix.targets.writing import Structure, Writing
 
 __all__ = ["Choices", "choices_of", "for_target", "stays", "with_phases", "writings_of"]
 
@@ -45,17 +44,14 @@ def for_target(model: ir.Model, plan: Plan, profile: Profile) -> Plan:
         plan: What is to be done; what its settings say of the writing stays.
         profile: Of the target.
     """
-    draft = plain(model).clone()
-    layers = {layer.name: layer for layer in find_layers(draft)}
-    surgeon = _Drafts(draft, profile)
-    is_open = has_open_sizes(model)
+    drafts = _Drafts(model, profile)
     decisions = [
-        _settled(surgeon, layers[decision.name], decision, is_open)
+        _settled(drafts, drafts.layers[decision.name], decision)
         if isinstance(decision, Replaced)
         else decision
         for decision in plan.decisions
     ]
-    shuffles = shuffles_for_target(model, profile, is_open=is_open)
+    shuffles = shuffles_for_target(model, profile, is_open=drafts.is_open)
     return replace(plan, decisions=(*decisions, *shuffles))
 
 
@@ -74,18 +70,13 @@ class Choices:
 
 def choices_of(model: ir.Model, plan: Plan, profile: Profile) -> dict[str, Choices]:
     """What a target accepts, for each layer that a plan replaces; see `for_target`."""
-    draft = plain(model).clone()
-    layers = {layer.name: layer for layer in find_layers(draft)}
-    surgeon, is_open = _Drafts(draft, profile), has_open_sizes(model)
-    found = {}
+    drafts, found = _Drafts(model, profile), {}
     for decision in plan.replaced:
-        layer = layers[decision.name]
+        layer = drafts.layers[decision.name]
         written = _candidates(layer, decision, profile)
-        rank = len(layer.input_size) + 2
-        kept = broken_by([layer.node], profile, partial(_same, rank), open_sizes=is_open)
         found[decision.name] = Choices(
-            kept is None,
-            tuple(one for one in written if not surgeon.broken(layer, one, is_open=is_open)),
+            drafts.broken_by([layer.node], decision) is None,
+            tuple(one for one in written if drafts.broken(layer, one) is None),
         )
     return found
 
@@ -145,30 +136,40 @@ class _DraftStore(Store):
 
 
 class _Drafts(Surgeon):
-    """Writes nodes that go nowhere: the stored weights stay as they are."""
+    """Writes nodes that go nowhere: the stored weights stay as they are.
+
+    Attributes:
+        layers: Of a copy of the model, by name.
+        is_open: Whether the model has open sizes.
+    """
 
     def __init__(self, model: ir.Model, profile: Profile) -> None:
-        super().__init__(model, profile)
-        self.store = _DraftStore(model)
+        draft = plain(model).clone()
+        super().__init__(draft, profile)
+        self.store = _DraftStore(draft)
+        self.layers = {layer.name: layer for layer in find_layers(draft)}
+        self.is_open = has_open_sizes(model)
 
-    def broken(self, layer: Layer, decision: Replaced, *, is_open: bool) -> Broken | None:
+    def broken(self, layer: Layer, decision: Replaced) -> Broken | None:
         """The line of the profile that the nodes of a layer's new form break."""
         if decision.target.keeps_layer:
-            nodes = [layer.node]
-        else:
-            operation = Operation(self, layer, decision)
-            operation.write()
-            nodes = operation.writer.nodes
-        ndim = decision.spec.ndim
-        return broken_by(nodes, self.profile, lambda value: ndim + 2, open_sizes=is_open)
+            return self.broken_by([layer.node], decision)
+        operation = Operation(self, layer, decision)
+        operation.write()
+        return self.broken_by(operation.writer.nodes, decision)
+
+    def broken_by(self, nodes: Sequence[ir.Node], decision: Replaced) -> Broken | None:
+        """The line that nodes on maps of a layer's rank break."""
+        rank = decision.spec.ndim + 2
+        return broken_by(nodes, self.profile, lambda value: rank, open_sizes=self.is_open)
 
 
-def _settled(surgeon: _Drafts, layer: Layer, decision: Replaced, is_open: bool) -> Decision:
+def _settled(drafts: _Drafts, layer: Layer, decision: Replaced) -> Decision:
     """A decision with the first writing that is accepted, or a refusal."""
-    profile = surgeon.profile
+    profile = drafts.profile
     reason, line = "", None
     if not decision.target.shuffles:
-        broken = surgeon.broken(layer, decision, is_open=is_open)
+        broken = drafts.broken(layer, decision)
         if broken is None:
             return decision
         reason, line = broken.found, broken.key
@@ -178,7 +179,7 @@ def _settled(surgeon: _Drafts, layer: Layer, decision: Replaced, is_open: bool) 
     if found is not None and found.structure != "reduced":
         tried = _structured(layer, decision, found)
         accepted = decision.spec.ndim not in profile.prefer
-        if accepted and surgeon.broken(layer, tried, is_open=is_open) is None:
+        if accepted and drafts.broken(layer, tried) is None:
             return tried
         reduced = replace(decision, settings=replace(decision.settings, structure="reduced"))
         found = structure_of(layer, reduced)
@@ -189,17 +190,13 @@ def _settled(surgeon: _Drafts, layer: Layer, decision: Replaced, is_open: bool) 
             reason = reason or f"{writing}: {impossible}"
             continue
         tried = _written(decision, writing, spec)
-        broken = surgeon.broken(layer, tried, is_open=is_open)
+        broken = drafts.broken(layer, tried)
         if broken is None:
             return replace(tried, reason=f"{tried.reason}, as {writing}")
         if line is None:
             # The first way that is possible tells best what stands in the way.
             reason, line = f"{writing}: {broken.found}", broken.key
     return _refused(decision, _not_accepted(reason, profile, line))
-
-
-def _same(rank: int, value: ir.Value) -> int:
-    return rank
 
 
 def _written(decision: Replaced, writing: Writing, spec: ConvTransposeSpec) -> Replaced:
@@ -223,8 +220,9 @@ def _impossible(layer: Layer, decision: Replaced, writing: Writing) -> str | Non
         return "a quantised layer needs one convolution"
     if by_phase(writing.shuffle) and not apart and decision.spec.groups > 1:
         return "the convolution's channels come group by group"
-    shuffle: Shuffle = writing.shuffle
-    return why_not(shuffle, decision.spec.stride, layer.input_size, layer.opset, apart=apart)
+    return why_not(
+        writing.shuffle, decision.spec.stride, layer.input_size, layer.opset, apart=apart
+    )
 
 
 def _not_accepted(found: str, profile: Profile, key: str | None) -> Refusal:
@@ -248,18 +246,5 @@ def _refused(decision: Replaced, refusal: Refusal) -> Decision:
 
 def stays(decision: Replaced, verdict: Verdict, reason: str) -> Decision:
     """The decision that a layer stays as it is, kept or refused, in the place of one that replaces it."""
-    kept = {known.name: getattr(decision, known.name) for known in fields(Decision)}
-    return Decision(
-        **kept
-        | {
-            "decision": verdict,
-            "form": None,
-            "settings": None,
-            "exact": True,
-            "relative_residual": None,
-            "macs_before": None,
-            "macs_after": None,
-            "fitted": None,
-            "reason": reason,
-        }
-    )
+    found = decision.name, decision.op, verdict, None, reason, decision.spec
+    return Decision(*found, upsampling=decision.upsampling)

@@ -21,11 +21,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Conv, Interpolation, PadMode, Pairs
 from deconvfix.frontends.onnx.values import Names
 from deconvfix.targets.profile import NO_LIMITS, Profile
 
-__all__ = ["DEPTH_TO_SPACE_MODE", "Operators"]
+__all__ = ["DEPTH_TO_SPACE_MODE", "Operators", "attributes_of"]
 
 # Pad takes the amounts as an input, and DepthToSpace has a mode.
 _PAD_INPUTS = 11
@@ -36,6 +37,16 @@ _CONSTANT_INTEGERS = 9
 _RESHAPE_INPUT = 5
 _PAD_MODES: dict[PadMode, str] = {"zeros": "constant", "reflect": "reflect", "replicate": "edge"}
 _INT64_MAX = 2**63 - 1
+
+
+def attributes_of(spec: ConvTransposeSpec) -> dict[str, Any]:
+    """Those of a ConvTranspose of dilation 1 without output_padding; ONNX lists all begins, then all ends."""
+    return {
+        "kernel_shape": list(spec.kernel_size),
+        "strides": list(spec.stride),
+        "pads": [begin for begin, _ in spec.padding] + [end for _, end in spec.padding],
+        "group": spec.groups,
+    }
 
 
 class Operators:

@@ -18,6 +18,7 @@ from deconvfix.core.folded import Folded
 from deconvfix.errors import OptionError
 from deconvfix.frontends.onnx.proto import FRONTEND
 from deconvfix.plan import Plan
+from tests.support.strategies import upsamplings
 
 PADS = {"zeros": "constant", "replicate": "edge", "reflect": "reflect"}
 
@@ -130,27 +131,17 @@ def check_equal(model, sizes, channels=4, *, batch=2, **options):
 
 @st.composite
 def geometries(draw):
-    ndim = draw(st.integers(1, 3))
-    most = {1: 5, 2: 4, 3: 3}[ndim]
-
-    def per_axis(strategy):
-        return tuple(draw(strategy) for _ in range(ndim))
-
-    mode = draw(st.sampled_from(list(PADS)))
-    factors = per_axis(st.integers(1, most))
-    factors = (max(2, factors[0]), *factors[1:])
-    kernel = per_axis(st.integers(1, most))
+    pair = draw(upsamplings())
+    most = {1: 5, 2: 4, 3: 3}[len(pair.factors)]
     padding = tuple(
         (draw(st.integers(0, limit)), draw(st.integers(0, limit)))
-        for limit in (s - 1 if mode == "reflect" else most for s in factors)
+        for limit in (s - 1 if pair.mode == "reflect" else most for s in pair.factors)
     )
-    groups = draw(st.integers(1, 2))
-    kernel = (max(3, kernel[0]), *kernel[1:])
     folded = Folded(
-        factors, kernel, padding, mode, groups * draw(st.integers(1, 2)),
-        groups * draw(st.integers(1, 3)), groups, draw(st.booleans()),
+        pair.factors, pair.kernel, padding, pair.mode, pair.in_channels, pair.out_channels,
+        pair.groups, pair.bias,
     )  # fmt: skip
-    return folded, per_axis(st.integers(3, 5)), draw(st.integers(0, 2**16))
+    return folded, pair.sizes, pair.seed
 
 
 @settings(max_examples=25, deadline=None)

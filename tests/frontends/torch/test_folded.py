@@ -18,6 +18,7 @@ from deconvfix.frontends.torch.frontend import FRONTEND
 from deconvfix.frontends.torch.upsampled import folded_of
 from deconvfix.plan import Plan
 from tests.support.onnx_models import operators
+from tests.support.strategies import upsamplings
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -59,24 +60,14 @@ def check_equal(model, x, count=1):
 
 @st.composite
 def geometries(draw):
-    ndim = draw(st.integers(1, 3))
-    most = {1: 5, 2: 4, 3: 3}[ndim]
-
-    def per_axis(strategy):
-        return tuple(draw(strategy) for _ in range(ndim))
-
-    mode = draw(st.sampled_from(["zeros", "replicate", "reflect"]))
-    factors = per_axis(st.integers(1, most))
-    factors = (max(2, factors[0]), *factors[1:])
-    kernel = per_axis(st.integers(1, most))
-    padding = tuple(draw(st.integers(0, s - 1 if mode == "reflect" else most + 1)) for s in factors)
-    groups = draw(st.integers(1, 2))
-    kernel = (max(3, kernel[0]), *kernel[1:])
-    layer = CONVOLUTIONS[ndim](
-        groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 3)), kernel, padding=padding,
-        groups=groups, bias=draw(st.booleans()), padding_mode=mode,
+    pair = draw(upsamplings())
+    most = {1: 5, 2: 4, 3: 3}[len(pair.factors)]
+    limits = (s - 1 if pair.mode == "reflect" else most + 1 for s in pair.factors)
+    layer = CONVOLUTIONS[len(pair.factors)](
+        pair.in_channels, pair.out_channels, pair.kernel, groups=pair.groups, bias=pair.bias,
+        padding=tuple(draw(st.integers(0, limit)) for limit in limits), padding_mode=pair.mode,
     )  # fmt: skip
-    return layer, factors, per_axis(st.integers(3, 5)), draw(st.integers(0, 2**16))
+    return layer, pair.factors, pair.sizes, pair.seed
 
 
 @settings(max_examples=20, deadline=None)
