@@ -177,7 +177,7 @@ def _planned(
     if request.plan is not None:
         return request.plan, ()
     if request.to == DECONV:
-        return deconvs(frontend, model, request), ()
+        return deconvs(frontend, model, request, request.selects), ()
     plan = make_plan(matches, request, request.selects)
     if request.to != AUTO:
         return with_writings(frontend, model, plan, request), ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from deconvfix.errors import OptionError
@@ -25,12 +26,16 @@ class WritesForTargets(Protocol):
         """
         ...
 
-    def deconv_plan(self, model: Any, options: Options) -> Plan:
+    def deconv_plan(
+        self, model: Any, options: Options, selects: Callable[[str], bool] | None = None
+    ) -> Plan:
         """A plan that writes what is a transposed convolution in other words as one."""
         ...
 
 
-def deconvs(frontend: object, model: Any, options: Options) -> Plan:
+def deconvs(
+    frontend: object, model: Any, options: Options, selects: Callable[[str], bool] | None
+) -> Plan:
     """The plan of the way back.
 
     Raises:
@@ -38,7 +43,7 @@ def deconvs(frontend: object, model: Any, options: Options) -> Plan:
     """
     check_writes_for_targets(frontend, "to", options.to)
     assert isinstance(frontend, WritesForTargets)
-    return frontend.deconv_plan(model, options)
+    return frontend.deconv_plan(model, options, selects)
 
 
 def with_writings(frontend: object, model: Any, plan: Plan, options: Options) -> Plan:

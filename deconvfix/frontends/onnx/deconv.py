@@ -9,7 +9,7 @@ Some runtimes have a fast ConvTranspose and a slow shuffle. The first is exact: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -42,21 +42,32 @@ _SIZE_IS_READ = Refusal(
 )
 
 
-def deconv_plan(model: ir.Model, options: Options) -> Plan:
+def deconv_plan(
+    model: ir.Model, options: Options, selects: Callable[[str], bool] | None = None
+) -> Plan:
     """Decisions for everything that is a transposed convolution in other words.
 
     Args:
         model: The model, which is not changed.
         options: Its patterns of names count.
+        selects: Further condition on names.
     """
+
+    def decision(name: str, op: str, refusal: Refusal | None) -> Decision:
+        if not is_selected(name, options, selects):
+            return Decision(name, op, "kept", None, "not selected", None)
+        if refusal is not None:
+            return Decision(name, op, "refused", None, refusal.sentence(name), None)
+        reason = "the same function, as a transposed convolution"
+        return Decision(name, op, "replaced", DECONV, reason, None, Settings())
+
     called = names_of(model)
     decisions = []
     for found in shuffled_convolutions(model):
-        refusal = _why_not(found)
-        decisions.append(_decision(called[found.conv], _SHUFFLED, refusal, options))
+        decisions.append(decision(called[found.conv], _SHUFFLED, _why_not(found)))
     for conv, pair in upsampled_convolutions(model):
         refusal = pair if isinstance(pair, Refusal) else None
-        decisions.append(_decision(called[conv], _UPSAMPLED, refusal, options))
+        decisions.append(decision(called[conv], _UPSAMPLED, refusal))
     return Plan(DECONV, tuple(decisions), options.target)
 
 
@@ -68,15 +79,6 @@ def write_deconvs(model: ir.Model, decisions: Sequence[Decision]) -> ir.Model:
         if called[found.conv] in wanted:
             _write(model, names, found, called[found.conv])
     return with_folded(model, wanted)
-
-
-def _decision(name: str, op: str, refusal: Refusal | None, options: Options) -> Decision:
-    if not is_selected(name, options):
-        return Decision(name, op, "kept", None, "not selected", None)
-    if refusal is not None:
-        return Decision(name, op, "refused", None, refusal.sentence(name), None)
-    reason = "the same function, as a transposed convolution"
-    return Decision(name, op, "replaced", DECONV, reason, None, Settings())
 
 
 def _why_not(found: ShuffledConv) -> Refusal | None:

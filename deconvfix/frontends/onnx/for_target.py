@@ -18,6 +18,7 @@ from deconvfix.core.steps import PhaseConvs
 from deconvfix.errors import Refusal
 from deconvfix.frontends.onnx.accepts import Broken, broken_by, has_open_sizes
 from deconvfix.frontends.onnx.find import Layer, find_layers
+from deconvfix.frontends.onnx.folded import with_folded
 from deconvfix.frontends.onnx.nodes import plain
 from deconvfix.frontends.onnx.pixel_shuffle import by_phase, why_not
 from deconvfix.frontends.onnx.reshuffle import shuffles_for_target
@@ -44,7 +45,7 @@ def for_target(model: ir.Model, plan: Plan, profile: Profile) -> Plan:
         plan: What is to be done; what its settings say of the writing stays.
         profile: Of the target.
     """
-    drafts = _Drafts(model, profile)
+    drafts = _Drafts(model, plan, profile)
     decisions = [
         _settled(drafts, drafts.layers[decision.name], decision)
         if isinstance(decision, Replaced)
@@ -70,7 +71,7 @@ class Choices:
 
 def choices_of(model: ir.Model, plan: Plan, profile: Profile) -> dict[str, Choices]:
     """What a target accepts, for each layer that a plan replaces; see `for_target`."""
-    drafts, found = _Drafts(model, profile), {}
+    drafts, found = _Drafts(model, plan, profile), {}
     for decision in plan.replaced:
         layer = drafts.layers[decision.name]
         written = _candidates(layer, decision, profile)
@@ -139,12 +140,13 @@ class _Drafts(Surgeon):
     """Writes nodes that go nowhere: the stored weights stay as they are.
 
     Attributes:
-        layers: Of a copy of the model, by name.
+        layers: Of a copy of the model in which pairs are folded as planned, by name.
         is_open: Whether the model has open sizes.
     """
 
-    def __init__(self, model: ir.Model, profile: Profile) -> None:
-        draft = plain(model).clone()
+    def __init__(self, model: ir.Model, plan: Plan, profile: Profile) -> None:
+        # What is folded is a layer as soon as the plan is carried out.
+        draft = with_folded(plain(model).clone(), plan.folded)
         super().__init__(draft, profile)
         self.store = _DraftStore(draft)
         self.layers = {layer.name: layer for layer in find_layers(draft)}

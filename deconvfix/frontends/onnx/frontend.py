@@ -127,8 +127,8 @@ class OnnxFrontend:
         """Rewrites the model in place."""
         make_plain(model)
         if plan.to == DECONV:
-            return write_deconvs(model, plan.decisions)
-        if plan.folded:
+            write_deconvs(model, plan.decisions)
+        elif plan.folded:
             with_folded(model, plan.folded)
         # Found once: surgery on one layer leaves the other nodes as they are.
         layers = {layer.name: layer for layer in find_layers(model)}

@@ -82,8 +82,9 @@ def test_a_bias_with_phases_is_refused():
     assert done.plan["last"].decision == "replaced"
 
 
-def test_names_choose():
-    done = deconvfix.convert(network([1] * 8), to="deconv", exclude="last")
+@pytest.mark.parametrize("exclude", ["last", lambda name: name == "last"])
+def test_names_choose(exclude):
+    done = deconvfix.convert(network([1] * 8), to="deconv", exclude=exclude)
     assert [decision.decision for decision in done.plan.decisions] == ["replaced", "kept"]
 
 
@@ -91,3 +92,10 @@ def test_modules_have_no_way_back():
     torch = pytest.importorskip("torch")
     with pytest.raises(deconvfix.OptionError, match="no ONNX model"):
         deconvfix.convert(torch.nn.Conv2d(2, 8, 3), to="deconv")
+
+
+def test_a_target_is_kept_to_on_the_way_back_too(tmp_path):
+    chip = tmp_path / "chip.toml"
+    chip.write_text('title = "chip"\n[forbidden]\nvalue = ["ConvTranspose"]\nsource = "sheet"\n')
+    with pytest.raises(deconvfix.ModelError, match="it is a ConvTranspose; the target 'chip' says"):
+        deconvfix.convert(network([1] * 8), to="deconv", target=str(chip))

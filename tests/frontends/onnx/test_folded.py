@@ -353,3 +353,13 @@ def test_four_phases_are_convolutions_of_their_own_where_sizes_are_known(mode):
     onnx.checker.check_model(done.model)
     is_open = check_equal(network(folded, (4, 5), upsampling="open"), (4, 5))
     assert operators(is_open.model).count("Conv") == 1
+
+
+@pytest.mark.parametrize("asked", [{"target": "rank4"}, {"target": "ncnn"}, {"shuffle": "axes"}])
+def test_pairs_are_folded_for_a_target(asked):
+    """The writing of the folded layer is chosen like that of any other one."""
+    done = check_equal(network(square("zeros", factors=(2, 2)), (4, 5)), (4, 5), **asked)
+    (decision,) = done.plan.replaced
+    assert decision.settings.shuffle is not None
+    assert "Resize" not in operators(done.model)
+    assert ("DepthToSpace" in operators(done.model)) == (asked == {"target": "ncnn"})
