@@ -32,6 +32,7 @@ __all__ = [
     "output_folder",
     "scratch_folder",
     "sha256",
+    "write_text",
 ]
 
 _READ: ContextVar[set[Path] | None] = ContextVar("read", default=None)
@@ -145,6 +146,12 @@ def output_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             _move(folder, path, overwrite)
     except OSError as error:
         raise _not_written(path, error) from error
+
+
+def write_text(path: Path, content: str, *, overwrite: bool) -> None:
+    """Writes a text file, whole or not at all; errors as of `output_folder`."""
+    with output_folder(path, overwrite=overwrite) as folder:
+        (folder / path.name).write_text(content, encoding="utf-8")
 
 
 @contextlib.contextmanager

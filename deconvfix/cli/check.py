@@ -17,7 +17,7 @@ from deconvfix.cli.other_files import check_kind
 from deconvfix.cli.terminal import show, working
 from deconvfix.cli.text import escape
 from deconvfix.core.options import option, same_as
-from deconvfix.files import check_apart, check_output, output_folder
+from deconvfix.files import check_apart, check_output, write_text
 from deconvfix.parity.runtime import isolated
 from deconvfix.report.gate import RULES, GateReport
 from deconvfix.request import Request
@@ -93,9 +93,9 @@ def check(
         ]
     report = GateReport(tuple(files), options.target)
     if options.junit is not None:
-        _write(options.junit, report.to_junit())
+        write_text(options.junit, report.to_junit(), overwrite=True)
     if options.sarif is not None:
-        _write(options.sarif, report.to_sarif())
+        write_text(options.sarif, report.to_sarif(), overwrite=True)
     show(report.to_dict() if options.as_json else _lines(report))
     ctx.exit(0 if report.ok else 1)
 
@@ -113,8 +113,3 @@ def _lines(report: GateReport) -> Iterator[Any]:
     broken = sum(not file.ok for file in report.files)
     what = f"{len(report.files)} file{'s' if len(report.files) != 1 else ''} checked"
     yield f"[bold]{what}: {f'{broken} broke a rule' if broken else 'all rules are kept'}.[/bold]"
-
-
-def _write(path: Path, content: str) -> None:
-    with output_folder(path, overwrite=True) as folder:
-        (folder / path.name).write_text(content, encoding="utf-8")

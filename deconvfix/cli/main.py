@@ -48,7 +48,7 @@ from deconvfix.cli.terminal import NO_MEMORY, fail, only_printable, show, system
 from deconvfix.cli.tolerance import Limits, compare_within
 from deconvfix.cli.usage import check_report, check_usage, job_of
 from deconvfix.errors import DeconvfixError
-from deconvfix.files import check_apart, check_output, inputs_kept, output_folder, sha256
+from deconvfix.files import check_apart, check_output, inputs_kept, sha256, write_text
 from deconvfix.fit.tuning import Tuning
 from deconvfix.fixing.report import FixReport
 from deconvfix.parity.runtime import isolated
@@ -318,5 +318,4 @@ def _named(path: Path, options: SourceOptions, dynamic: tuple[str, ...] = ()) ->
 def _write_report(report: ConversionReport | FixReport, path: Path) -> None:
     """Writes it, whole or not at all; the suffix chooses the kind."""
     content = report.to_html() if path.suffix == ".html" else report.to_json()
-    with output_folder(path, overwrite=True) as folder:
-        (folder / path.name).write_text(content, encoding="utf-8")
+    write_text(path, content, overwrite=True)

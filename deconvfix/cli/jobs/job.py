@@ -21,7 +21,7 @@ from deconvfix.diagnose.fidelity import MADE_UP
 from deconvfix.diagnose.inspection import Inspection
 from deconvfix.errors import CheckpointError, OptionError, ParityError
 from deconvfix.extras import needs
-from deconvfix.files import check_output, note_read, output_folder
+from deconvfix.files import check_output, note_read, output_folder, write_text
 from deconvfix.frontends.base import Frontend
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Plan
@@ -383,5 +383,4 @@ def _read_recipe(path: Path | None) -> Plan | None:
 
 def _write_recipe(plan: Plan, job: Job) -> None:
     if job.recipe is not None:
-        with output_folder(job.recipe, overwrite=job.overwrite) as folder:
-            (folder / job.recipe.name).write_text(plan.to_json(), encoding="utf-8")
+        write_text(job.recipe, plan.to_json(), overwrite=job.overwrite)
