@@ -168,6 +168,16 @@ def made(case: str, quick: bool, folder: Path) -> None:
     MODULES[case](quick)
 
 
+def run_once(case: str, quick: bool, folder: Path) -> None:
+    """The model run once, which a comparison of what two models give cannot do without."""
+    import torch
+    import torch.onnx
+
+    model, inputs = MODULES[case](quick)
+    with torch.no_grad():
+        model(*inputs)
+
+
 def converted(case: str, quick: bool, folder: Path) -> None:
     """Converted and verified."""
     import deconvfix
@@ -208,7 +218,7 @@ def file_converted(case: str, quick: bool, folder: Path) -> None:
 
 WORK = {
     work.__name__: work
-    for work in (made, plain_export, converted, exported, loaded, file_converted)
+    for work in (made, run_once, plain_export, converted, exported, loaded, file_converted)
 }
 
 
@@ -250,6 +260,7 @@ def modules(cases: list[str], quick: bool) -> None:
             plain = measure(plain_export, case, quick, Path(folder))
             for words, work in (
                 ("model made", made),
+                ("model made and run once", run_once),
                 ("torch.onnx.export", plain_export),
                 ("convert + verify", converted),
                 ("convert + verify + export + verify", exported),

@@ -119,7 +119,7 @@ def attempt(frontend: Frontend, model: Any, request: Request) -> Attempt:
     inits = {layer.settings.init for layer in plan.replaced} & {*FITTED_TO_DATA}
     before = None
     if request.verify or inits or shuffling:
-        before = kept(frontend, working, plan)
+        before = kept(frontend, working, working if shuffling else model, plan)
     changes = any(not layer.exact for layer in plan.replaced)
     ripples = planned_ripples(findings.matches, plan) if changes else {}
     fitter = fitter_of(frontend, request.calibration, inits) if inits else None

@@ -45,17 +45,22 @@ FILES = {
 class SharesWeights(Protocol):
     """A front end that can keep an original without a second copy of its weights."""
 
-    def snapshot(self, model: Any) -> Any:
-        """A copy of the same parameters, good for as long as nothing writes to them."""
+    def snapshot(self, model: Any, original: Any) -> Any:
+        """A copy of the same parameters, good for as long as nothing writes to them.
+
+        Args:
+            model: What is converted.
+            original: What it is a copy of, or the same: its parameters are shared where it has them all.
+        """
         ...
 
 
-def kept(frontend: Frontend, model: Any, plan: Plan) -> Any:
+def kept(frontend: Frontend, model: Any, original: Any, plan: Plan) -> Any:
     """A model as it is now, for what looks at it after the plan was carried out on it."""
     # Exact forms write to no parameter.
     exact = bool(plan.replaced) and all(layer.target.is_exact for layer in plan.replaced)
     if exact and isinstance(frontend, SharesWeights):
-        return frontend.snapshot(model)
+        return frontend.snapshot(model, original)
     return frontend.prepare(model, None, inplace=False)
 
 

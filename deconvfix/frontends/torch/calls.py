@@ -9,9 +9,10 @@ a converted model is searched for what is left.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CodeType
 from typing import Any
 
@@ -69,6 +70,8 @@ _CONVOLUTION_SIGNATURE = (
     "output_padding",
     "groups",
 )
+# Elements of a weight that are taken at once where it is large: 16 MB in float64.
+_AT_ONCE = 2**21
 # What is said of the geometry besides the shape of the weight.
 GEOMETRY = ("stride", "padding", "output_padding", "groups", "dilation")
 # Its position in both.
@@ -106,6 +109,29 @@ class Call:
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `steps.conv_transpose`."""
         return {name: getattr(self, name) for name in _SIGNATURE}
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its weight is taken in parts. One with groups never is."""
+        return int(self.groups) == 1 and self.weight.numel() > _AT_ONCE
+
+    def parts(self) -> Iterator[tuple[Call, slice]]:
+        """The same call for some output channels at a time, and for which; they do not depend on each other.
+
+        In float64 the weight of one layer may take as much memory as the rest of its model.
+        """
+        c_in, count, *taps = self.weight.shape
+        step = max(1, _AT_ONCE // (c_in * math.prod(taps))) if self.is_large else count
+        for first in range(0, count, step):
+            channels = slice(first, min(first + step, count))
+            whole = step == count or self.bias is None
+            bias = self.bias if whole else self.bias[channels]
+            yield replace(self, weight=self.weight[:, channels], bias=bias), channels
+
+    def wide(self) -> Call:
+        """The same call in float64."""
+        bias = None if self.bias is None else self.bias.double()
+        return replace(self, input=self.input.double(), weight=self.weight.double(), bias=bias)
 
     def spec(self) -> ConvTransposeSpec:
         """Its geometry; the arguments must be real tensors and numbers."""

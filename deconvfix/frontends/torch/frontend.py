@@ -70,6 +70,7 @@ from deconvfix.frontends.torch.inputs import (
     names_of,
     psnr_db,
     run_model,
+    snapshot,
 )
 from deconvfix.frontends.torch.layers import ConvertedConvTranspose, spread_weight
 from deconvfix.frontends.torch.parity import compare_modules
@@ -212,7 +213,7 @@ class TorchModuleFrontend:
         """Exchanges layers and reroutes calls as the plan says."""
         owners = owners_of_parameters(model)
         is_copy = _COPIES.get(id(model)) is model
-        trained = dict(model.named_parameters())
+        trained = {} if is_copy else dict(model.named_parameters())
         rerouted: dict[nn.Module, set[tuple[str, ConvTransposeSpec]]] = {}
         # A layer is corrected or exchanged. What cannot be exchanged (a layer with code, hooks or an owner of
         # its own), and calls, are rerouted where they run.
@@ -349,7 +350,7 @@ class TorchModuleFrontend:
         return compare_modules(shown, stored(model, shown), [inputs], None)
 
     find_upsampled = staticmethod(find_upsampled)
-    snapshot = staticmethod(copy_to_run)
+    snapshot = staticmethod(snapshot)
     with_transposed = staticmethod(with_transposed)
     as_in = staticmethod(as_in)
     with_shuffled = staticmethod(with_shuffled)

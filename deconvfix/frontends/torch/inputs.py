@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from deconvfix.errors import ModelError
@@ -39,6 +40,7 @@ __all__ = [
     "quiet_loggers",
     "run_model",
     "running_modules",
+    "snapshot",
 ]
 
 Copied = TypeVar("Copied")
@@ -105,6 +107,17 @@ def copy_to_run(model: nn.Module) -> nn.Module:
     }
     memo |= {id(p): p for p in model.parameters() if id(p) not in training}
     return _copied(model, memo)
+
+
+def snapshot(model: nn.Module, original: nn.Module) -> nn.Module:
+    """A copy to run, of the original's parameters; of the model's where there are none yet.
+
+    Args:
+        model: What is converted.
+        original: What it is a copy of, or the same. Its lazy layers have no parameters yet.
+    """
+    lazy = any(is_lazy(parameter) for parameter in original.parameters())
+    return copy_to_run(model if lazy else original)
 
 
 def _computed(model: nn.Module) -> Iterator[Tensor]:

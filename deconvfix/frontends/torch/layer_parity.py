@@ -32,6 +32,7 @@ from deconvfix.frontends.torch.inputs import (
 from deconvfix.frontends.torch.layers import (
     ConvertedConvTranspose,
     ConvTransposeModule,
+    layer_part,
     read_weight,
     spec_of,
 )
@@ -86,13 +87,16 @@ def compare_layers(
             same = decisions is not None and decisions[name].exact
             # Further calls run the same code on other values.
             own_calls = calls.get(name, [])[:2]
-            # A copy, as spectral norms change when they run.
-            new = copy_model(new)
-            pair = _widened(old, new, own_calls) if widen else (old, new, own_calls)
-            stored = rounded if same else None
-            found = _compare_layer(
-                name, *pair, planned=decisions is not None, rounded=stored, brief=widen
-            )
+            if widen and own_calls and _is_large(new, own_calls[0]):
+                found = _compare_large(name, old, new, own_calls)
+            else:
+                # A copy, as spectral norms change when they run.
+                new = copy_model(new)
+                pair = _widened(old, new, own_calls) if widen else (old, new, own_calls)
+                stored = rounded if same else None
+                found = _compare_layer(
+                    name, *pair, planned=decisions is not None, rounded=stored, brief=widen
+                )
             if widen and own_calls:
                 size = "x".join(map(str, own_calls[0].input.shape))
                 found = [replace(one, inputs=f"{one.inputs}, cropped to {size}") for one in found]
@@ -177,6 +181,37 @@ def _widened(
     return wide, new, calls
 
 
+def _is_large(new: nn.Module, call: Call) -> bool:
+    """Whether a layer in the exact form is compared in float64 in parts."""
+    if not (call.weight.is_floating_point() and call.is_large):
+        return False
+    exchanged = isinstance(new, ConvertedConvTranspose) and new.form.is_exact
+    return exchanged or (is_rerouted(new) and not new.training)
+
+
+@torch.no_grad()
+def _compare_large(
+    name: str, old: nn.Module, new: nn.Module, calls: list[Call]
+) -> list[Comparison]:
+    """`_compare_layer` for a layer in the exact form, in float64, some output channels at a time."""
+    assert isinstance(old, ConvTransposeModule)
+    comparisons = []
+    for kind, call in _cases(old, calls, brief=True):
+        if isinstance(new, ConvertedConvTranspose):
+            x = call.input.double()
+            actual = [layer_part(new, channels).forward(x) for _, channels in call.parts()]
+        else:
+            now = _as_called(old, copy_model(new), call)
+            parts = (part.wide().arguments for part, _ in now.parts())
+            actual = [torch_steps.conv_transpose(**arguments) for arguments in parts]
+        expected = [_run_call(part.wide()) for part, _ in call.parts()]
+        bounds = [bound_of(part.wide()) for part, _ in call.parts()]
+        axis = 1 - call.weight.dim()  # that of the channels, with and without a batch
+        three = (torch.cat(parts, axis) for parts in (actual, expected, bounds))
+        comparisons.append(compare_tensors(name or "(model)", kind, *three))
+    return comparisons
+
+
 def bound_of(call: Call) -> Tensor:
     """The rounding unit of each output: eps * (|W| (*) |x| + |b|), more for very long sums."""
     if not call.weight.is_floating_point():
@@ -184,13 +219,13 @@ def bound_of(call: Call) -> Tensor:
     # Terms of an output's sum: (C_in/g) * taps, an upper bound as a phase uses a part of them.
     terms = math.prod(call.weight.shape) // call.weight.shape[1] // int(call.groups)
     eps = rounding_unit(torch.finfo(call.weight.dtype).eps, terms)
-    magnitude = replace(
-        call,
-        input=call.input.detach().abs(),
-        weight=call.weight.detach().abs(),
-        bias=None if call.bias is None else call.bias.detach().abs(),
-    )
-    return _run_call(magnitude) * eps
+    x = call.input.detach().abs()
+    parts = []
+    for part, _ in call.parts():
+        weight = part.weight.detach().abs()
+        bias = None if part.bias is None else part.bias.detach().abs()
+        parts.append(_run_call(replace(part, input=x, weight=weight, bias=bias)))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1 - call.weight.dim())) * eps
 
 
 def _stored_bound(call: Call, rounded: float) -> Tensor:
@@ -252,7 +287,11 @@ def _compare_layer(
         for hook in new._forward_pre_hooks.values():
             if makes_weight(hook):
                 hook(new, (x,))
-        actual = _rerouted(old, new, call) if rerouted else new.forward(x)
+        if rerouted:
+            now = _as_called(old, new, call)
+            actual = torch_steps.conv_transpose(**now.arguments)
+        else:
+            actual = new.forward(x)
         expected, bound = _run_call(call), bound_of(call)
         fitted = isinstance(new, ConvertedConvTranspose) and not form(new.form_name).is_exact
         if planned and isinstance(new, ConvertedConvTranspose) and fitted:
@@ -274,8 +313,8 @@ def _compare_layer(
     return comparisons
 
 
-def _rerouted(old: nn.Module, new: nn.Module, call: Call) -> Tensor:
-    """What a layer whose call is converted where it runs gives, with the weights that it has now."""
+def _as_called(old: nn.Module, new: nn.Module, call: Call) -> Call:
+    """The call of a layer whose call is converted where it runs, with the weights that it has now."""
     assert isinstance(new, ConvTransposeModule)
     theirs, own = dict(old.named_parameters()), dict(new.named_parameters())
     same = theirs.keys() == own.keys() and all(equal(own[name], theirs[name]) for name in own)
@@ -283,7 +322,7 @@ def _rerouted(old: nn.Module, new: nn.Module, call: Call) -> Tensor:
     if not (new.training and same):
         bias = None if new.bias is None else new.bias.to(call.weight)
         call = replace(call, weight=current_weight(new).to(call.weight), bias=bias)
-    return torch_steps.conv_transpose(**call.arguments)
+    return call
 
 
 def _cases(

@@ -32,6 +32,7 @@ from deconvfix.frontends.torch.step_modules import (
 __all__ = [
     "ConvTransposeModule",
     "ConvertedConvTranspose",
+    "layer_part",
     "read_weight",
     "spec_of",
     "spread_weight",
@@ -218,6 +219,31 @@ def spread_weight(
         inverse(verbs, module.kernel_shape, module.groups), module.convolution.weight
     )
     return module.form.spread(module.spec, module.settings, read_weight(kernel))
+
+
+def layer_part(layer: ConvertedConvTranspose, channels: slice) -> ConvertedConvTranspose:
+    """Some output channels of a converted layer in the exact form, without groups, in float64.
+
+    What is stored is cut, and nothing is rearranged again: a wrong number is wrong in the part as well.
+    """
+    spec = replace(layer.spec, out_channels=channels.stop - channels.start)
+    empty = {"device": "meta", "dtype": torch.float64}
+    part = ConvertedConvTranspose(
+        spec,
+        layer.form_name,
+        layer.settings,
+        torch.empty(spec.weight_shape, **empty),  # type: ignore[call-overload]
+        torch.empty(spec.out_channels, **empty) if spec.bias else None,  # type: ignore[call-overload]
+    )
+
+    def cut(stored: Tensor) -> Tensor:
+        # An output channel after the other, the phases of each together.
+        rows = len(stored) // layer.out_channels
+        return stored[rows * channels.start : rows * channels.stop].double()
+
+    stored = {name: cut(value) for name, value in layer.state_dict().items()}
+    part.load_state_dict(stored, assign=True)
+    return part.train(layer.training)
 
 
 def spatial_size(
