@@ -8,6 +8,9 @@ With the letters of `ConvTransposeSpec`:
 o + p_b = s*i + d*j means o + (p_b - d*b) = s*i + d*(j - b), and the output keeps its size if op - p_e grows
 by d*e. Padding is not negative, so at most p_b // d go at the begin.
 
+*Planes of zeros between taps*, where the others are m apart: o + p_b = s*i + d*m*j, a layer of dilation d*m. If s
+and m have a common factor, whole phases of the output have no tap.
+
 *Separable.* A kernel that is an outer product, W[j_1, .., j_n] = f_1[j_1] * .. * f_n[j_n], is one layer for
 each axis after the other: what lies outside of the map is zero in all of them.
 
@@ -20,6 +23,7 @@ of the ten eps of |W| (*) |x| that a layer's proof allows (`parity.bounds`) to t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,7 +61,7 @@ class Reduced:
 
 
 def reduced(spec: ConvTransposeSpec, weight: Array) -> Reduced:
-    """Leaves out what is zero: kernels between different channels, and planes at the ends of the kernel.
+    """Leaves out what is zero: kernels between different channels, and planes of the kernel.
 
     Args:
         spec: The layer.
@@ -86,6 +90,11 @@ def reduced(spec: ConvTransposeSpec, weight: Array) -> Reduced:
             weight = weight[(slice(None),) * (axis + 2) + (kept,)]
             spec = _without(spec, axis, first, behind)
             planes += first + behind
+        apart = _distance(weight, axis + 2, spec.stride[axis])
+        if apart > 1:
+            weight = weight[(slice(None),) * (axis + 2) + (slice(None, None, apart),)]
+            planes += spec.kernel_size[axis] - weight.shape[axis + 2]
+            spec = _dilated(spec, axis, apart)
     return Reduced(spec, weight, diagonal, planes)
 
 
@@ -111,6 +120,25 @@ def _zeros_at_the_ends(weight: Array, axis: int) -> tuple[int, int]:
     while first < size - 1 - last and not weight.take(first, axis).any():
         first += 1
     return first, last
+
+
+def _distance(weight: Array, axis: int, stride: int) -> int:
+    """How far planes that are not zero are from each other at least, counted from the first, which is kept.
+
+    What has no common factor with the stride leaves out no phase, and there a convolution has as many taps of zero.
+    """
+    others = tuple(other for other in range(weight.ndim) if other != axis)
+    taken = np.flatnonzero(weight.any(axis=others))
+    distance = math.gcd(*map(int, taken))
+    # Zero: all taps are in the first plane.
+    return max(1, math.gcd(distance, stride) if distance and stride > 1 else distance)
+
+
+def _dilated(spec: ConvTransposeSpec, axis: int, apart: int) -> ConvTransposeSpec:
+    kernel, dilation = list(spec.kernel_size), list(spec.dilation)
+    kernel[axis] = 1 + (kernel[axis] - 1) // apart
+    dilation[axis] *= apart
+    return replace(spec, kernel_size=tuple(kernel), dilation=tuple(dilation))
 
 
 def _without(spec: ConvTransposeSpec, axis: int, first: int, behind: int) -> ConvTransposeSpec:

@@ -78,7 +78,7 @@ def test_planes_of_zeros_are_no_taps(case, data):
         kept = data.draw(st.tuples(st.integers(0, size), st.integers(0, size)))
         inside = slice(min(kept), max(kept))
         mask = np.zeros(size)
-        mask[inside] = 1
+        mask[inside.start : inside.stop : data.draw(st.integers(1, 3))] = 1
         weight *= mask.reshape(-1, *(1,) * (case.spec.ndim - 1 - axis))
     less = reduced(replace(case.spec, bias=False), weight)
     sizes = case.x.shape[2:]
@@ -91,6 +91,22 @@ def test_planes_of_zeros_are_no_taps(case, data):
             assert less.weight.take(size - 1, axis + 2).any()
             room = less.spec.padding[axis][0] >= less.spec.dilation[axis]
             assert less.weight.take(0, axis + 2).any() or not room
+
+
+def test_planes_between_taps_are_dilation_where_phases_have_no_tap_then():
+    spec = ConvTransposeSpec.create(2, 3, (7, 5), stride=(4, 3), padding=(1, 2), dilation=(1, 2))
+    weight = np.ones(spec.weight_shape)
+    weight[:, :, 1::2] = 0
+    weight[..., 1::2] = 0
+    less = reduced(spec, weight)
+    # Two and three have no common factor: all phases have a tap.
+    assert (less.spec.kernel_size, less.spec.dilation, less.planes) == ((4, 5), (2, 2), 3)
+    weight[1, 2, 3, 0] = 1
+    assert not reduced(spec, weight).changed
+    # Without a stride a convolution has no taps of zero between its own.
+    flat = replace(spec, stride=(4, 1), output_padding=(0, 0))
+    less = reduced(flat, weight)
+    assert (less.spec.kernel_size, less.spec.dilation, less.planes) == ((7, 3), (1, 4), 2)
 
 
 def test_a_plane_with_a_tap_stays():
