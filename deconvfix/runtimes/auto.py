@@ -24,11 +24,11 @@ from deconvfix.errors import ModelError, Refusal
 from deconvfix.files import scratch_folder
 from deconvfix.forms import form
 from deconvfix.frontends.onnx.find import Layer, find_layers
-from deconvfix.frontends.onnx.for_target import Choices, choices_of, stays
+from deconvfix.frontends.onnx.for_target import Choices, choices_of, stays, tails_told
 from deconvfix.frontends.onnx.frontend import FRONTEND
 from deconvfix.frontends.onnx.inputs import Feed
 from deconvfix.frontends.onnx.nodes import plain
-from deconvfix.frontends.onnx.surgery import quantised_tail
+from deconvfix.frontends.onnx.tail import tail_of
 from deconvfix.frontends.onnx.values import is_quantizer
 from deconvfix.plan import Decision, Plan, Replaced
 from deconvfix.runtimes.alone import Alone, feed_of, layer_alone, layer_shapes, save
@@ -93,7 +93,7 @@ def timed_plan(
         _LOG.info("%s: %s (%s)", decision.name, decided.decision, decided.reason)
         decisions.append(decided)
     plan, notes = measured.whole(model, replace(plan, decisions=tuple(decisions)), feed)
-    return plan, (*notes, *measured.cache.notes)
+    return tails_told(model, plan), (*notes, *measured.cache.notes)
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def _what_it_does(fared: Fared) -> str:
 def _not_measured(layer: Layer, shape: tuple[int, ...] | None) -> Refusal | None:
     x = layer.node.inputs[0]
     source = None if x is None else x.producer()
-    if quantised_tail(layer.node) or (source and is_quantizer(source, "DequantizeLinear")):
+    if tail_of(layer).quantised or (source and is_quantizer(source, "DequantizeLinear")):
         return Refusal(
             "it is quantised",
             "layers are measured alone, as floating-point ones",

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from deconvfix.core.shuffled import Shuffled
+from deconvfix.frontends.onnx.elementwise import ELEMENTWISE
 from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, Known, bodies, constant
 
 __all__ = [
@@ -29,12 +30,6 @@ __all__ = [
 ]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-_ELEMENTWISE = frozenset(
-    [
-        *("Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Gelu"),
-        *("Identity", "Clip"),
-    ]
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +128,7 @@ def is_elementwise(node: ir.Node, version: int) -> bool:
     if node.op_type in ("Mul", "Add", "Div", "Sub", "PRelu") and len(node.inputs) == 2:
         other = constant(node.inputs[1], version)
         return other is not None and other.size == 1
-    return node.op_type in _ELEMENTWISE
+    return node.op_type in ELEMENTWISE
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
