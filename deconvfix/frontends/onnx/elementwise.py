@@ -15,15 +15,14 @@ from deconvfix.frontends.onnx.values import (
     constant,
 )
 
-__all__ = ["ELEMENTWISE", "Map", "chain_behind"]
+__all__ = ["APPROXIMATED", "ELEMENTWISE", "Map", "chain_behind"]
 
 # Functions of one value. None of them jumps, so that rounding in front of them stays small behind them.
-ELEMENTWISE = frozenset(
-    [
-        *("Abs", "Celu", "Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Identity"),
-        *("LeakyRelu", "Mish", "Neg", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Swish"),
-        "Tanh",
-    ]
+APPROXIMATED = frozenset(
+    ["Celu", "Elu", "Erf", "Gelu", "Mish", "Selu", "Sigmoid", "Softplus", "Swish", "Tanh"]
+)
+ELEMENTWISE = APPROXIMATED | frozenset(
+    ["Abs", "Clip", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Neg", "Relu", "Softsign"]
 )
 # Those with a stored operand, and where the map may stand; from this opset on operands broadcast as NumPy's.
 _WITH_OPERAND = {"Add": (0, 1), "Div": (0,), "Mul": (0, 1), "PRelu": (0,), "Sub": (0, 1)}

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from deconvfix.core.rearrange import rearrange
 from deconvfix.errors import ExportError
+from deconvfix.frontends.onnx.elementwise import APPROXIMATED
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.folded import ORIGIN, as_upsampled, with_folded
 from deconvfix.frontends.onnx.nodes import plain
 from deconvfix.frontends.onnx.parts import cut_out, is_stored, serialized
-from deconvfix.frontends.onnx.tail import NO_TAIL, tail_of
+from deconvfix.frontends.onnx.tail import NO_TAIL, Tail, tail_of
 from deconvfix.frontends.onnx.values import (
     scopes,
     stored_tensor,
@@ -134,25 +135,30 @@ def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) 
             comparisons.append(_compare_steps(layer.name, kind, actual, steps))
             continue
         if following is not None:
-            definition = _behind(following, own_output, definition, dtype)
+            definition = _behind(tail, following, definition, dtype)
             expected = definition.value
         comparisons.append(compare_arrays(layer.name, kind, actual, expected, definition.rounding))
     return comparisons
 
 
-def _behind(following: Any, name: str, definition: Definition, dtype: Any) -> Definition:
+def _behind(tail: Tail, following: Any, definition: Definition, dtype: Any) -> Definition:
     """What a layer's tail makes of its result, and of the rounding error that this may have.
 
     The functions of a tail do not jump, and between two near values hardly any of them turns: the ends of
-    the interval of rounding tell how far the result may move.
+    the interval of rounding tell how far the result may move. Runtimes approximate some of them up to an
+    absolute error, which differs between the places of a vector.
     """
+    (name,) = (value.name for value in following.get_inputs())
     reach = LIMIT * np.asarray(definition.rounding)
     value, *ends = (
         run_named(following, {name: (definition.value + move).astype(dtype)})[0]
         for move in (0, reach, -reach)
     )
     moved = np.max([np.abs(end.astype(np.float64) - value) for end in ends], axis=0) / LIMIT
-    return Definition(value, moved + np.finfo(dtype).eps * np.abs(value.astype(np.float64)))
+    size = np.abs(value.astype(np.float64))
+    if any(node.op_type in APPROXIMATED for node in tail.nodes):
+        size = np.maximum(1.0, max(size.max(initial=0), np.abs(definition.value).max(initial=0)))
+    return Definition(value, moved + np.finfo(dtype).eps * size)
 
 
 def _operands(
