@@ -3,8 +3,9 @@
     python benchmarks/tails.py --runtime onnxruntime --loads 8
 
 Each layer is timed with its tail as it is, converted with the tail before the shuffle (as `deconvfix.convert`
-writes it), and converted with the tail behind it: the layer was converted alone, and the same nodes were added.
-Another operator follows all of it, as in a network. Ratios are with the interval that holds them in 99 of 100 measurements. One thread, float32, CPU time.
+writes it), and converted with the tail behind it: the layer was converted alone, and the nodes were added.
+Another operator follows all of it, as in a network. Ratios are with the interval that holds them in 99 of 100
+measurements. One thread, float32, CPU time.
 """
 
 from __future__ import annotations

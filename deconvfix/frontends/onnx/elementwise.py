@@ -15,7 +15,7 @@ from deconvfix.frontends.onnx.values import (
     constant,
 )
 
-__all__ = ["APPROXIMATED", "ELEMENTWISE", "Map", "chain_behind"]
+__all__ = ["APPROXIMATED", "ELEMENTWISE", "Chain", "Map", "chain_behind"]
 
 # Functions of one value. None of them jumps, so that rounding in front of them stays small behind them.
 APPROXIMATED = frozenset(
@@ -32,7 +32,7 @@ _PLAIN_NORMALIZATION = 9
 # What puts x and f(x) together: x * Sigmoid(x), x * Tanh(Softplus(x)).
 _JOINS = ("Add", "Mul")
 
-# Nodes in order, each with its inputs that hold a number for each channel.
+# Nodes in the order of the model, each with its inputs that hold a number for each channel.
 Chain = dict[ir.Node, tuple[int, ...]]
 
 
@@ -46,6 +46,7 @@ class Map:
         ndim: Spatial axes.
         graph: That its readers must be in.
         opset: Of that graph.
+        sizes_are_free: Whether those that read sizes alone do not count as readers.
     """
 
     value: ir.Value
@@ -53,6 +54,7 @@ class Map:
     ndim: int
     graph: ir.Graph
     opset: int
+    sizes_are_free: bool = False
 
 
 def chain_behind(where: Map) -> Chain:
@@ -86,6 +88,8 @@ def _following(where: Map, value: ir.Value) -> Chain:
 def _uses(where: Map, value: ir.Value) -> list[Any]:
     """The readers of a value; empty where it must keep its layout."""
     uses = [] if value.is_graph_output() else list(value.uses())
+    if where.sizes_are_free:
+        uses = [use for use in uses if use.node.op_type != "Shape"]
     return uses if all(use.node.graph is where.graph for use in uses) else []
 
 
