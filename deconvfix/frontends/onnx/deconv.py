@@ -96,7 +96,8 @@ def _why_not(found: ShuffledConv) -> Refusal | None:
             if not _same_in_all_phases(found, _stored(node, index)):
                 return replace(
                     _PHASES_OF_BIAS,
-                    found=f"its {node.op_type} differs between the phases of a channel",
+                    found=f"the {node.op_type} behind it differs between the phases of a channel",
+                    needed="behind a transposed convolution each channel has one number",
                 )
     return None
 

@@ -56,7 +56,7 @@ class ShuffledConv:
 
     @property
     def is_plain(self) -> bool:
-        """Whether each node between treats each element of its first input alike, as the one before gives it."""
+        """Whether the nodes between are a row, and each treats all elements of its first input alike."""
         value = self.conv.outputs[0]
         for node, operands in self.between.items():
             if operands or node.inputs.count(value) != 1 or node.inputs[0] is not value:
