@@ -6,7 +6,7 @@ A writing is tried by writing it: its nodes are made, and looked at, and thrown 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +62,8 @@ def for_target(model: ir.Model, plan: Plan, profile: Profile) -> Plan:
         for decision in plan.decisions
     ]
     shuffles = shuffles_for_target(model, profile, is_open=drafts.is_open)
-    return replace(plan, decisions=(*decisions, *shuffles))
+    settled = replace(plan, decisions=(*decisions, *shuffles))
+    return tails_told(drafts, drafts.layers, settled)
 
 
 @dataclass(frozen=True)
@@ -137,30 +138,24 @@ def with_phases(layer: Layer, decision: Replaced) -> Replaced:
     return replace(decision, settings=replace(settings, convolution="phases", shuffle="slices"))
 
 
-def tails_told(model: ir.Model, plan: Plan) -> Plan:
+def tails_told(surgeon: Surgeon, layers: Mapping[str, Layer], plan: Plan) -> Plan:
     """A plan whose reasons say what follows a layer and comes before its shuffle.
 
     Args:
-        model: The model, as it was.
+        surgeon: Of the model that the layers are in, in which pairs are folded as planned.
+        layers: By name; of others nothing is told.
         plan: Whose writings are decided.
     """
-    drafts = _Drafts(model, plan, plan.profile)
-    return replace(
-        plan,
-        decisions=tuple(
-            _with_tail_told(drafts, decision) if isinstance(decision, Replaced) else decision
-            for decision in plan.decisions
-        ),
-    )
 
+    def told_of(decision: Decision) -> Decision:
+        layer = layers.get(decision.name)
+        if not isinstance(decision, Replaced) or layer is None or not decision.target.is_exact:
+            return decision
+        chosen = decision if decision.upsampling is None else with_phases(layer, decision)
+        words = Operation(surgeon, layer, chosen).tail().words()
+        return replace(decision, reason=f"{decision.reason}; {words}") if words else decision
 
-def _with_tail_told(drafts: _Drafts, decision: Replaced) -> Replaced:
-    if not decision.target.is_exact:
-        return decision
-    layer = drafts.layers[decision.name]
-    chosen = with_phases(layer, decision) if decision.upsampling is not None else decision
-    words = Operation(drafts, layer, chosen).tail().words()
-    return replace(decision, reason=f"{decision.reason}; {words}") if words else decision
+    return replace(plan, decisions=tuple(map(told_of, plan.decisions)))
 
 
 class _DraftStore(Store):

@@ -161,15 +161,19 @@ class OnnxFrontend:
         """See `for_target.for_target`, and `structured.resolved` where nothing is asked for."""
         asked = any(layer.settings.convolution or layer.settings.shuffle for layer in plan.replaced)
         if plan.target is not None or asked:
-            return tails_told(model, for_target(model, plan, plan.profile))
-        layers = {layer.name: layer for layer in find_layers(plain(model))}
+            return for_target(model, plan, plan.profile)
+        model = plain(model)
+        if plan.folded:
+            model = with_folded(model.clone(), plan.folded)
+        layers = {layer.name: layer for layer in find_layers(model)}
         decisions = [
             resolved(layers[decision.name], decision)
             if isinstance(decision, Replaced) and decision.name in layers
             else decision
             for decision in plan.decisions
         ]
-        return tails_told(model, replace(plan, decisions=tuple(decisions)))
+        plan = replace(plan, decisions=tuple(decisions))
+        return tails_told(Surgeon(model), layers, plan)
 
     def fit_to_data(
         self, before: ir.Model, after: ir.Model, plan: Plan, data: CalibrationData
