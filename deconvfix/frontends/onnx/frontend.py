@@ -173,6 +173,8 @@ class OnnxFrontend:
             for decision in plan.decisions
         ]
         plan = replace(plan, decisions=tuple(decisions))
+        if not any(decision.target.is_exact for decision in plan.replaced):
+            return plan
         return tails_told(Surgeon(model), layers, plan)
 
     def fit_to_data(
@@ -316,13 +318,13 @@ def _not_own(layer: Layer) -> Refusal | None:
     found, todo = None, "Convert this layer to 'subpixel', or exclude it"
     weight = layer.node.inputs[1] if len(layer.node.inputs) > 1 else None
     source = None if weight is None else weight.producer()
-    if tail_of(layer).quantised or (source and is_quantizer(source, "DequantizeLinear")):
+    if _is_quantised(layer) or (source and is_quantizer(source, "DequantizeLinear")):
         todo = "Convert the float file, and quantise what comes out; or make this layer 'subpixel'"
     if layer.weight is None:
         found = layer.weight_note
     elif layer.dynamic_size is not None:
         found = "its crop depends on the size of the input (output_shape with dynamic axes)"
-    elif tail_of(layer).quantised:
+    elif _is_quantised(layer):
         found = "it is quantised"
     if found is None:
         return None
@@ -331,6 +333,14 @@ def _not_own(layer: Layer) -> Refusal | None:
         "another form needs a stored floating-point weight and a fixed geometry",
         todo,
     )
+
+
+def _is_quantised(layer: Layer) -> bool:
+    """Whether a DequantizeLinear comes before a layer, and a QuantizeLinear behind it."""
+    x = layer.node.inputs[0] if layer.node.inputs else None
+    source = None if x is None else x.producer()
+    comes = source is not None and is_quantizer(source, "DequantizeLinear")
+    return comes and tail_of(layer).quantised
 
 
 def _needs_opset(what: str, opset: int, oldest: int) -> Refusal:

@@ -94,7 +94,7 @@ def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) 
     # Where what follows came before the shuffle, the new nodes reach to its end.
     own_output = str(layer.node.outputs[0].name)
     tail = NO_TAIL if own_output in after.values(number) else tail_of(layer)
-    result = str(tail.output.name) if tail else own_output
+    result = str(tail.output.name) if tail.nodes else own_output
     dtype = np.float16 if layer.dtype == "float16" else np.float32
     rng = np.random.default_rng(5)
     # What runs, on what: operands, shapes at the boundary, the part of the converted model.
@@ -114,7 +114,7 @@ def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) 
         return [_failed(layer, decision, error)]
     # The original gets what follows from its own nodes.
     following = None
-    if tail:
+    if tail.nodes:
         any_size = {own_output: [None] * (spec.ndim + 2)}
         rest = _part(before, number, layer, any_size, result, dtype)
         following = open_session(rest, optimize=tail.quantised)

@@ -265,8 +265,6 @@ class Operation:
             verbs: From a number for each channel of the layer to one for each of the result.
             moves: Whether something moves values behind it.
         """
-        if not tail:
-            return y
         nodes = tail.nodes[:-1] if tail.quantised else tail.nodes
         # Values of the old nodes, and what stands for them.
         new: dict[ir.Value | None, ir.Value] = {self.node.outputs[0]: y}

@@ -32,9 +32,6 @@ class Tail:
     channel_operands: Mapping[ir.Node, tuple[int, ...]] = field(default_factory=dict)
     quantised: bool = False
 
-    def __bool__(self) -> bool:
-        return bool(self.nodes)
-
     @property
     def output(self) -> ir.Value:
         """The result of the last node."""
@@ -42,7 +39,7 @@ class Tail:
 
     def words(self) -> str:
         """A clause for the report; a quantised one is a pattern of its own."""
-        if not self or self.quantised:
+        if not self.nodes or self.quantised:
             return ""
         kinds = list(dict.fromkeys(node.op_type for node in self.nodes))
         listed = " and ".join(filter(None, [", ".join(kinds[:-1]), kinds[-1]]))
