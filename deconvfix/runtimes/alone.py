@@ -18,7 +18,8 @@ from deconvfix.frontends.onnx.find import Layer
 from deconvfix.frontends.onnx.frontend import FRONTEND
 from deconvfix.frontends.onnx.inputs import Feed, as_feed, make_feeds, shapes_of
 from deconvfix.frontends.onnx.parity import session_of, weight_bytes
-from deconvfix.frontends.onnx.values import Known, constant
+from deconvfix.frontends.onnx.tail import Tail, tail_of
+from deconvfix.frontends.onnx.values import OLDEST_IR_WITH_FREE_INITIALIZERS, Known, constant
 from deconvfix.parity.runtime import run_named
 from deconvfix.plan import Plan, Replaced
 
@@ -31,10 +32,11 @@ _LARGEST = 2**31 - 2**27
 
 @dataclass(frozen=True)
 class Alone:
-    """A model of one ConvTranspose.
+    """A model of one ConvTranspose, and of its tail, with which runtimes may fuse it.
 
     Attributes:
-        model: With the layer's stored weight and bias; what the layer gets from other nodes is an input.
+        model: With the layer's stored weight and bias, and what the tail has stored; what the layer gets
+            from other nodes is an input.
         feed: Inputs of the sizes that the layer has in its model: seeded noise.
         geometry: All that the time of the layer depends on, as text.
     """
@@ -52,7 +54,7 @@ class Alone:
 def layer_alone(
     model: ir.Model, layer: Layer, shape: Sequence[int], *, fixed_batch: bool = True
 ) -> Alone:
-    """Cuts a layer out, with its own weights.
+    """Cuts a layer out, with its own weights and what follows it element by element.
 
     Args:
         model: The model that it is from.
@@ -92,13 +94,16 @@ def layer_alone(
             array = np.asarray(tensor.numpy()).astype(dtype)
             operands.append(ir.val(role, const_value=ir.tensor(array, name=role)))
             stored.append(operands[-1])
-    node = ir.node("ConvTranspose", operands, layer.attributes, name=_NAME)
-    y = node.outputs[0]
+    nodes = [ir.node("ConvTranspose", operands, layer.attributes, name=_NAME)]
+    tail = tail_of(layer)
+    if not tail.quantised:
+        nodes += _copies(layer, tail, nodes[0].outputs[0], stored)
+    y = nodes[-1].outputs[0]
     y.name, y.dtype, y.shape = "y", kind, ir.Shape([None] * (spec.ndim + 2))
     graph = ir.Graph(
         inputs,
         [y],
-        nodes=[node],
+        nodes=nodes,
         initializers=stored,
         opset_imports={"": layer.opset},
         name="alone",
@@ -113,9 +118,45 @@ def layer_alone(
         "running": running,
         "deconvfix": __version__,
     }
+    if len(nodes) > 1:
+        geometry["tail"] = [_described(node) for node in nodes[1:]]
     # From IR version 4 on initializers need not be inputs.
     whole = ir.Model(graph, ir_version=max(model.ir_version, 4))
     return Alone(whole, feed, json.dumps(geometry, sort_keys=True))
+
+
+def _copies(layer: Layer, tail: Tail, y: ir.Value, stored: list[ir.Value]) -> list[ir.Node]:
+    """The nodes of a tail behind another value; what they have stored is added to `stored`."""
+    new: dict[ir.Value | None, ir.Value] = {layer.node.outputs[0]: y}
+    copies = []
+    for number, node in enumerate(tail.nodes):
+        for index, value in enumerate(node.inputs):
+            tensor = None if value in new else constant(value, OLDEST_IR_WITH_FREE_INITIALIZERS)
+            if value is not None and tensor is not None:
+                name = f"tail_{number}_{index}"
+                array = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+                stored.append(ir.val(name, const_value=array))
+                new[value] = stored[-1]
+        inputs = [new.get(value, value) for value in node.inputs]
+        copy = ir.Node(node.domain, node.op_type, inputs, node.attributes.values())
+        copy.outputs[0].name = f"tail_{number}"
+        new[node.outputs[0]] = copy.outputs[0]
+        copies.append(copy)
+    return copies
+
+
+def _described(node: ir.Node) -> dict[str, Any]:
+    """What the time of a node of a tail depends on."""
+    return {
+        "operator": node.op_type,
+        "attributes": {key: str(attribute.value) for key, attribute in node.attributes.items()},
+        "inputs": [
+            None
+            if value is None
+            else str(value.const_value.shape if value.const_value else value.name)
+            for value in node.inputs
+        ],
+    }
 
 
 def save(model: ir.Model, path: Path) -> Path:

@@ -1,11 +1,11 @@
 """`--to auto`: for each layer the fastest of itself and its writings, by measurement in the target's runtime.
 
-Each layer is written as a model of its own, in every writing that the target accepts, and all of these run in
-turns. A first load of each sorts out what is clearly slower; the rest is measured until it is clear
-(`timing.time_in`). A writing is taken where it is faster with confidence and gives the same values as ONNX
-Runtime on the original; in doubt the layer stays. Where the runtime refuses the layer itself, or gets it
-wrong, the fastest writing that is right is taken, whatever its speed. At the end the whole model is timed,
-because a layer that is faster alone may keep its neighbours from being fused.
+Each layer is written as a model of its own, with what follows it element by element, in every writing that
+the target accepts, and all of these run in turns. A first load of each sorts out what is clearly slower; the
+rest is measured until it is clear (`timing.time_in`). A writing is taken where it is faster with confidence
+and gives the same values as ONNX Runtime on the original; in doubt the layer stays. Where the runtime refuses
+the layer itself, or gets it wrong, the fastest writing that is right is taken, whatever its speed. At the end
+the whole model is timed, because a layer that is faster alone may keep its neighbours from being fused.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from deconvfix.errors import ModelError, Refusal
 from deconvfix.files import scratch_folder
 from deconvfix.forms import form
 from deconvfix.frontends.onnx.find import Layer, find_layers
-from deconvfix.frontends.onnx.for_target import Choices, choices_of, stays
+from deconvfix.frontends.onnx.for_target import Choices, choices_of, stays, tails_told
 from deconvfix.frontends.onnx.frontend import FRONTEND
 from deconvfix.frontends.onnx.inputs import Feed
 from deconvfix.frontends.onnx.nodes import plain
-from deconvfix.frontends.onnx.surgery import quantised_tail
+from deconvfix.frontends.onnx.surgery import Surgeon
+from deconvfix.frontends.onnx.tail import tail_of
 from deconvfix.frontends.onnx.values import is_quantizer
 from deconvfix.plan import Decision, Plan, Replaced
 from deconvfix.runtimes.alone import Alone, feed_of, layer_alone, layer_shapes, save
@@ -93,7 +94,7 @@ def timed_plan(
         _LOG.info("%s: %s (%s)", decision.name, decided.decision, decided.reason)
         decisions.append(decided)
     plan, notes = measured.whole(model, replace(plan, decisions=tuple(decisions)), feed)
-    return plan, (*notes, *measured.cache.notes)
+    return tails_told(Surgeon(draft, plan.profile), layers, plan), (*notes, *measured.cache.notes)
 
 
 @dataclass(frozen=True)
@@ -361,7 +362,7 @@ def _what_it_does(fared: Fared) -> str:
 def _not_measured(layer: Layer, shape: tuple[int, ...] | None) -> Refusal | None:
     x = layer.node.inputs[0]
     source = None if x is None else x.producer()
-    if quantised_tail(layer.node) or (source and is_quantizer(source, "DequantizeLinear")):
+    if tail_of(layer).quantised or (source and is_quantizer(source, "DequantizeLinear")):
         return Refusal(
             "it is quantised",
             "layers are measured alone, as floating-point ones",

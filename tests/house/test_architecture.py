@@ -39,12 +39,13 @@ WINGS = ("frontends.torch", "frontends.onnx", "frontends.program")
 DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 # What each wing calls the same idea, where it has a file for it.
 WING_NAMES = {
-    "accepts", "calibrate", "calls", "check", "checkpoint", "deconv", "diagnose", "disturbance", "export",
-    "exposed", "external", "file", "find", "first_run", "fold", "folded", "for_target", "frontend", "graph",
-    "inputs", "layer_parity", "layers", "moments", "nodes", "operators", "parity", "parts", "pixel_shuffle",
-    "pretrained", "proto", "refusals", "reroute", "reshuffle", "restore", "runtime_parity", "samples",
-    "shown", "shuffles", "state_dicts", "step_modules", "steps", "structured", "structures", "surgery",
-    "text", "tuning", "upsampled", "values", "weights", "written",
+    "accepts", "calibrate", "calls", "check", "checkpoint", "deconv", "diagnose", "disturbance",
+    "elementwise", "export", "exposed", "external", "file", "find", "first_run", "fold", "folded",
+    "for_target", "frontend", "graph", "inputs", "layer_parity", "layers", "moments", "nodes",
+    "operators", "parity", "parts", "pixel_shuffle", "pretrained", "proto", "refusals", "reroute",
+    "reshuffle", "restore", "runtime_parity", "samples", "shown", "shuffles", "state_dicts",
+    "step_modules", "steps", "structured", "structures", "surgery", "tail", "text", "tuning", "upsampled",
+    "values", "weights", "written",
 }  # fmt: skip
 MIRRORED = {
     "frontend",

@@ -82,6 +82,53 @@ def test_a_weight_that_is_computed_is_an_input():
     }
 
 
+def with_tail(*, alpha=0.5, channels=True):
+    """The net with two nodes behind its second layer, whose result is "y" still."""
+    proto = net(shape=(1, 3, 6, 5))
+    (last,) = [each for each in proto.graph.node if "y" in each.output]
+    last.output[0] = "t"
+    shape = (2, 1, 1) if channels else (1,)
+    slopes = np.arange(1, 1 + np.prod(shape)).reshape(shape).astype(np.float32) / 8
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(slopes, "slopes"))
+    proto.graph.node.extend(
+        [
+            onnx.helper.make_node("LeakyRelu", ["t"], ["leaky"], alpha=alpha),
+            onnx.helper.make_node("Mul", ["slopes", "leaky"], ["y"]),
+        ]
+    )
+    return ir.from_proto(proto)
+
+
+def alone_with_tail(**tail):
+    model = with_tail(**tail)
+    layer = find_layers(model)[1]
+    return model, layer, layer_alone(model, layer, (1, 5, 11, 14))
+
+
+def test_what_follows_element_by_element_comes_with_the_layer(tmp_path):
+    """And moves before the shuffle in it, as in the whole model."""
+    model, layer, single = alone_with_tail()
+    plan = make_plan(FRONTEND.find(model, None).matches, Options())
+    own = save(single.model, tmp_path / "own.onnx")
+    converted = save(single.converted(plan[layer.name], None), tmp_path / "converted.onnx")
+    kinds = [node.op_type for node in onnx.load(own).graph.node]
+    assert kinds == ["ConvTranspose", "LeakyRelu", "Mul"]
+    kinds = [node.op_type for node in onnx.load(converted).graph.node if node.op_type != "Constant"]
+    assert kinds[:3] == ["Conv", "LeakyRelu", "Mul"]
+    want, got = (session(path).run(None, single.feed)[0] for path in (own, converted))
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_the_tail_is_part_of_the_geometry():
+    geometries = [
+        alone_with_tail(**tail)[-1].geometry for tail in ({}, {"alpha": 0.25}, {"channels": False})
+    ]
+    without = ir.from_proto(net(shape=(1, 3, 6, 5)))
+    geometries.append(layer_alone(without, find_layers(without)[1], (1, 5, 11, 14)).geometry)
+    assert len(set(geometries)) == 4
+    assert alone_with_tail()[-1].geometry == geometries[0]
+
+
 def test_inputs_are_made_up_where_no_size_is_open():
     assert feed_of(ir.from_proto(net(shape=(1, 3, "h", 5))), None) is None
     made = feed_of(ir.from_proto(net(shape=(1, 3, 6, 5))), None)

@@ -4,26 +4,30 @@
     nearest Resize, (elementwise nodes,) Conv      becomes   (elementwise nodes,) ConvTranspose
 
 Some runtimes have a fast ConvTranspose and a slow shuffle. The first is exact: weights only change places
-(`core.shuffled`); a bias must be the same in all phases. The second sums taps (`core.folded`).
+(`core.shuffled`); a bias, and what the nodes have for each channel, must be the same in all phases. The
+second sums taps (`core.folded`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from deconvfix.errors import Refusal
 from deconvfix.forms import DECONV
 from deconvfix.forms.base import Settings
-from deconvfix.frontends.onnx.folded import names_of, take_place, with_folded
+from deconvfix.frontends.onnx.folded import names_of, remove_if_unused, take_place, with_folded
 from deconvfix.frontends.onnx.nodes import opset_of
 from deconvfix.frontends.onnx.operators import attributes_of
 from deconvfix.frontends.onnx.shuffles import ShuffledConv, shuffled_convolutions
 from deconvfix.frontends.onnx.steps import Writer
 from deconvfix.frontends.onnx.upsampled import upsampled_convolutions
-from deconvfix.frontends.onnx.values import Names
+from deconvfix.frontends.onnx.values import OLDEST_IR_WITH_FREE_INITIALIZERS, Names, constant
 from deconvfix.plan import Decision, Options, Plan
 from deconvfix.planning import is_selected
 
@@ -85,11 +89,35 @@ def _why_not(found: ShuffledConv) -> Refusal | None:
     results = (found.conv, *found.between)
     if any(use.node.op_type == "Shape" for node in results for use in node.outputs[0].uses()):
         return _SIZE_IS_READ
-    if found.bias is not None:
-        phases = found.bias[found.shuffled.channels].reshape(len(found.shuffled.channels), -1)
-        if (phases != phases[:, :1]).any():
-            return _PHASES_OF_BIAS
+    if found.bias is not None and not _same_in_all_phases(found, found.bias):
+        return _PHASES_OF_BIAS
+    for node, operands in found.between.items():
+        for index in operands:
+            if not _same_in_all_phases(found, _stored(node, index)):
+                return replace(
+                    _PHASES_OF_BIAS,
+                    found=f"the {node.op_type} behind it differs between the phases of a channel",
+                    needed="behind a transposed convolution each channel has one number",
+                )
     return None
+
+
+def _stored(node: ir.Node, index: int) -> NDArray[Any]:
+    tensor = constant(node.inputs[index], OLDEST_IR_WITH_FREE_INITIALIZERS)
+    assert tensor is not None, "a chain has stored operands alone"
+    return np.asarray(tensor.numpy())
+
+
+def _same_in_all_phases(found: ShuffledConv, array: NDArray[Any]) -> bool:
+    """Whether numbers for each channel of the convolution are the same for each channel of the result."""
+    phases = array.reshape(-1)[found.shuffled.channels].reshape(len(found.shuffled.channels), -1)
+    return bool((phases == phases[:, :1]).all())
+
+
+def _first_phases(found: ShuffledConv, array: NDArray[Any]) -> NDArray[Any]:
+    """A number for each channel of the result, laid out as those for the convolution are."""
+    one = array.reshape(-1)[found.shuffled.channels.reshape(len(found.shuffled.channels), -1)[:, 0]]
+    return np.ascontiguousarray(one.reshape([-1 if n > 1 else 1 for n in array.shape]))
 
 
 def _write(model: ir.Model, names: Names, found: ShuffledConv, name: str) -> None:
@@ -97,14 +125,19 @@ def _write(model: ir.Model, names: Names, found: ShuffledConv, name: str) -> Non
     writer = Writer(names, name, opset_of(model.opset_imports), like=conv)
     stored = [names.initializer(shuffled.transposed(found.weight), graph, f"{name}.transposed")]
     if found.bias is not None:
-        bias = found.bias[shuffled.channels.reshape(len(shuffled.channels), -1)[:, 0]]
-        stored.append(names.initializer(np.ascontiguousarray(bias), graph, f"{name}.bias"))
+        stored.append(names.initializer(_first_phases(found, found.bias), graph, f"{name}.bias"))
     y = writer.op("ConvTranspose", conv.inputs[0], *stored, **attributes_of(shuffled.spec))
     writer.nodes[-1].name = name
     graph.insert_after(conv, writer.nodes)
     # What treats each element alike follows, and the shuffle is left out.
-    for node in found.between:
-        node.replace_input_with(0, y)
-        y = node.outputs[0]
-        y.shape = None
-    take_place(graph, (conv, *found.shuffle), y, ())
+    for node, operands in found.between.items():
+        for index, value in enumerate(node.inputs):
+            if value is conv.outputs[0]:
+                node.replace_input_with(index, y)
+            elif value is not None and index in operands:
+                new = _first_phases(found, _stored(node, index))
+                node.replace_input_with(index, names.initializer(new, graph, str(value.name)))
+                remove_if_unused(graph, value)
+        node.outputs[0].shape = None
+    result = [*found.between][-1].outputs[0] if found.between else y
+    take_place(graph, (conv, *found.shuffle), result, ())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deconvfix.frontends.onnx.find import find_layers
 from deconvfix.frontends.onnx.nodes import make_plain
-from deconvfix.frontends.onnx.surgery import quantised_tail
+from deconvfix.frontends.onnx.tail import tail_of
 from deconvfix.frontends.onnx.values import (
     Names,
     bodies,
@@ -65,10 +65,11 @@ def disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
         is_quantizer(node, "QuantizeLinear") for body in bodies(model) for node in body.all_nodes()
     )
     for layer in find_layers(model) if quantised else ():
-        tail = quantised_tail(layer.node)
-        if not tail or layer.spec is None or (replaced is not None and layer.name not in replaced):
+        tail = tail_of(layer)
+        if not tail.quantised or (replaced is not None and layer.name not in replaced):
             continue
-        scale = tail[-1].inputs[1]
+        assert layer.spec is not None
+        scale = tail.nodes[-1].inputs[1]
         tensor = constant(scale, 0)
         assert tensor is not None
         # Half a step is as far as two runtimes may round differently.
@@ -76,11 +77,13 @@ def disturbed(model: ir.Model, plan: Plan | None, seed: int) -> ir.Model:
         noise = rng.uniform(-0.5, 0.5, (1, layer.spec.out_channels, *(1,) * layer.spec.ndim)) * step
         dtype = np.asarray(tensor.numpy()).dtype
         stored = ir.node("Constant", [], {"value": ir.tensor(noise.astype(dtype))})
+        readers = list(layer.node.outputs[0].uses())
         moved = ir.node("Add", [layer.node.outputs[0], stored.outputs[0]])
         for node in (stored, moved):
             node.outputs[0].name = names.fresh("disturbed")
         # Noise at the layer's output, in front of what follows it.
-        tail[0].replace_input_with(0, moved.outputs[0])
+        for reader, index in readers:
+            reader.replace_input_with(index, moved.outputs[0])
         layer.graph.insert_after(layer.node, [stored, moved])
     return model
 

@@ -43,17 +43,22 @@ def with_transposed(model: ir.Model, inputs: Any | None = None) -> tuple[ir.Mode
     Returns:
         A copy, or the model itself where there is none; and notes on other upsampling.
     """
-    found = list(shuffled_convolutions(model))
+    found = _plain_ones(model)
     notes = upsampling_notes(*count_others(model, found))
     if not found:
         return model, notes
     # Of the copy, whose nodes are others.
     model = model.clone()
     names = Names(model)
-    for shuffled in list(shuffled_convolutions(model)):
+    for shuffled in _plain_ones(model):
         _expose(model, names, shuffled)
     model.graph.sort()
     return model, notes
+
+
+def _plain_ones(model: ir.Model) -> list[ShuffledConv]:
+    """Those whose nodes between can stand behind the shuffle as they are."""
+    return [found for found in shuffled_convolutions(model) if found.is_plain]
 
 
 def as_in(model: ir.Model, exposed: ir.Model) -> ir.Model:

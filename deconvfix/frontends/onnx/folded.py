@@ -25,7 +25,15 @@ from deconvfix.frontends.onnx.steps import Operands, Writer
 from deconvfix.frontends.onnx.upsampled import UpsampledConv, upsampled_convolutions
 from deconvfix.frontends.onnx.values import Names
 
-__all__ = ["ORIGIN", "Origin", "as_upsampled", "names_of", "take_place", "with_folded"]
+__all__ = [
+    "ORIGIN",
+    "Origin",
+    "as_upsampled",
+    "names_of",
+    "remove_if_unused",
+    "take_place",
+    "with_folded",
+]
 
 # In `meta` of a ConvTranspose that stands for upsampling and a Conv, which no file holds: an `Origin`.
 ORIGIN = "deconvfix.folded"
@@ -124,11 +132,11 @@ def take_place(
     graph.remove(old[::-1], safe=True)
     y.name = name
     for value in operands:
-        _remove_if_unused(graph, value)
+        remove_if_unused(graph, value)
 
 
-def _remove_if_unused(graph: ir.Graph, value: ir.Value) -> None:
-    """Removes a constant that only the folded nodes have read."""
+def remove_if_unused(graph: ir.Graph, value: ir.Value) -> None:
+    """Removes a constant that only nodes which are gone have read."""
     producer = value.producer()
     if value.uses() or value.is_graph_output():
         return
@@ -137,7 +145,7 @@ def _remove_if_unused(graph: ir.Graph, value: ir.Value) -> None:
             operands = [operand for operand in producer.inputs if operand is not None]
             graph.remove(producer, safe=True)
             for operand in operands:
-                _remove_if_unused(graph, operand)
+                remove_if_unused(graph, operand)
     elif value.is_initializer() and not value.is_graph_input():
         graph.initializers.pop(str(value.name), None)
 

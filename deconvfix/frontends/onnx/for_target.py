@@ -6,7 +6,7 @@ A writing is tried by writing it: its nodes are made, and looked at, and thrown 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,14 +25,23 @@ from deconvfix.frontends.onnx.reshuffle import shuffles_for_target
 from deconvfix.frontends.onnx.steps import Writer
 from deconvfix.frontends.onnx.structured import Structured
 from deconvfix.frontends.onnx.structures import as_reduced, structure_of, structures_of, told
-from deconvfix.frontends.onnx.surgery import Operation, Surgeon, quantised_tail
+from deconvfix.frontends.onnx.surgery import Operation, Surgeon
+from deconvfix.frontends.onnx.tail import tail_of
 from deconvfix.frontends.onnx.values import Operand
 from deconvfix.frontends.onnx.weights import Store
 from deconvfix.plan import Decision, Plan, Replaced, Verdict
 from deconvfix.targets.profile import Profile
 from deconvfix.targets.writing import Structure, Writing
 
-__all__ = ["Choices", "choices_of", "for_target", "stays", "with_phases", "writings_of"]
+__all__ = [
+    "Choices",
+    "choices_of",
+    "for_target",
+    "stays",
+    "tails_told",
+    "with_phases",
+    "writings_of",
+]
 
 _MOST_PHASES = 4
 
@@ -53,7 +62,8 @@ def for_target(model: ir.Model, plan: Plan, profile: Profile) -> Plan:
         for decision in plan.decisions
     ]
     shuffles = shuffles_for_target(model, profile, is_open=drafts.is_open)
-    return replace(plan, decisions=(*decisions, *shuffles))
+    settled = replace(plan, decisions=(*decisions, *shuffles))
+    return tails_told(drafts, drafts.layers, settled)
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,26 @@ def with_phases(layer: Layer, decision: Replaced) -> Replaced:
     return replace(decision, settings=replace(settings, convolution="phases", shuffle="slices"))
 
 
+def tails_told(surgeon: Surgeon, layers: Mapping[str, Layer], plan: Plan) -> Plan:
+    """A plan whose reasons say what follows a layer and comes before its shuffle.
+
+    Args:
+        surgeon: Of the model that the layers are in, in which pairs are folded as planned.
+        layers: By name; of others nothing is told.
+        plan: Whose writings are decided.
+    """
+
+    def told_of(decision: Decision) -> Decision:
+        layer = layers.get(decision.name)
+        if not isinstance(decision, Replaced) or layer is None or not decision.target.is_exact:
+            return decision
+        chosen = decision if decision.upsampling is None else with_phases(layer, decision)
+        words = Operation(surgeon, layer, chosen).tail().words()
+        return replace(decision, reason=f"{decision.reason}; {words}") if words else decision
+
+    return replace(plan, decisions=tuple(map(told_of, plan.decisions)))
+
+
 class _DraftStore(Store):
     """Keeps nothing: new weights have a shape alone."""
 
@@ -158,7 +188,8 @@ class _Drafts(Surgeon):
             return self.broken_by([layer.node], decision)
         operation = Operation(self, layer, decision)
         operation.write()
-        return self.broken_by(operation.writer.nodes, decision)
+        new = [node for node in operation.writer.nodes if node not in operation.copied]
+        return self.broken_by(new, decision)
 
     def broken_by(self, nodes: Sequence[ir.Node], decision: Replaced) -> Broken | None:
         """The line that nodes on maps of a layer's rank break."""
@@ -218,7 +249,7 @@ def _impossible(layer: Layer, decision: Replaced, writing: Writing) -> str | Non
     settings = replace(decision.settings, convolution=writing.convolution)
     steps = decision.target.compile(decision.spec, settings).steps
     apart = any(isinstance(step, PhaseConvs) for step in steps)
-    if apart and quantised_tail(layer.node):
+    if apart and tail_of(layer).quantised:
         return "a quantised layer needs one convolution"
     if by_phase(writing.shuffle) and not apart and decision.spec.groups > 1:
         return "the convolution's channels come group by group"

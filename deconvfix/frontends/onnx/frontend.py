@@ -35,14 +35,15 @@ from deconvfix.frontends.onnx.exposed import (
 )
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.folded import ORIGIN, names_of, with_folded
-from deconvfix.frontends.onnx.for_target import for_target, with_phases
+from deconvfix.frontends.onnx.for_target import for_target, tails_told, with_phases
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.reshuffle import rewrite_shuffles
 from deconvfix.frontends.onnx.restore import Refitter
 from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.structures import resolved
-from deconvfix.frontends.onnx.surgery import Surgeon, quantised_tail
+from deconvfix.frontends.onnx.surgery import Surgeon
+from deconvfix.frontends.onnx.tail import tail_of
 from deconvfix.frontends.onnx.upsampled import upsampled_convolutions
 from deconvfix.frontends.onnx.values import check_model, constant, is_quantizer
 from deconvfix.frontends.onnx.weights import scales_of
@@ -161,14 +162,20 @@ class OnnxFrontend:
         asked = any(layer.settings.convolution or layer.settings.shuffle for layer in plan.replaced)
         if plan.target is not None or asked:
             return for_target(model, plan, plan.profile)
-        layers = {layer.name: layer for layer in find_layers(plain(model))}
+        model = plain(model)
+        if plan.folded:
+            model = with_folded(model.clone(), plan.folded)
+        layers = {layer.name: layer for layer in find_layers(model)}
         decisions = [
             resolved(layers[decision.name], decision)
             if isinstance(decision, Replaced) and decision.name in layers
             else decision
             for decision in plan.decisions
         ]
-        return replace(plan, decisions=tuple(decisions))
+        plan = replace(plan, decisions=tuple(decisions))
+        if not any(decision.target.is_exact for decision in plan.replaced):
+            return plan
+        return tails_told(Surgeon(model), layers, plan)
 
     def fit_to_data(
         self, before: ir.Model, after: ir.Model, plan: Plan, data: CalibrationData
@@ -311,13 +318,13 @@ def _not_own(layer: Layer) -> Refusal | None:
     found, todo = None, "Convert this layer to 'subpixel', or exclude it"
     weight = layer.node.inputs[1] if len(layer.node.inputs) > 1 else None
     source = None if weight is None else weight.producer()
-    if quantised_tail(layer.node) or (source and is_quantizer(source, "DequantizeLinear")):
+    if _is_quantised(layer) or (source and is_quantizer(source, "DequantizeLinear")):
         todo = "Convert the float file, and quantise what comes out; or make this layer 'subpixel'"
     if layer.weight is None:
         found = layer.weight_note
     elif layer.dynamic_size is not None:
         found = "its crop depends on the size of the input (output_shape with dynamic axes)"
-    elif quantised_tail(layer.node):
+    elif _is_quantised(layer):
         found = "it is quantised"
     if found is None:
         return None
@@ -326,6 +333,14 @@ def _not_own(layer: Layer) -> Refusal | None:
         "another form needs a stored floating-point weight and a fixed geometry",
         todo,
     )
+
+
+def _is_quantised(layer: Layer) -> bool:
+    """Whether a DequantizeLinear comes before a layer, and a QuantizeLinear behind it."""
+    x = layer.node.inputs[0] if layer.node.inputs else None
+    source = None if x is None else x.producer()
+    comes = source is not None and is_quantizer(source, "DequantizeLinear")
+    return comes and tail_of(layer).quantised
 
 
 def _needs_opset(what: str, opset: int, oldest: int) -> Refusal:

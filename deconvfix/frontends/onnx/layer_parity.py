@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from deconvfix.core.rearrange import rearrange
 from deconvfix.errors import ExportError
+from deconvfix.frontends.onnx.elementwise import APPROXIMATED
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.folded import ORIGIN, as_upsampled, with_folded
 from deconvfix.frontends.onnx.nodes import plain
 from deconvfix.frontends.onnx.parts import cut_out, is_stored, serialized
-from deconvfix.frontends.onnx.surgery import quantised_tail
+from deconvfix.frontends.onnx.tail import NO_TAIL, Tail, tail_of
 from deconvfix.frontends.onnx.values import (
     scopes,
     stored_tensor,
@@ -89,9 +90,11 @@ def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) 
     # What stands for upsampling and a convolution is compared with the two, from the small map on.
     origin = layer.node.meta.get(ORIGIN)
     source = str(x.name) if origin is None else origin.source
-    # Where both sides are quantised, the new nodes reach to the QuantizeLinear.
-    tail = quantised_tail(layer.node) if decision.target.is_exact else []
-    result = str((tail[-1] if tail else layer.node).outputs[0].name)
+    number = before.number(layer.graph)
+    # Where what follows came before the shuffle, the new nodes reach to its end.
+    own_output = str(layer.node.outputs[0].name)
+    tail = NO_TAIL if own_output in after.values(number) else tail_of(layer)
+    result = str(tail.output.name) if tail.nodes else own_output
     dtype = np.float16 if layer.dtype == "float16" else np.float32
     rng = np.random.default_rng(5)
     # What runs, on what: operands, shapes at the boundary, the part of the converted model.
@@ -99,7 +102,6 @@ def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) 
     shape = (2, spec.in_channels, *_sizes(layer))
     boundary: dict[str, Sequence[int | None]] = {source: shape}
     boundary |= {name: operands[role].shape for role, name in running.items()}
-    number = before.number(layer.graph)
     part = _part(after, number, layer, boundary, result, dtype)
     inputs = _inputs(shape, dtype, rng)
     # The original comes first: what ONNX Runtime does not run there says nothing about the new nodes.
@@ -110,12 +112,12 @@ def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) 
         converted = open_session(part, optimize=False)
     except ExportError as error:
         return [_failed(layer, decision, error)]
-    # A quantised layer is compared behind its quantisation, which the original gets from its own nodes.
-    own_output = str(layer.node.outputs[0].name)
-    quantise = None
-    if tail:
+    # The original gets what follows from its own nodes.
+    following = None
+    if tail.nodes:
         any_size = {own_output: [None] * (spec.ndim + 2)}
-        quantise = open_session(_part(before, number, layer, any_size, result, dtype))
+        rest = _part(before, number, layer, any_size, result, dtype)
+        following = open_session(rest, optimize=tail.quantised)
     # Three kinds of inputs: noise, a constant that shows the border, and zeros that leave the bias.
     comparisons = []
     for kind, array in inputs:
@@ -128,14 +130,35 @@ def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) 
             return [_failed(layer, decision, error)]
         definition = _expected(layer, decision, array, operands, original)
         expected = definition.value.astype(dtype)
-        if quantise is None:
-            comparisons.append(
-                compare_arrays(layer.name, kind, actual, expected, definition.rounding)
-            )
-        else:
-            (steps,) = run_named(quantise, {own_output: expected})
+        if following is not None and tail.quantised:
+            (steps,) = run_named(following, {own_output: expected})
             comparisons.append(_compare_steps(layer.name, kind, actual, steps))
+            continue
+        if following is not None:
+            definition = _behind(tail, following, definition, dtype)
+            expected = definition.value
+        comparisons.append(compare_arrays(layer.name, kind, actual, expected, definition.rounding))
     return comparisons
+
+
+def _behind(tail: Tail, following: Any, definition: Definition, dtype: Any) -> Definition:
+    """What a layer's tail makes of its result, and of the rounding error that this may have.
+
+    The functions of a tail do not jump, and between two near values hardly any of them turns: the ends of
+    the interval of rounding tell how far the result may move. Runtimes approximate some of them up to an
+    absolute error, which differs between the places of a vector.
+    """
+    (name,) = (value.name for value in following.get_inputs())
+    reach = LIMIT * np.asarray(definition.rounding)
+    value, *ends = (
+        run_named(following, {name: (definition.value + move).astype(dtype)})[0]
+        for move in (0, reach, -reach)
+    )
+    moved = np.max([np.abs(end.astype(np.float64) - value) for end in ends], axis=0) / LIMIT
+    size = np.abs(value.astype(np.float64))
+    if any(node.op_type in APPROXIMATED for node in tail.nodes):
+        size = np.maximum(1.0, max(size.max(initial=0), np.abs(definition.value).max(initial=0)))
+    return Definition(value, moved + np.finfo(dtype).eps * size)
 
 
 def _operands(

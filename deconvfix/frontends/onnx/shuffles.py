@@ -16,6 +16,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from deconvfix.core.shuffled import Shuffled
+from deconvfix.frontends.onnx.elementwise import ELEMENTWISE, Chain, Map, chain_behind
+from deconvfix.frontends.onnx.nodes import opset_of
 from deconvfix.frontends.onnx.values import DEFAULT_DOMAINS, Known, bodies, constant
 
 __all__ = [
@@ -29,12 +31,6 @@ __all__ = [
 ]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-_ELEMENTWISE = frozenset(
-    [
-        *("Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Gelu"),
-        *("Identity", "Clip"),
-    ]
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +39,8 @@ class ShuffledConv:
 
     Attributes:
         conv: The Conv.
-        between: Nodes that treat each element alike, in order.
+        between: Nodes that treat each element alike, or each channel, in order, with their inputs that hold
+            a number for each channel.
         shuffle: The nodes of the shuffle, in order.
         shuffled: The geometry.
         weight: As it is stored, (C_out * phases, C_in / groups, *k).
@@ -51,11 +48,21 @@ class ShuffledConv:
     """
 
     conv: ir.Node
-    between: tuple[ir.Node, ...]
+    between: Chain
     shuffle: tuple[ir.Node, ...]
     shuffled: Shuffled
     weight: NDArray[Any]
     bias: NDArray[Any] | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the nodes between are a row, and each treats all elements of its first input alike."""
+        value = self.conv.outputs[0]
+        for node, operands in self.between.items():
+            if operands or node.inputs.count(value) != 1 or node.inputs[0] is not value:
+                return False
+            value = node.outputs[0]
+        return True
 
 
 def shuffled_convolutions(model: ir.Model) -> Iterator[ShuffledConv]:
@@ -88,14 +95,19 @@ def _understood(known: Known, conv: ir.Node) -> ShuffledConv | None:
     weight, bias = [*(constant(value, version) for value in operands), None][:2]
     if weight is None or weight.dtype not in _FLOATS:
         return None
-    between: list[ir.Node] = []
-    following = _only_reader(conv)
-    while following is not None and is_elementwise(following, version):
-        between.append(following)
-        following = _only_reader(following)
+    stored = weight.numpy()
+    where = Map(
+        conv.outputs[0],
+        len(stored),
+        stored.ndim - 2,
+        known.model.graph,
+        opset_of(known.model.opset_imports),
+        sizes_are_free=True,
+    )
+    between = chain_behind(where)
+    following = _only_reader([conv, *between][-1])
     if following is None:
         return None
-    stored = weight.numpy()
     geometry = padding_of(conv, stored.shape[2:])
     written = shuffle_at(known, following, len(stored), stored.ndim - 2)
     if geometry is None or written is None:
@@ -113,7 +125,7 @@ def _understood(known: Known, conv: ir.Node) -> ShuffledConv | None:
     if shuffled is None:
         return None
     stored_bias = None if bias is None else bias.numpy()
-    return ShuffledConv(conv, tuple(between), nodes, shuffled, stored, stored_bias)
+    return ShuffledConv(conv, between, nodes, shuffled, stored, stored_bias)
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:
@@ -133,7 +145,7 @@ def is_elementwise(node: ir.Node, version: int) -> bool:
     if node.op_type in ("Mul", "Add", "Div", "Sub", "PRelu") and len(node.inputs) == 2:
         other = constant(node.inputs[1], version)
         return other is not None and other.size == 1
-    return node.op_type in _ELEMENTWISE
+    return node.op_type in ELEMENTWISE
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:

@@ -1,20 +1,21 @@
 """One ConvTranspose node replaced by the nodes of its new form.
 
-    ConvTranspose(x, W, b) -> y            becomes   Conv(x, W', b'), shuffle, crop -> y
+    ConvTranspose(x, W, b) -> Relu -> y    becomes   Conv(x, W', b') -> Relu, shuffle, crop -> y
     DQ -> ConvTranspose -> Relu -> Q -> y  becomes   DQ -> Conv -> Relu -> Q -> DQ, shuffle, crop -> Q -> y
 
-The second keeps the pattern that runtimes execute in int8: the shuffle and the crop commute with
-everything that treats elements alike, so they follow the QuantizeLinear, in a pair of their own that
+The shuffle and the crop commute with everything that treats elements alike, or channels once their numbers
+are repeated for the phases. So they follow it, and runtimes fuse it with the convolution (`tail`). The second
+keeps the pattern that they execute in int8: the shuffle follows the QuantizeLinear, in a pair of its own that
 changes no value (ONNX Runtime drops it, and runs int8 convolutions only where DQ follows Q). Nothing may
 stand between DQ and Conv, so phases without a tap are computed from zero taps (zero points, once
-quantised).
+quantised). Where these come as zeros behind the convolution, other tails stay behind the shuffle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from deconvfix.core.rearrange import Verb, rearrange
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.core.steps import ConvTranspose, PhaseConvs
+from deconvfix.core.steps import ConvTranspose, Crop, PhaseConvs, PixelShuffle
 from deconvfix.forms.base import Settings
 from deconvfix.forms.windowed import verbs_of_phase
 from deconvfix.frontends.onnx.find import DynamicSize, Layer
@@ -30,22 +31,14 @@ from deconvfix.frontends.onnx.pixel_shuffle import by_phase
 from deconvfix.frontends.onnx.steps import NEWEST_WITHOUT_BROADCAST, Operands, Writer
 from deconvfix.frontends.onnx.structured import Structures
 from deconvfix.frontends.onnx.structures import structure_of
-from deconvfix.frontends.onnx.values import (
-    DEFAULT_DOMAINS,
-    OLDEST_IR_WITH_FREE_INITIALIZERS,
-    Operand,
-    constant,
-    is_quantizer,
-)
+from deconvfix.frontends.onnx.tail import NO_TAIL, Tail, tail_of
+from deconvfix.frontends.onnx.values import OLDEST_IR_WITH_FREE_INITIALIZERS, Operand
 from deconvfix.frontends.onnx.weights import Store, Weights
 from deconvfix.frontends.onnx.written import Written, written
 from deconvfix.plan import Replaced
 from deconvfix.targets.profile import NO_LIMITS, Profile
 
-__all__ = ["Operation", "Surgeon", "quantised_tail"]
-
-# Functions of each element alone, which runtimes fuse between a convolution and QuantizeLinear.
-_ELEMENTWISE = ("Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
+__all__ = ["Operation", "Surgeon"]
 
 
 class Surgeon:
@@ -70,7 +63,7 @@ class Surgeon:
         else:
             Operation(self, layer, decision).replace()
         for value in operands:
-            self._remove_if_unused(value)
+            self.remove_if_unused(value)
 
     def _set_weight(self, layer: Layer, decision: Replaced) -> None:
         assert layer.weight
@@ -105,7 +98,7 @@ class Surgeon:
         array = rearrange(verbs, bias.astype(old.dtype))
         return self.store.put(writer, operand, array, (verbs, name))
 
-    def _remove_if_unused(self, value: ir.Value | None) -> None:
+    def remove_if_unused(self, value: ir.Value | None) -> None:
         """Removes what only the replaced node has used: constants, and what computes with them."""
         if value is None or value.uses() or value.is_graph_output():
             return
@@ -119,7 +112,7 @@ class Surgeon:
             operands = dict.fromkeys(producer.inputs)
             producer.graph.remove(producer, safe=True)
             for operand in operands:
-                self._remove_if_unused(operand)
+                self.remove_if_unused(operand)
         elif value.is_initializer() and value.graph is not None:
             if value.is_graph_input():
                 if self.model.ir_version >= OLDEST_IR_WITH_FREE_INITIALIZERS:
@@ -154,31 +147,6 @@ def _set_geometry(node: ir.Node, spec: ConvTransposeSpec) -> None:
         node.attributes["output_padding"] = ir.AttrInt64s("output_padding", rest)
 
 
-def quantised_tail(node: ir.Node) -> list[ir.Node]:
-    """The elementwise nodes and the QuantizeLinear that follow, if both sides are quantised."""
-    x = node.inputs[0] if node.inputs else None
-    source = None if x is None else x.producer()
-    if source is None or not is_quantizer(source, "DequantizeLinear"):
-        return []
-    tail: list[ir.Node] = []
-    value = node.outputs[0]
-    # What has a second reader, or is an output itself, must keep its layout.
-    while not value.is_graph_output() and len(value.uses()) == 1:
-        ((following, index),) = value.uses()
-        if index != 0 or following.graph is not node.graph:
-            break
-        tail.append(following)
-        if is_quantizer(following, "QuantizeLinear"):
-            scale = following.inputs[1]
-            tensor = None if scale is None else constant(scale, 0)
-            # A scale per channel counts channels, which the shuffle moves.
-            return tail if tensor is not None and tensor.size == 1 else []
-        if following.op_type not in _ELEMENTWISE or following.domain not in DEFAULT_DOMAINS:
-            break
-        value = following.outputs[0]
-    return []
-
-
 class Operation:
     """One layer of one model.
 
@@ -210,32 +178,32 @@ class Operation:
             surgeon.store.names, own, layer.opset, like=layer.node, profile=surgeon.profile
         )
         self.weights = Weights(surgeon.store, self.writer, self.spec)
+        # Nodes of the model itself, in another place.
+        self.copied: set[ir.Node] = set()
 
     def replace(self) -> None:
         """Writes the new nodes, and puts their result under the name of the old one."""
         y, tail = self.write()
         # The result takes the name of the old one, so that nothing behind it changes.
-        replaced = [self.node, *tail]
+        replaced = [self.node, *tail.nodes]
+        own = {value for node in replaced for value in node.outputs}
+        operands = [value for node in tail.nodes for value in node.inputs if value not in own]
         old = replaced[-1].outputs[0]
         y.metadata_props.update(old.metadata_props)
         y.doc_string = old.doc_string
         ir.convenience.replace_nodes_and_values(
             self.layer.graph, replaced[-1], replaced, self.writer.nodes, [old], [y]
         )
+        for value in operands:
+            self.surgeon.remove_if_unused(value)
 
-    def write(self) -> tuple[ir.Value, list[ir.Node]]:
+    def write(self) -> tuple[ir.Value, Tail]:
         """Writes the new nodes; their result, and what they replace behind the layer."""
         found = self.structured
         if found is not None and found.structure != "reduced":
             ways = Structures(self.writer, self.surgeon.store, self.layer, self.form, self._bias)
-            return ways.written(found), []
-        tail = quantised_tail(self.node) if self.form.is_exact else []
-        # A quantised layer needs DQ -> Conv with nothing between, and old opsets have no Add that broadcasts
-        # a bias later on.
-        plain = bool(tail) or self.layer.opset <= NEWEST_WITHOUT_BROADCAST
-        plain = (plain or self._fills_phases()) and self.settings.convolution in (None, "cropped")
-        # The form as ONNX writes it: what comes before the shuffle, and what after.
-        steps = written(self.form, self.spec, self.settings, plain=plain)
+            return ways.written(found), NO_TAIL
+        steps, tail = self._planned()
         # Conv with its pads first, then the tail, the shuffle, and the crop.
         x, spec = self.node.inputs[0], self.spec
         assert x is not None
@@ -245,8 +213,10 @@ class Operation:
         maps, sizes = self.writer.steps(
             steps.before, x, operands, spec.in_channels, self.layer.input_size
         )
-        if tail:
-            maps = self._tailed(tail, cast(ir.Value, maps), moves=self._moves(steps))
+        if isinstance(maps, list):
+            maps = [self._tailed(tail, y, (), moves=True) for y in maps]
+        else:
+            maps = self._tailed(tail, maps, steps.bias, moves=self._moves(steps))
         maps, _ = self.writer.steps(
             steps.after, maps, operands, steps.channels, sizes, self.settings.shuffle
         )
@@ -254,9 +224,28 @@ class Operation:
         y = maps if isinstance(maps, ir.Value) else maps[0]
         if self.dynamic is not None:
             y = self._dynamic_crop(x, y)
-        if tail:
-            y = self._again(tail[-1], y)
+        if tail.quantised:
+            y = self._again(tail.nodes[-1], [y])
         return y, tail
+
+    def tail(self) -> Tail:
+        """What comes before the shuffle."""
+        found = self.structured
+        if found is not None and found.structure != "reduced":
+            return NO_TAIL
+        return self._planned()[1]
+
+    def _planned(self) -> tuple[Written, Tail]:
+        """The form as ONNX writes it, and what comes between its convolution and its shuffle."""
+        tail = tail_of(self.layer) if self.form.is_exact else NO_TAIL
+        # A quantised layer needs DQ -> Conv with nothing between, and old opsets have no Add that broadcasts
+        # a bias later on.
+        plain = tail.quantised or self.layer.opset <= NEWEST_WITHOUT_BROADCAST
+        plain = (plain or self._fills_phases()) and self.settings.convolution in (None, "cropped")
+        steps = written(self.form, self.spec, self.settings, plain=plain)
+        # Zeros and a bias that come behind the convolution must come before the tail.
+        moved = self._moves(steps) and all(isinstance(s, PixelShuffle | Crop) for s in steps.after)
+        return steps, tail if tail.quantised or moved else NO_TAIL
 
     def _fills_phases(self) -> bool:
         """Whether phases without a tap need kernels of zeros: nothing may stand before the shuffle."""
@@ -267,29 +256,59 @@ class Operation:
         """Whether something moves values behind the convolution."""
         return bool(steps.after) or self.dynamic is not None
 
-    def _tailed(self, tail: list[ir.Node], y: ir.Value, *, moves: bool) -> ir.Value:
-        """The tail on the convolution's result: each value is treated alike wherever it lies."""
-        for node in tail[:-1]:
-            y = self._again(node, y)
-        if not moves:
+    def _tailed(self, tail: Tail, y: ir.Value, verbs: tuple[Verb, ...], *, moves: bool) -> ir.Value:
+        """The tail on a convolution's result: each value is treated alike wherever it lies.
+
+        Args:
+            tail: The tail.
+            y: The result.
+            verbs: From a number for each channel of the layer to one for each of the result.
+            moves: Whether something moves values behind it.
+        """
+        nodes = tail.nodes[:-1] if tail.quantised else tail.nodes
+        # Values of the old nodes, and what stands for them.
+        new: dict[ir.Value | None, ir.Value] = {self.node.outputs[0]: y}
+        for node in nodes:
+            operands = [new.get(value, value) for value in node.inputs]
+            for index in tail.channel_operands[node]:
+                operands[index] = self._repeated(operands[index], verbs)
+            y = new[node.outputs[0]] = self._again(node, operands)
+            self.copied.add(self.writer.nodes[-1])
+        if not (tail.quantised and moves):
             return y
         # The shuffle works on the quantised numbers, so that the Conv before it stays an integer one.
-        return self.writer.op(
-            "DequantizeLinear",
-            *(self._again(tail[-1], y, what="QuantizeLinear"), *tail[-1].inputs[1:]),
-            domain=tail[-1].domain,
-        )
+        quantize = tail.nodes[-1]
+        y = self._again(quantize, [y], what="QuantizeLinear")
+        return self.writer.op("DequantizeLinear", y, *quantize.inputs[1:], domain=quantize.domain)
 
-    def _again(self, node: ir.Node, y: ir.Value, what: str = "") -> ir.Value:
-        """A node of the tail on another value; under its own name, unless it is `what`."""
-        result = self.writer.op(node.op_type, y, *node.inputs[1:], domain=node.domain, what=what)
+    def _again(
+        self, node: ir.Node, operands: Sequence[ir.Value | None], what: str = ""
+    ) -> ir.Value:
+        """A node of the tail on other values, and on its own from where they end.
+
+        It keeps its name, unless it is `what` or was written before.
+        """
+        inputs = [*operands, *node.inputs[len(operands) :]]
+        result = self.writer.op(node.op_type, *inputs, domain=node.domain, what=what)
         copied = self.writer.nodes[-1]
-        copied.name = copied.name if what else node.name
+        if not what and all(node.name != other.name for other in self.writer.nodes):
+            copied.name = node.name
         copied.doc_string = node.doc_string
         copied.attributes.update(node.attributes)
         copied.metadata_props.clear()
         copied.metadata_props.update(node.metadata_props)
         return result
+
+    def _repeated(self, value: ir.Value | None, verbs: tuple[Verb, ...]) -> ir.Value | None:
+        """A number for each channel, as one for each channel of the convolution's result."""
+        if not verbs:
+            return value
+        operand = Operand.of(value)
+        array = self.surgeon.store.read(operand.value)
+        assert array is not None, "only what is stored moves"
+        shape = [-1 if n > 1 else 1 for n in array.shape] if array.size > 1 else [-1]
+        new = rearrange(verbs, array.reshape(-1)).reshape(shape)
+        return self.surgeon.store.put(self.writer, operand, new, (verbs, "channels"))
 
     # --- operands ---
 

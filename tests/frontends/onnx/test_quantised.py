@@ -258,6 +258,10 @@ EXACT = {
         "stored": {"low": np.float32(-5), "high": np.float32(20)},
     },
     "Sigmoid": {"between": [("Sigmoid", "")], "out": (1 / 128, 0)},
+    "slopes for each channel": {
+        "between": [("PRelu", " slopes"), ("Neg", "")],
+        "stored": {"slopes": integers((6, 1, 1), 4)},
+    },
     "float bias": {"bias": "float"},
     "weight alone": {"quantised_output": False},
     "output read twice": {"output": "twice"},
