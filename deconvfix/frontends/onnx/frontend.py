@@ -35,7 +35,7 @@ from deconvfix.frontends.onnx.exposed import (
 )
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.folded import ORIGIN, names_of, with_folded
-from deconvfix.frontends.onnx.for_target import for_target, with_phases
+from deconvfix.frontends.onnx.for_target import for_target, with_fold, with_phases
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.reshuffle import rewrite_shuffles
@@ -163,7 +163,7 @@ class OnnxFrontend:
             return for_target(model, plan, plan.profile)
         layers = {layer.name: layer for layer in find_layers(plain(model))}
         decisions = [
-            resolved(layers[decision.name], decision)
+            with_fold(layers[decision.name], resolved(layers[decision.name], decision))
             if isinstance(decision, Replaced) and decision.name in layers
             else decision
             for decision in plan.decisions
@@ -252,7 +252,8 @@ class ReplaceTransposedConvs(ir.passes.InPlacePass):
 
     def plan(self, model: ir.Model) -> Plan:
         """What `call` would do: decisions and refusals."""
-        return make_plan(FRONTEND.find(model, None).matches, self.options)
+        plan = make_plan(FRONTEND.find(model, None).matches, self.options)
+        return FRONTEND.with_writings(model, plan)
 
 
 def _match(layer: Layer, ir_version: int) -> Match:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deconvfix.core import steps
 from deconvfix.core.rearrange import inverse
 from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.errors import ModelError
 from deconvfix.forms import form
 from deconvfix.forms.base import Compiled, Form, Settings
 from deconvfix.frontends.torch import steps as torch_steps
@@ -137,6 +138,13 @@ class ConvertedConvTranspose(nn.Sequential):
             if self.form.is_exact
             else self.form.compile(spec, self.settings)
         )
+        if compiled.weight != self.compiled().weight:
+            raise ModelError(
+                "output_size",
+                "the largest one has a border that cannot be folded",
+                "a folded resize-convolution was asked for an output size of its own",
+                "Convert the model without `fold`, or with padding_mode 'replicate' or 'zeros'",
+            )
         conv = self.convolution
         bias = self.bias if self._adds_bias else conv.bias
         result = torch_steps.apply_steps(compiled.steps, input, conv.weight, bias, conv.groups)
