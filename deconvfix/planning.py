@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from deconvfix.errors import OptionError, Refusal
-from deconvfix.forms import form
+from deconvfix.forms import FORMS, form
 from deconvfix.forms.base import KEEP, Need
 from deconvfix.forms.unfit import why_unfit
 from deconvfix.plan import Decision, Match, Options, Plan, Replaced, Verdict
@@ -46,6 +46,7 @@ def make_plan(
     return Plan(options.to, decisions, options.target)
 
 
+_EXACT = next(each for each in FORMS if each.is_exact)
 # Measured on networks with activations between their layers.
 _WEIGHTS_ALONE = Refusal(
     "this form changes what it computes, and there are no inputs to fit it to",
@@ -55,7 +56,10 @@ _WEIGHTS_ALONE = Refusal(
 
 
 def _decide(match: Match, options: Options, selects: Callable[[str], bool] | None) -> Decision:
-    spec, target = match.spec, options.form
+    spec, target, settings = match.spec, options.form, options.settings
+    # Upsampling and a convolution of the model's own stay the same function, whatever other layers become.
+    if match.upsampling is not None and not target.is_exact:
+        target, settings = _EXACT, replace(settings, init=None)
 
     def decision(verdict: Verdict, reason: str) -> Decision:
         return Decision(match.name, match.op, verdict, None, reason, spec)
@@ -63,25 +67,25 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
     # What was not asked for is no refusal, whatever stands in its way.
     if not is_selected(match.name, options, selects):
         return decision("kept", "not selected")
-    untouched = target.why_untouched(options.settings)
+    untouched = target.why_untouched(settings)
     if untouched is not None:
         return decision("kept", untouched)
     if match.obstacle is not None:
         return decision("refused", match.obstacle.sentence(match.name))
     # Before the weight is read: what a layer lacks may be the weight.
-    refusal = _first_lacking(match, target.needs(options.settings))
+    refusal = _first_lacking(match, target.needs(settings))
     if refusal is not None:
         return decision("refused", refusal.sentence(match.name))
     if spec is None:
         # What has neither geometry nor obstacle is a call that is converted where it runs.
         reason = "the same function; its geometry is seen when it runs"
-        return replace(decision("replaced", reason), form=target.name, settings=options.settings)
+        return replace(decision("replaced", reason), form=target.name, settings=settings)
     if not target.is_exact:
         unfit = why_unfit(spec, match.dtype, match.read_weight, named=bool(options.include))
         if unfit is not None:
             return decision("refused", unfit.sentence(match.name))
     # The form decides what is open, and may choose another one or leave the layer as it is.
-    settled = target.settle(spec, options.settings, match.read_weight)
+    settled = target.settle(spec, settings, match.read_weight)
     if isinstance(settled, Refusal):
         return decision("refused", settled.sentence(match.name))
     refusal = _first_lacking(match, settled.needs)

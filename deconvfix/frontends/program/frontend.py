@@ -194,6 +194,7 @@ class ExportedProgramFrontend(Trainable):
         """
         if not inputs and before.example_inputs is not None:
             inputs = [before.example_inputs]
+        folded = frozenset() if plan is None else plan.folded
         # With the fitted kernels in the original, too, both compute the same function.
         if plan is not None and any(not layer.target.is_exact for layer in plan.replaced):
             before = self.prepare(before, None, inplace=False)
@@ -204,9 +205,8 @@ class ExportedProgramFrontend(Trainable):
                     _fit_call(before, _call_of(calls, decision), decision, stored_already)
             finish(before.graph_module)
             plan = None
-        original: Any = before.module()
-        if plan is not None and plan.folded:
-            original = with_disturbances(before, plan.folded, disturbed)
+        original: Any = with_disturbances(before, folded, disturbed)
+        if plan is not None and folded:
             plan = replace(plan, decisions=tuple(d for d in plan.decisions if d.upsampling is None))
             plan = plan if plan.changed else None
         return compare_modules(original, after.module(), inputs, plan)
