@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 
 from deconvfix.errors import OptionError, Refusal
 from deconvfix.forms import FORMS, form
-from deconvfix.forms.base import KEEP, Need
+from deconvfix.forms.base import KEEP, Need, Settings
 from deconvfix.forms.unfit import why_unfit
 from deconvfix.plan import Decision, Match, Options, Plan, Replaced, Verdict
 
-__all__ = ["is_selected", "make_plan"]
+__all__ = ["as_folded", "can_fold", "is_selected", "make_plan", "with_own_folds"]
 
 
 def make_plan(
@@ -109,6 +109,45 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         macs_before=match.macs or spec.macs_per_position(),
         macs_after=target.compile(spec, settled.settings).macs_per_position,
         upsampling=match.upsampling,
+    )
+
+
+def with_own_folds(plan: Plan) -> Plan:
+    """A plan whose resize-convolutions are folded where that saves multiply-accumulates, for an ONNX file."""
+    return replace(
+        plan,
+        decisions=tuple(
+            as_folded(decision, decision.settings)
+            if isinstance(decision, Replaced) and can_fold(decision, decision.settings)
+            else decision
+            for decision in plan.decisions
+        ),
+    )
+
+
+def can_fold(decision: Replaced, settings: Settings) -> bool:
+    """Whether it writes upsampling and a convolution that can be folded, and nobody is against it.
+
+    Args:
+        decision: The decision.
+        settings: What it would be written by. The border does not count: a calibration may choose another.
+    """
+    target, settings = decision.target, replace(settings, padding_mode="zeros")
+    if target.shuffles or settings.fold is False or settings.init == "tuned":
+        return False
+    return target.folding(decision.spec, replace(settings, fold=True)) is not None
+
+
+def as_folded(decision: Replaced, settings: Settings) -> Replaced:
+    """A decision with settings under which it is folded, if its border can be, and what is told of it."""
+    target, spec = decision.target, decision.spec
+    settings = replace(settings, fold=True)
+    reason = decision.reason.removesuffix(target.words_of_fold(spec, decision.settings))
+    return replace(
+        decision,
+        settings=settings,
+        reason=reason + target.words_of_fold(spec, settings),
+        macs_after=target.compile(spec, settings).macs_per_position,
     )
 
 

@@ -28,6 +28,7 @@ class Request(Options):
     Attributes:
         selects: A further condition on the names of layers.
         plan: Carry out this plan instead of making one.
+        exported: Whether an ONNX file is made of the converted model.
 
     Raises:
         OptionError: If a value does not exist, or options exclude each other.
@@ -84,6 +85,7 @@ class Request(Options):
     )
     plan: Plan | None = None
     selects: Callable[[str], bool] | None = None
+    exported: bool = False
     may_become: ClassVar[tuple[str, ...]] = (*Options.may_become, AUTO, DECONV)
 
     @classmethod

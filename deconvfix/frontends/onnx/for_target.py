@@ -30,6 +30,7 @@ from deconvfix.frontends.onnx.surgery import Operation, Surgeon, quantised_tail
 from deconvfix.frontends.onnx.values import Operand
 from deconvfix.frontends.onnx.weights import Store
 from deconvfix.plan import Decision, Plan, Replaced, Verdict
+from deconvfix.planning import as_folded, can_fold
 from deconvfix.targets.profile import Profile
 from deconvfix.targets.writing import Structure, Writing
 
@@ -144,46 +145,20 @@ def with_fold(layer: Layer, decision: Replaced) -> Replaced:
     nothing: 1.3 to 2.3 times the speed of Resize and Conv (k 3 and 4, s 2), 5.9 times in three dimensions.
     Many phases come out of one Conv (k 16, s 8 in one dimension: 4.5 times).
     """
-    if not _may_fold(decision):
-        return decision
-    # Whichever border a calibration chooses.
-    zeros = replace(decision.settings, fold=True, padding_mode="zeros")
-    spec, target = decision.spec, decision.target
     ways: list[Writing | None] = [Writing("phases", "slices"), None]
-    if math.prod(spec.stride) > _MOST_PHASES:
+    if math.prod(decision.spec.stride) > _MOST_PHASES:
         ways.reverse()
     for way in ways:
-        tried = replace(decision, settings=_in_writing(zeros, way))
-        if target.folding(spec, tried.settings) is None:
-            continue
-        if way is None or _impossible(layer, tried, way) is None:
-            return _folded(decision, way)
+        settings = decision.settings if way is None else _in_writing(decision.settings, way)
+        if can_fold(decision, settings):
+            tried = as_folded(decision, settings)
+            if way is None or _impossible(layer, tried, way) is None:
+                return tried
     return decision
 
 
-def _may_fold(decision: Replaced) -> bool:
-    """Whether it is a form that is written otherwise unless it is folded, and nobody is against it."""
-    target = decision.target
-    return target.folds and not target.shuffles and decision.settings.fold is not False
-
-
-def _in_writing(settings: Settings, writing: Writing | None) -> Settings:
-    if writing is None:
-        return settings
+def _in_writing(settings: Settings, writing: Writing) -> Settings:
     return replace(settings, convolution=writing.convolution, shuffle=writing.shuffle)
-
-
-def _folded(decision: Replaced, writing: Writing | None) -> Replaced:
-    """A decision with a writing for what is folded, and with the words and the cost of it."""
-    target, spec, old = decision.target, decision.spec, decision.settings
-    settings = _in_writing(replace(old, fold=True), writing)
-    reason = decision.reason.removesuffix(target.words_of_fold(spec, old))
-    return replace(
-        decision,
-        settings=settings,
-        reason=reason + target.words_of_fold(spec, settings),
-        macs_after=target.compile(spec, settings).macs_per_position,
-    )
 
 
 class _DraftStore(Store):
@@ -229,11 +204,12 @@ def _settled(drafts: _Drafts, layer: Layer, decision: Replaced) -> Decision:
     profile = drafts.profile
     reason, line = "", None
     if not decision.target.shuffles:
-        if _may_fold(decision):
-            for writing, impossible in writings_of(layer, _folded(decision, None), profile):
-                tried = _folded(decision, writing)
-                folded = decision.target.folding(decision.spec, tried.settings) is not None
-                if folded and impossible is None and drafts.broken(layer, tried) is None:
+        folded = replace(decision, settings=replace(decision.settings, fold=True))
+        for writing, impossible in writings_of(layer, folded, profile):
+            settings = _in_writing(decision.settings, writing)
+            if impossible is None and can_fold(decision, settings):
+                tried = as_folded(decision, settings)
+                if drafts.broken(layer, tried) is None:
                     return replace(tried, reason=f"{tried.reason}, as {writing}")
         broken = drafts.broken(layer, decision)
         if broken is None:

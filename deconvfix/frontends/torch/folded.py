@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,14 +22,14 @@ from deconvfix.core.steps import Pad
 from deconvfix.errors import ModelError
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.inputs import compare_tensors, copy_model
-from deconvfix.frontends.torch.layers import ConvertedConvTranspose, read_weight
-from deconvfix.frontends.torch.surgery import exchange
+from deconvfix.frontends.torch.layers import ConvertedConvTranspose, kernel_of, read_weight
+from deconvfix.frontends.torch.surgery import exchange, take_over
 from deconvfix.frontends.torch.upsampled import folded_of, whole_factors
 from deconvfix.parity.bounds import Comparison
 from deconvfix.parity.definition import sum_unit
 from deconvfix.plan import Plan, Replaced
 
-__all__ = ["compare_folded", "fold_layer", "magnitude_of", "with_sums"]
+__all__ = ["compare_folded", "fold_layer", "magnitude_of", "with_own_folds", "with_sums"]
 
 _FACTORS = "_deconvfix_factors"
 
@@ -139,6 +140,29 @@ def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
 def _new(cls: Any) -> Any:
     made = _skipping_class(cls)
     return made.__new__(made)
+
+
+def with_own_folds(model: nn.Module) -> nn.Module:
+    """A copy whose resize-convolutions are folded where that saves multiply-accumulates, or the model itself.
+
+    What was said about a layer when it was converted holds.
+    """
+    layers = {
+        name: replace(layer.settings, fold=True)
+        for name, layer in model.named_modules()
+        if isinstance(layer, ConvertedConvTranspose)
+        and layer.settings.fold is None
+        and not layer.form.shuffles
+    }
+    copied = copy_model(model) if layers else model
+    for name, settings in layers.items():
+        layer: Any = copied.get_submodule(name)
+        if layer.form.folding(layer.spec, settings) is not None:
+            kernel = layer.form.joined(layer.spec, settings, kernel_of(layer))
+            weight = torch.from_numpy(kernel).to(layer.convolution.weight)
+            new = ConvertedConvTranspose(layer.spec, layer.form_name, settings, weight, layer.bias)
+            copied = exchange(copied, layer, take_over(new, layer))
+    return copied
 
 
 # --- proof --------------------------------------------------------------------------------------

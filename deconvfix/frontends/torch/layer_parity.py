@@ -33,9 +33,9 @@ from deconvfix.frontends.torch.inputs import (
 from deconvfix.frontends.torch.layers import (
     ConvertedConvTranspose,
     ConvTransposeModule,
+    kernel_of,
     read_weight,
     spec_of,
-    spread_weight,
 )
 from deconvfix.frontends.torch.shuffles import CONVOLUTIONS
 from deconvfix.parity.bounds import Comparison, rounding_unit
@@ -335,7 +335,7 @@ def _by_definition(
     settings, weight = layer.settings, read_weight(layer.convolution.weight)
     eps = torch.finfo(x.dtype).eps
     if layer.form.folding(layer.spec, settings) is not None:
-        kernel = layer.form.parted(layer.spec, settings, spread_weight(layer)[1])
+        kernel = layer.form.parted(layer.spec, settings, kernel_of(layer))
         settings, eps = replace(settings, fold=False), max(eps, rounded)
         weight = rearrange(layer.form.compile(layer.spec, settings).weight, kernel, layer.groups)
     compiled = layer.form.compile(layer.spec, settings)

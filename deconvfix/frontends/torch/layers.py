@@ -33,6 +33,7 @@ from deconvfix.frontends.torch.step_modules import (
 __all__ = [
     "ConvTransposeModule",
     "ConvertedConvTranspose",
+    "kernel_of",
     "read_weight",
     "spec_of",
     "spread_weight",
@@ -138,17 +139,26 @@ class ConvertedConvTranspose(nn.Sequential):
             if self.form.is_exact
             else self.form.compile(spec, self.settings)
         )
+        size = spatial_size(self.spec, input.shape, output_size)
         if compiled.weight != self.compiled().weight:
-            raise ModelError(
-                "output_size",
-                "the largest one has a border that cannot be folded",
-                "a folded resize-convolution was asked for an output size of its own",
-                "Convert the model without `fold`, or with padding_mode 'replicate' or 'zeros'",
-            )
+            return self._folded(input, size)
         conv = self.convolution
         bias = self.bias if self._adds_bias else conv.bias
         result = torch_steps.apply_steps(compiled.steps, input, conv.weight, bias, conv.groups)
-        return torch_steps.shorten(result, spatial_size(self.spec, input.shape, output_size))
+        return torch_steps.shorten(result, size)
+
+    @torch.jit.unused
+    def _folded(self, input: Tensor, size: tuple[int, ...]) -> Tensor:
+        """A folded layer whose border cannot be that of the largest output: it has its own one."""
+        result: Tensor = super().forward(input)
+        if tuple(result.shape[-len(size) :]) != size:
+            raise ModelError(
+                "output_size",
+                f"it is {size}, and the folded layer gives {tuple(result.shape[-len(size) :])}",
+                "a folded reflection belongs to one output size",
+                "Convert the model without `fold`, or with padding_mode 'replicate' or 'zeros'",
+            )
+        return result
 
     @property
     def form(self) -> Form:
@@ -221,11 +231,13 @@ def spread_weight(
     module: ConvertedConvTranspose,
 ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
     """The transposed convolution that a converted layer is with the weights it has now."""
-    verbs = module.compiled().weight
-    kernel = torch_steps.carry_out(
-        inverse(verbs, module.kernel_shape, module.groups), module.convolution.weight
-    )
-    return module.form.spread(module.spec, module.settings, read_weight(kernel))
+    return module.form.spread(module.spec, module.settings, kernel_of(module))
+
+
+def kernel_of(module: ConvertedConvTranspose) -> NDArray[np.float64]:
+    """The form's kernel that a converted layer has now, laid out as `forms.base.Form.fit` says."""
+    back = inverse(module.compiled().weight, module.kernel_shape, module.groups)
+    return read_weight(torch_steps.carry_out(back, module.convolution.weight))
 
 
 def spatial_size(
