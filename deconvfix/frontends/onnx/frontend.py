@@ -21,6 +21,7 @@ from deconvfix.forms.base import Init, Need
 from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, check_without_data, refuse_flat_inputs
+from deconvfix.frontends.folded import find_with_folds
 from deconvfix.frontends.onnx import parity as onnx_parity
 from deconvfix.frontends.onnx.accepts import check_accepted
 from deconvfix.frontends.onnx.calibrate import FittableModel
@@ -252,7 +253,8 @@ class ReplaceTransposedConvs(ir.passes.InPlacePass):
 
     def plan(self, model: ir.Model) -> Plan:
         """What `call` would do: decisions and refusals."""
-        plan = make_plan(FRONTEND.find(model, None).matches, self.options)
+        find = find_with_folds if self.options.fold else OnnxFrontend.find
+        plan = make_plan(find(FRONTEND, model, None).matches, self.options)
         return FRONTEND.with_writings(model, plan)
 
 

@@ -29,7 +29,14 @@ from deconvfix.parity.bounds import Comparison
 from deconvfix.parity.definition import sum_unit
 from deconvfix.plan import Plan, Replaced
 
-__all__ = ["compare_folded", "fold_layer", "magnitude_of", "with_own_folds", "with_sums"]
+__all__ = [
+    "compare_folded",
+    "fold_layer",
+    "folded_layer",
+    "magnitude_of",
+    "with_own_folds",
+    "with_sums",
+]
 
 _FACTORS = "_deconvfix_factors"
 
@@ -73,8 +80,24 @@ def fold_layer(model: nn.Module, decision: Replaced) -> nn.Module:
     Raises:
         ModelError: If the plan was made for another model.
     """
-    layer: Any = model.get_submodule(decision.name)
+    layer = model.get_submodule(decision.name)
     place = model.get_submodule(str(decision.upsampling))
+    folded = _folded(layer, decision)
+    model = exchange(model, layer, folded_layer(layer, decision))
+    if type(place) in (nn.Upsample, nn.UpsamplingNearest2d):
+        return exchange(model, place, nn.Identity().train(place.training))
+    cls: Any = type(place)
+    place.__class__ = _skipping_class(cls)
+    vars(place)[_FACTORS] = folded.factors
+    return model
+
+
+def folded_layer(layer: Any, decision: Replaced) -> nn.Module:
+    """A convolution and the upsampling in front of it as one layer, which gets the small map.
+
+    Raises:
+        ModelError: If the plan was made for another layer.
+    """
     folded = _folded(layer, decision)
     weight, bias = layer.weight, layer.bias
     new = ConvertedConvTranspose(
@@ -89,13 +112,7 @@ def fold_layer(model: nn.Module, decision: Replaced) -> nn.Module:
         parameter.requires_grad_(source.requires_grad)
     if folded.border is not None:
         new.register_forward_pre_hook(_Border(folded.border))
-    model = exchange(model, layer, new.train(layer.training))
-    if type(place) in (nn.Upsample, nn.UpsamplingNearest2d):
-        return exchange(model, place, nn.Identity().train(place.training))
-    cls: Any = type(place)
-    place.__class__ = _skipping_class(cls)
-    vars(place)[_FACTORS] = folded.factors
-    return model
+    return new.train(layer.training)
 
 
 def _folded(layer: nn.Module, decision: Replaced) -> Folded:
