@@ -29,7 +29,7 @@ from deconvfix.frontends.shuffled import ShowsShuffles, check_same, shown
 from deconvfix.frontends.targets import check_writes_for_targets, deconvs, with_writings
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Plan
-from deconvfix.planning import make_plan
+from deconvfix.planning import make_plan, with_own_folds
 from deconvfix.report.report import ConversionReport, layers_with_ripples, versions
 from deconvfix.request import Request
 
@@ -180,7 +180,8 @@ def _planned(
         return deconvs(frontend, model, request, request.selects), ()
     plan = make_plan(matches, request, request.selects)
     if request.to != AUTO:
-        return with_writings(frontend, model, plan, request), ()
+        plan = with_writings(frontend, model, plan, request)
+        return with_own_folds(plan) if request.exported else plan, ()
     check_writes_for_targets(frontend, "to", AUTO)
     # Torch models need no package for ONNX files.
     from deconvfix.runtimes.auto import timed_plan

@@ -114,7 +114,7 @@ def convert(
     seed: int = 0,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
-    fold: bool = False,
+    fold: bool | None = None,
     threads: int = 1,
     layer_seconds: float = 20.0,
     strict: bool = False,

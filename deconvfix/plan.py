@@ -190,6 +190,14 @@ class Replaced(Decision):
         """The layer in its new form."""
         return self.target.compile(self.spec, self.settings)
 
+    def apart(self) -> Replaced:
+        """The same with nothing folded: what the layer means, whichever way it is written."""
+        fitted = self.fitted
+        if fitted is not None:
+            kernel = self.target.parted(self.spec, self.settings, fitted.kernel)
+            fitted = replace(fitted, kernel=kernel)
+        return replace(self, settings=replace(self.settings, fold=False), fitted=fitted)
+
     def kernel(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
         """The kernel that the layer gets: the one that was fitted to data, or to its `weight`.
 

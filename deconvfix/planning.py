@@ -7,12 +7,12 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from deconvfix.errors import OptionError, Refusal
-from deconvfix.forms import form
-from deconvfix.forms.base import KEEP, Need
+from deconvfix.forms import FORMS, form
+from deconvfix.forms.base import KEEP, Need, Settings
 from deconvfix.forms.unfit import why_unfit
 from deconvfix.plan import Decision, Match, Options, Plan, Replaced, Verdict
 
-__all__ = ["is_selected", "make_plan"]
+__all__ = ["as_folded", "can_fold", "is_selected", "make_plan", "with_own_folds"]
 
 
 def make_plan(
@@ -46,6 +46,7 @@ def make_plan(
     return Plan(options.to, decisions, options.target)
 
 
+_EXACT = next(each for each in FORMS if each.is_exact)
 # Measured on networks with activations between their layers.
 _WEIGHTS_ALONE = Refusal(
     "this form changes what it computes, and there are no inputs to fit it to",
@@ -55,7 +56,10 @@ _WEIGHTS_ALONE = Refusal(
 
 
 def _decide(match: Match, options: Options, selects: Callable[[str], bool] | None) -> Decision:
-    spec, target = match.spec, options.form
+    spec, target, settings = match.spec, options.form, options.settings
+    # Upsampling and a convolution of the model's own stay the same function, whatever other layers become.
+    if match.upsampling is not None and not target.is_exact:
+        target, settings = _EXACT, replace(settings, init=None)
 
     def decision(verdict: Verdict, reason: str) -> Decision:
         return Decision(match.name, match.op, verdict, None, reason, spec)
@@ -63,25 +67,25 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
     # What was not asked for is no refusal, whatever stands in its way.
     if not is_selected(match.name, options, selects):
         return decision("kept", "not selected")
-    untouched = target.why_untouched(options.settings)
+    untouched = target.why_untouched(settings)
     if untouched is not None:
         return decision("kept", untouched)
     if match.obstacle is not None:
         return decision("refused", match.obstacle.sentence(match.name))
     # Before the weight is read: what a layer lacks may be the weight.
-    refusal = _first_lacking(match, target.needs(options.settings))
+    refusal = _first_lacking(match, target.needs(settings))
     if refusal is not None:
         return decision("refused", refusal.sentence(match.name))
     if spec is None:
         # What has neither geometry nor obstacle is a call that is converted where it runs.
         reason = "the same function; its geometry is seen when it runs"
-        return replace(decision("replaced", reason), form=target.name, settings=options.settings)
+        return replace(decision("replaced", reason), form=target.name, settings=settings)
     if not target.is_exact:
         unfit = why_unfit(spec, match.dtype, match.read_weight, named=bool(options.include))
         if unfit is not None:
             return decision("refused", unfit.sentence(match.name))
     # The form decides what is open, and may choose another one or leave the layer as it is.
-    settled = target.settle(spec, options.settings, match.read_weight)
+    settled = target.settle(spec, settings, match.read_weight)
     if isinstance(settled, Refusal):
         return decision("refused", settled.sentence(match.name))
     refusal = _first_lacking(match, settled.needs)
@@ -105,6 +109,45 @@ def _decide(match: Match, options: Options, selects: Callable[[str], bool] | Non
         macs_before=match.macs or spec.macs_per_position(),
         macs_after=target.compile(spec, settled.settings).macs_per_position,
         upsampling=match.upsampling,
+    )
+
+
+def with_own_folds(plan: Plan) -> Plan:
+    """A plan whose resize-convolutions are folded where that saves multiply-accumulates, for an ONNX file."""
+    return replace(
+        plan,
+        decisions=tuple(
+            as_folded(decision, decision.settings)
+            if isinstance(decision, Replaced) and can_fold(decision, decision.settings)
+            else decision
+            for decision in plan.decisions
+        ),
+    )
+
+
+def can_fold(decision: Replaced, settings: Settings) -> bool:
+    """Whether it writes upsampling and a convolution that can be folded, and nobody is against it.
+
+    Args:
+        decision: The decision.
+        settings: What it would be written by. The border does not count: a calibration may choose another.
+    """
+    target, settings = decision.target, replace(settings, padding_mode="zeros")
+    if target.shuffles or settings.fold is False or settings.init == "tuned":
+        return False
+    return target.folding(decision.spec, replace(settings, fold=True)) is not None
+
+
+def as_folded(decision: Replaced, settings: Settings) -> Replaced:
+    """A decision with settings under which it is folded, if its border can be, and what is told of it."""
+    target, spec = decision.target, decision.spec
+    settings = replace(settings, fold=True)
+    reason = decision.reason.removesuffix(target.words_of_fold(spec, decision.settings))
+    return replace(
+        decision,
+        settings=settings,
+        reason=reason + target.words_of_fold(spec, settings),
+        macs_after=target.compile(spec, settings).macs_per_position,
     )
 
 

@@ -28,6 +28,7 @@ class Request(Options):
     Attributes:
         selects: A further condition on the names of layers.
         plan: Carry out this plan instead of making one.
+        exported: Whether an ONNX file is made of the converted model.
 
     Raises:
         OptionError: If a value does not exist, or options exclude each other.
@@ -61,12 +62,6 @@ class Request(Options):
         "weights, and a note says so.",
         metavar="GIB",
     )
-    fold: bool = option(
-        False,
-        "Also write nearest upsampling in front of a convolution as one sub-pixel convolution: the same "
-        "function with fewer multiply-accumulates.",
-        applies="is_exact",
-    )
     threads: int = option(1, "Threads of the runtime in which --to auto measures.", minimum=1)
     layer_seconds: float = option(
         20.0, "Time that --to auto may measure each geometry, about.", metavar="SECONDS"
@@ -90,6 +85,7 @@ class Request(Options):
     )
     plan: Plan | None = None
     selects: Callable[[str], bool] | None = None
+    exported: bool = False
     may_become: ClassVar[tuple[str, ...]] = (*Options.may_become, AUTO, DECONV)
 
     @classmethod
@@ -125,12 +121,19 @@ class Request(Options):
                 "what is folded is not measured",
                 "Fold with to='subpixel' first, or omit `fold`",
             )
-        if self.fold and not self.form.is_exact:
+        if self.fold and not self.form.folds:
             raise OptionError(
                 "fold",
                 f"the form is {self.to!r}",
                 "what is folded becomes a sub-pixel convolution",
                 "Convert with to='subpixel', which may follow another conversion",
+            )
+        if self.fold and self.init == "tuned":
+            raise OptionError(
+                "fold",
+                "init is 'tuned'",
+                "a resize-convolution is trained with its upsampling apart",
+                "Omit `fold`, and fold the ONNX file that is exported",
             )
         if self.flat_inputs is not None:
             check_flat(self, self.tuning)

@@ -220,7 +220,7 @@ class ConvertOptions(_ExportedOptions, ReportOptions):
     steps: int | None = same_as(Tuning, "steps")
     resume: Path | None = same_as(Tuning, "resume")
     train_all: bool = same_as(Tuning, "train_all")
-    fold: bool = same_as(Request, "fold")
+    fold: bool | None = same_as(Request, "fold")
     prove: bool = option(
         False,
         "Also run the original and the converted file in the target's runtime, before anything is written "
@@ -314,6 +314,9 @@ def _click_option(known: Field[Any], hint: Any, declaration: Option) -> Callable
     default = None if known.default is MISSING else known.default
     settings: dict[str, Any] = {"help": _help(declaration), "metavar": declaration.metavar}
     kind = _without_none(hint)
+    if kind is bool and hint is not bool:
+        flags[0] += f"/--no-{known.name.replace('_', '-')}"
+        return click.option(*flags, default=None, **settings)
     if kind is bool:
         return click.option(*flags, is_flag=True, **settings)
     if kind == tuple[str, ...]:

@@ -42,7 +42,7 @@ class Folded:
     Attributes:
         factors: Of the upsampling, per axis.
         kernel_size: Of the convolution.
-        padding: Pixels by which the upsampled map is extended, (begin, end) per axis.
+        padding: Pixels by which the upsampled map is extended, (begin, end) per axis; negative ones crop.
         mode: How.
         in_channels, out_channels, groups, bias: Of the convolution.
     """
@@ -144,4 +144,4 @@ class Folded:
 
     def _extended(self, s: int, k: int, p: int) -> int:
         """ceil(p / s) where the border is a copy; for zeros only what the kernel does not reach."""
-        return -(-(max(0, p - (k - 1)) if self.mode == "zeros" else p) // s)
+        return -(-max(0, p - (k - 1) if self.mode == "zeros" else p) // s)

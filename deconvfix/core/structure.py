@@ -8,8 +8,8 @@ With the letters of `ConvTransposeSpec`:
 o + p_b = s*i + d*j means o + (p_b - d*b) = s*i + d*(j - b), and the output keeps its size if op - p_e grows
 by d*e. Padding is not negative, so at most p_b // d go at the begin.
 
-*Planes of zeros between taps*, where the others are m apart: o + p_b = s*i + d*m*j, a layer of dilation d*m. If s
-and m have a common factor, whole phases of the output have no tap.
+*Planes of zeros between taps*, where the others are m apart: o + p_b = s*i + d*m*j, a layer of dilation d*m.
+If s and m have a common factor, whole phases of the output have no tap.
 
 *Separable.* A kernel that is an outer product, W[j_1, .., j_n] = f_1[j_1] * .. * f_n[j_n], is one layer for
 each axis after the other: what lies outside of the map is zero in all of them.
@@ -125,7 +125,7 @@ def _zeros_at_the_ends(weight: Array, axis: int) -> tuple[int, int]:
 def _distance(weight: Array, axis: int, stride: int) -> int:
     """How far planes that are not zero are from each other at least, counted from the first, which is kept.
 
-    What has no common factor with the stride leaves out no phase, and there a convolution has as many taps of zero.
+    What has no common factor with the stride leaves out no phase: a convolution has the taps of zero then.
     """
     others = tuple(other for other in range(weight.ndim) if other != axis)
     taken = np.flatnonzero(weight.any(axis=others))

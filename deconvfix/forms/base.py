@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import ClassVar, Literal, get_args
 
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconvfix.core.options import known, option
-from deconvfix.core.rearrange import Flip, Merge, Permute, Verb
+from deconvfix.core.rearrange import Verb
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.core.steps import Conv, Crop, Interpolation, Pad, PadMode, Pairs, Step
+from deconvfix.core.steps import Interpolation, Pad, PadMode, Step
 from deconvfix.errors import OptionError, Refusal
 from deconvfix.fit.design import Design, Phase
 from deconvfix.targets.writing import Convolution, Shuffle, Structure
@@ -27,6 +27,7 @@ __all__ = [
     "Candidate",
     "Compiled",
     "Design",
+    "Folding",
     "Form",
     "Init",
     "Lacks",
@@ -37,9 +38,7 @@ __all__ = [
     "Recommendation",
     "Settings",
     "Settled",
-    "plain_layout",
     "too_large",
-    "zero_border",
 ]
 
 Init = Literal["exact", "fit", "random", "calibrated", "tuned"]
@@ -126,6 +125,13 @@ class Settings:
         "Default: the fastest that applies.",
         applies="is_exact",
     )
+    fold: bool | None = option(
+        None,
+        "Write nearest upsampling in front of a convolution as one sub-pixel convolution: the same function "
+        "with fewer multiply-accumulates. Also where the model has the two already. --no-fold: nowhere. "
+        "Default: the resize-convolutions that are written into ONNX files.",
+        applies="folds",
+    )
     strength: float = option(
         1.0,
         "How much of the grid is removed, from 0 (none: the layer stays as it is) to 1 (all of it). Less "
@@ -142,6 +148,7 @@ class Settings:
         known("convolution", self.convolution, (None, *get_args(Convolution)))
         known("shuffle", self.shuffle, (None, *get_args(Shuffle)))
         known("structure", self.structure, (None, *get_args(Structure)))
+        known("fold", self.fold, (None, True, False))
         if type(self.seed) is not int:
             raise OptionError(
                 "seed", f"the value is {self.seed!r}", "an integer is needed", "Correct `seed`"
@@ -208,6 +215,19 @@ class Compiled:
     weight: tuple[Verb, ...]
     bias: tuple[Verb, ...]
     macs_per_position: int
+
+
+@dataclass(frozen=True)
+class Folding:
+    """Nearest upsampling and a convolution, as what they are together.
+
+    Attributes:
+        border: What the small map is extended by first, or None.
+        spec: The transposed convolution of the extended map.
+    """
+
+    border: Pad | None
+    spec: ConvTransposeSpec
 
 
 class Need(Enum):
@@ -293,6 +313,7 @@ class Form(ABC):
         chooses_border: It leaves open how feature maps are extended at the border.
         has_means: It takes local means of the layer's input.
         shuffles: Its convolution computes the phases of a pixel shuffle.
+        folds: Nearest upsampling and a convolution can be folded while it is written.
         tunes_from_weights: A distillation starts from its fit to the weights, not from a calibrated one.
     """
 
@@ -305,6 +326,7 @@ class Form(ABC):
     chooses_border: ClassVar[bool] = False
     has_means: ClassVar[bool] = False
     shuffles: ClassVar[bool] = False
+    folds: ClassVar[bool] = False
     tunes_from_weights: ClassVar[bool] = False
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:
@@ -350,6 +372,26 @@ class Form(ABC):
         """The form as a linear model of its kernel; None if it is exact and nothing is fitted."""
         return None
 
+    def folding(self, spec: ConvTransposeSpec, settings: Settings) -> Folding | None:
+        """How the layer is written as the exact form of another one; None where it is not."""
+        return None
+
+    def words_of_fold(self, spec: ConvTransposeSpec, settings: Settings) -> str:
+        """Whether the layer is folded, as a clause for the report; empty where that is not asked for."""
+        return ""
+
+    def joined(
+        self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The form's kernel, of one for which nothing is folded."""
+        return kernel
+
+    def parted(
+        self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The kernel that comes closest to one of the form where nothing is folded."""
+        return kernel
+
     def recommend(self, candidate: Candidate) -> tuple[Merit, Recommendation] | None:
         """What it would bring to a layer, and how well that suits; None if it does not suit at all."""
         return None
@@ -357,38 +399,6 @@ class Form(ABC):
     def relative_macs(self, spec: ConvTransposeSpec, settings: Settings) -> float:
         """Multiply-accumulates of the new layer over those of the transposed convolution."""
         return self.compile(spec, settings).macs_per_position / spec.macs_per_position()
-
-
-def zero_border(conv: Conv, amounts: Pairs) -> tuple[Step, ...]:
-    """A convolution behind a border of zeros; negative amounts crop.
-
-    Zeros that both ends share become the convolution's own padding. Padding comes before cropping,
-    so that an input shorter than the crop still gets the right output: bias alone, by definition.
-
-    Args:
-        conv: The convolution, with padding 0.
-        amounts: `(begin, end)` pixels per axis.
-    """
-    # Convolutions of torch pad both ends alike, so only what the ends share can be theirs.
-    own = tuple(max(0, min(pair)) for pair in amounts)
-    rest = [(b - o, e - o) for (b, e), o in zip(amounts, own, strict=True)]
-    pads = tuple((max(b, 0), max(e, 0)) for b, e in rest)
-    crops = tuple((max(-b, 0), max(-e, 0)) for b, e in rest)
-    steps: list[Step] = []
-    if any(map(any, pads)):
-        steps.append(Pad(pads, "zeros"))
-    if any(map(any, crops)):
-        steps.append(Crop(crops))
-    return (*steps, replace(conv, padding=own))
-
-
-def plain_layout(ndim: int) -> tuple[Verb, ...]:
-    """Kernel of a stride-1 transposed convolution -> weight of the convolution that equals it.
-
-    (g, C_in/g, C_out/g, *taps) -> (C_out, C_in/g, *taps), each axis of taps reversed.
-    """
-    taps = tuple(range(3, 3 + ndim))
-    return (Flip(taps), Permute((0, 2, 1, *taps)), Merge(0, 1))
 
 
 def too_large(old: int, new: int) -> Refusal | None:

@@ -18,6 +18,9 @@ Feature maps are extended at the border before the convolution (Odena et al. 201
                          padded by one zero pixel first, so that it fades out as the kernel does
     None                 zeros where the kernel divides (exact everywhere), reflect elsewhere
 
+Folded, the layer is the sub-pixel convolution of h * w, and that is the form's kernel (`upsampled`). Linear
+upsampling and a reflection by the factor or more stay apart, and so does what would save nothing.
+
 An axis of stride 1 has no phases: it keeps its taps, its dilation and its zero border exactly.
 """
 
@@ -41,6 +44,7 @@ from deconvfix.forms.base import (
     Candidate,
     Compiled,
     Design,
+    Folding,
     Form,
     Merit,
     Need,
@@ -49,10 +53,11 @@ from deconvfix.forms.base import (
     Recommendation,
     Settings,
     Settled,
-    plain_layout,
     too_large,
-    zero_border,
 )
+from deconvfix.forms.convolutions import plain_layout, zero_border
+from deconvfix.forms.subpixel import SUBPIXEL
+from deconvfix.forms.upsampled import axes_of, folding_of, macs_of, operators_of
 
 __all__ = ["RESIZE"]
 
@@ -63,65 +68,6 @@ _DIVIDES = 1e-6
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """One axis of the derivation above, with its letters."""
-
-    s: int
-    taps: int  # of the new convolution: r, or k for an axis of stride 1
-    dilation: int
-    grown: int  # taps that h * w has before the trained kernel begins
-    pad: tuple[int, int]  # border of the upsampled map; negative amounts crop
-
-
-def _upsampling_kernel(s: int, interpolation: Interpolation) -> tuple[NDArray[np.float64], int]:
-    """The kernel h, and the offset of its first tap."""
-    if interpolation == "nearest":
-        return np.ones(s), 0
-    first = -(s // 2)
-    # Output offsets at which h is positive: 2 s of them for even s, 2 s - 1 for odd.
-    v = np.arange(first, first + (2 * s if s % 2 == 0 else 2 * s - 1))
-    return 1 - np.abs((v + 0.5) / s - 0.5), first
-
-
-def _axis(k: int, s: int, d: int, p_b: int, p_e: int, op: int, settings: Settings) -> _Axis:
-    big_k = d * (k - 1) + 1
-    if s == 1:
-        return _Axis(s, k, d, 0, (big_k - 1 - p_b, big_k - 1 - p_e + op))
-    h, first = _upsampling_kernel(s, settings.interpolation)
-    r = max(1, big_k - s + 1) + 2 * settings.grow
-    grown = (len(h) + r - 1 - big_k) // 2
-    # h * w begins at output offset begin - (r - 1) + first, and must begin at -p_b - grown
-    begin = r - 1 - first - p_b - grown
-    end = (big_k - s - p_b - p_e + op) - begin + r - 1
-    return _Axis(s, r, 1, grown, (begin, end))
-
-
-def _axes(spec: ConvTransposeSpec, settings: Settings) -> tuple[_Axis, ...]:
-    return tuple(
-        _axis(k, s, d, *padding, op, settings)
-        for k, s, d, padding, op in zip(
-            spec.kernel_size,
-            spec.stride,
-            spec.dilation,
-            spec.padding,
-            spec.output_padding,
-            strict=True,
-        )
-    )
-
-
-def _operator(axis: _Axis, interpolation: Interpolation) -> NDArray[np.float64]:
-    """The matrix of w -> h * w, (K + growth, taps)."""
-    if axis.s == 1:
-        return np.eye(axis.taps)
-    h, _ = _upsampling_kernel(axis.s, interpolation)
-    matrix = np.zeros((len(h) + axis.taps - 1, axis.taps))
-    for tap in range(axis.taps):
-        matrix[tap : tap + len(h), tap] = h
-    return matrix
-
-
-@dataclass(frozen=True)
 class ResizeForm(Form):
     """Resize-convolution; see the module's text for its algebra."""
 
@@ -129,6 +75,7 @@ class ResizeForm(Form):
     summary: ClassVar[str] = "upsampling and a convolution, which make no grid"
     can_grow: ClassVar[bool] = True
     chooses_border: ClassVar[bool] = True
+    folds: ClassVar[bool] = True
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:
         """A stored weight, and the upsampling that was chosen."""
@@ -138,7 +85,7 @@ class ResizeForm(Form):
         self, spec: ConvTransposeSpec, settings: Settings, read_weight: ReadWeight | None
     ) -> Settled | Refusal:
         """Looks whether the kernel divides, and chooses the border by it."""
-        axes = _axes(spec, settings)
+        axes = axes_of(spec, settings)
         old = math.prod(spec.weight_shape)
         taps = math.prod(a.taps for a in axes)
         refusal = too_large(old, old // math.prod(spec.kernel_size) * taps)
@@ -176,16 +123,21 @@ class ResizeForm(Form):
             note = f"the kernel divides: the same function but for the {mode} border"
         else:
             note = f"least squares on the weights, relative residual {residual:.3g}"
-        return Settled(
-            replace(settings, padding_mode=mode, init=init),
-            exact,
-            residual,
-            f"{note}, {mode} border",
-        )
+        settings = replace(settings, padding_mode=mode, init=init)
+        note = f"{note}, {mode} border{self.words_of_fold(spec, settings)}"
+        return Settled(settings, exact, residual, note)
 
     def compile(self, spec: ConvTransposeSpec, settings: Settings) -> Compiled:
-        """Steps: Resize, Pad, Conv; a zero Pad first for linear upsampling with a zero border."""
-        axes = _axes(spec, settings)
+        """Steps: Resize, Pad, Conv; a zero Pad first for linear upsampling with a zero border.
+
+        Folded: those of the sub-pixel convolution, behind the border of the small map.
+        """
+        folding = self.folding(spec, settings)
+        if folding is not None:
+            exact = SUBPIXEL.compile(folding.spec, settings)
+            first = () if folding.border is None else (folding.border,)
+            return replace(exact, steps=(*first, *exact.steps))
+        axes = axes_of(spec, settings)
         mode = settings.padding_mode or "reflect"
         conv = Conv(
             in_channels=spec.in_channels,
@@ -219,29 +171,67 @@ class ResizeForm(Form):
                 (b - pad[0], e - pad[1]) for (b, e), pad in zip(border, extended, strict=True)
             ]
         steps += zero_border(conv, tuple(border))
-        per_pixel = spec.in_channels * (spec.out_channels // spec.groups)
         return Compiled(
             steps=tuple(steps),
             weight=plain_layout(spec.ndim),
             bias=(),
-            macs_per_position=per_pixel * math.prod(a.taps * a.s for a in axes),
+            macs_per_position=macs_of(spec, axes),
         )
+
+    def folding(self, spec: ConvTransposeSpec, settings: Settings) -> Folding | None:
+        """Where it is asked for, and possible, and saves multiply-accumulates."""
+        found = folding_of(spec, settings) if settings.fold else None
+        return found if isinstance(found, Folding) else None
+
+    def words_of_fold(self, spec: ConvTransposeSpec, settings: Settings) -> str:
+        """Folded or not, and why not."""
+        if not settings.fold or max(spec.stride) == 1:
+            return ""
+        found = folding_of(spec, settings)
+        return ", folded" if isinstance(found, Folding) else f", not folded ({found})"
+
+    def joined(
+        self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """h * w where the layer is folded."""
+        if self.folding(spec, settings) is None:
+            return kernel
+        return apply_operators(kernel, operators_of(spec, settings))
+
+    def parted(
+        self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The w whose h * w comes closest to the kernel of a folded layer."""
+        if self.folding(spec, settings) is None:
+            return kernel
+        return factor_out(kernel, operators_of(spec, settings))
 
     def fit(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """The kernel w, (C_in, C_out / groups, *taps): fitted, or seeded at torch's default scale."""
-        axes = _axes(spec, settings)
+        """w, or h * w where the layer is folded, (C_in, C_out / groups, *taps).
+
+        w is fitted, or seeded at torch's default scale.
+        """
+        return self.joined(spec, settings, self._fit_apart(spec, settings, weight))
+
+    def _fit_apart(
+        self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        axes = axes_of(spec, settings)
         if settings.init == "random":
             shape = (*weight.shape[:2], *(a.taps for a in axes))
             # torch's default for convolutions, uniform within 1 / sqrt(fan_in).
             bound = 1 / math.sqrt(spec.in_channels // spec.groups * math.prod(shape[2:]))
             return np.random.default_rng(settings.seed).uniform(-bound, bound, shape)
-        return factor_out(self.target(spec, settings, weight), self.operators(spec, settings))
+        return factor_out(self.target(spec, settings, weight), operators_of(spec, settings))
 
     def design(self, spec: ConvTransposeSpec, settings: Settings) -> Design:
-        """One phase, the convolution on the upsampled and extended input; every kernel is allowed."""
-        *steps, conv = self.compile(spec, settings).steps
+        """One phase, the convolution on the upsampled and extended input; every kernel is allowed.
+
+        Of what is folded the two are designed apart.
+        """
+        *steps, conv = self.compile(spec, replace(settings, fold=False)).steps
         assert isinstance(conv, Conv)
         # A design has no convolution to do this padding.
         if any(conv.padding):
@@ -262,22 +252,19 @@ class ResizeForm(Form):
     def spread(
         self, spec: ConvTransposeSpec, settings: Settings, kernel: NDArray[np.float64]
     ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
-        """h * w for the kernel w, (C_in, C_out / groups, *taps)."""
-        spread = apply_operators(kernel, self.operators(spec, settings))
-        dilation = tuple(a.dilation for a in _axes(spec, settings))
+        """h * w for the kernel w, (C_in, C_out / groups, *taps); a folded layer's kernel as it is."""
+        spread = kernel
+        if self.folding(spec, settings) is None:
+            spread = apply_operators(kernel, operators_of(spec, settings))
+        dilation = tuple(a.dilation for a in axes_of(spec, settings))
         return replace(spec, kernel_size=spread.shape[2:], dilation=dilation), spread
-
-    def operators(self, spec: ConvTransposeSpec, settings: Settings) -> list[NDArray[np.float64]]:
-        """Per axis the matrix of w -> h * w, (K + growth, taps)."""
-        axes = _axes(spec, settings)
-        return [_operator(a, settings.interpolation) for a in axes]
 
     def target(
         self, spec: ConvTransposeSpec, settings: Settings, weight: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """The trained kernel on the taps of h * w: dilation spread out, zeros where h * w is longer."""
-        axes = _axes(spec, settings)
-        sizes = [len(matrix) for matrix in self.operators(spec, settings)]
+        axes = axes_of(spec, settings)
+        sizes = [len(matrix) for matrix in operators_of(spec, settings)]
         target = np.zeros((*weight.shape[:2], *sizes))
         taps = tuple(
             # Stride 1 keeps its dilation. Elsewhere the taps lie d positions apart.

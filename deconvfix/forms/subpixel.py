@@ -47,8 +47,8 @@ from deconvfix.forms.base import (
     Settings,
     Settled,
     too_large,
-    zero_border,
 )
+from deconvfix.forms.convolutions import zero_border
 from deconvfix.forms.windowed import compile_phases, compile_union, elements_of_union
 
 __all__ = ["SUBPIXEL"]
@@ -119,6 +119,7 @@ class Subpixel(Form):
     summary: ClassVar[str] = "the same function, as a convolution and a pixel shuffle"
     is_exact: ClassVar[bool] = True
     shuffles: ClassVar[bool] = True
+    folds: ClassVar[bool] = True
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:
         """No weight: whatever it is, and wherever it comes from, it is only rearranged."""

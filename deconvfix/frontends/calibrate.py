@@ -165,7 +165,7 @@ def _fit(model: Fittable, decision: Replaced, choose_padding: bool) -> Replaced:
     weight, bias = model.trained(decision)
     candidates = [
         (settings, _moments(model, decision, settings))
-        for settings in _candidates(decision, choose_padding)
+        for settings in _candidates(decision.apart(), choose_padding)
     ]
     # One pass over the data for all candidates, as each sample may cost a run of two models.
     for x, y in model.seen(decision):
@@ -176,7 +176,7 @@ def _fit(model: Fittable, decision: Replaced, choose_padding: bool) -> Replaced:
                 todo = "Report this as a bug with the layer's attributes"
                 raise UnseenError(str(error), todo) from error
     directions = model.directions(decision)
-    settings = decision.settings
+    settings = decision.apart().settings
     # Along the directions the fit has equal phase sums, and elsewhere it may have any kernel.
     if directions is not None:
         settings = replace(settings, strength=0.0)  # any kernel may be the start
@@ -195,7 +195,9 @@ def _fit(model: Fittable, decision: Replaced, choose_padding: bool) -> Replaced:
             "finite values are needed to fit it",
             "Leave those inputs out",
         )
-    return model.put(_calibrated(decision, best, solved), solved)
+    best = replace(best, fold=decision.settings.fold)
+    kernel = decision.target.joined(spec, best, solved.kernel)
+    return model.put(_calibrated(decision, best, solved), replace(solved, kernel=kernel))
 
 
 def _moments(model: Fittable, decision: Replaced, settings: Settings) -> Moments:
@@ -320,7 +322,9 @@ def _calibrated(decision: Replaced, settings: Settings, solved: Solved) -> Repla
     reason = (
         f"calibrated; SNR {snr_db:.1f} dB against the original layer's output{border}{strength}"
     )
-    return replace(decision, settings=settings, reason=reason)
+    macs = decision.target.compile(decision.spec, settings).macs_per_position
+    reason += decision.target.words_of_fold(decision.spec, settings)
+    return replace(decision, settings=settings, reason=reason, macs_after=macs)
 
 
 def check_flat(options: Options, tuning: Tuning | None) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from deconvfix.errors import Refusal
 from deconvfix.frontends.base import Findings
 
 __all__ = [
+    "CALLED",
     "NOTHING_SAVED",
     "NOT_A_STORED_WEIGHT",
-    "NOT_THIS_KIND",
     "NOT_WHOLE",
     "NO_INPUTS",
     "OTHER_BORDER",
@@ -23,6 +23,11 @@ __all__ = [
     "foldable_note",
 ]
 
+CALLED = Refusal(
+    "nearest upsampling in front of it is not folded: it is a function call in the graph",
+    "a layer of its own is exchanged",
+    "Fold the module before it is traced, or the program (torch.export), or the ONNX file",
+)
 _LEFT = "Nothing: this upsampling and its convolution stay as they are"
 NOT_A_STORED_WEIGHT = Refusal(
     "nearest upsampling in front of it is not folded: its weight is not stored as floating-point numbers",
@@ -51,10 +56,6 @@ SERVES_OTHERS = Refusal(
     "both must run for each other alone",
     _LEFT,
 )
-NOT_THIS_KIND = (
-    "Nearest upsampling in front of convolutions is folded in modules, programs and ONNX files, and not in "
-    "graphs of torch.fx: fold the module before, or the ONNX file after."
-)
 NO_INPUTS = (
     "No inputs: nearest upsampling in front of convolutions is seen by a run; give some to find it."
 )
@@ -76,7 +77,6 @@ WIDE_REFLECTION = Refusal(
 )
 
 
-@runtime_checkable
 class Folds(Protocol):
     """A front end that can fold nearest upsampling and a convolution into a transposed convolution."""
 
@@ -93,16 +93,12 @@ class Folds(Protocol):
 def find_with_folds(frontend: Any, model: Any, inputs: Any | None) -> Findings:
     """The transposed convolutions of a model, and behind them the pairs of upsampling and a convolution."""
     findings: Findings = frontend.find(model, inputs)
-    if not isinstance(frontend, Folds):
-        return Findings(findings.matches, (*findings.notes, NOT_THIS_KIND))
     more = frontend.find_upsampled(model, inputs)
     return Findings((*findings.matches, *more.matches), (*findings.notes, *more.notes))
 
 
 def foldable_note(frontend: Any, model: Any, inputs: Any | None) -> tuple[str, ...]:
     """A sentence on the pairs that could be folded; none where there are none."""
-    if not isinstance(frontend, Folds):
-        return ()
     matches = frontend.find_upsampled(model, inputs).matches
     if not matches:
         return ()

@@ -11,6 +11,7 @@ from deconvfix.errors import Refusal
 from deconvfix.fit.least_squares import apply_operators
 from deconvfix.forms import form
 from deconvfix.forms.base import Settings
+from deconvfix.forms.upsampled import operators_of
 from tests.support import oracle
 from tests.support.forms import bilinear, interpolations, padding_modes, run_form, spread_of_phases
 from tests.support.strategies import cases
@@ -75,7 +76,7 @@ def test_resize_fit_is_the_least_squares_solution(case, interpolation):
     direction -= direction.mean(tuple(range(2, kernel.ndim)), keepdims=True)
 
     def distance(w):
-        reached = apply_operators(w, resize.operators(spec, settings))
+        reached = apply_operators(w, operators_of(spec, settings))
         return float(((reached - resize.target(spec, settings, case.weight)) ** 2).sum())
 
     best = distance(kernel)

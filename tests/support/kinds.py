@@ -134,7 +134,8 @@ NETWORKS = {
 }
 FORMS = {
     "subpixel": options_of("subpixel"),
-    "nearest": options_of("resize"),
+    "nearest": {**options_of("resize"), "fold": False},
+    "folded": {**options_of("resize"), "fold": True},
     "linear": {**options_of("resize"), "interpolation": "linear"},
     "equalized": options_of("equalized"),
     "notch": {**options_of("notch"), "reach": 1},

@@ -311,6 +311,7 @@ def _bound(kind: Kind, opened: Opened, job: Job) -> Request:
     )
     return replace(
         job.request,
+        exported=job.exports,
         calibration=calibration,
         flat_inputs=flat_inputs,
         example_inputs=opened.example,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import PhaseConvs
 from deconvfix.errors import Refusal
+from deconvfix.forms.base import Settings
 from deconvfix.frontends.onnx.accepts import Broken, broken_by, has_open_sizes
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.folded import with_folded
@@ -30,6 +31,7 @@ from deconvfix.frontends.onnx.tail import tail_of
 from deconvfix.frontends.onnx.values import Operand
 from deconvfix.frontends.onnx.weights import Store
 from deconvfix.plan import Decision, Plan, Replaced, Verdict
+from deconvfix.planning import as_folded, can_fold
 from deconvfix.targets.profile import Profile
 from deconvfix.targets.writing import Structure, Writing
 
@@ -39,6 +41,7 @@ __all__ = [
     "for_target",
     "stays",
     "tails_told",
+    "with_fold",
     "with_phases",
     "writings_of",
 ]
@@ -158,6 +161,29 @@ def tails_told(surgeon: Surgeon, layers: Mapping[str, Layer], plan: Plan) -> Pla
     return replace(plan, decisions=tuple(map(told_of, plan.decisions)))
 
 
+def with_fold(layer: Layer, decision: Replaced) -> Replaced:
+    """A decision for a form that upsamples, folded where that saves multiply-accumulates.
+
+    A Conv for each phase, laid side by side, where there are few of them, or where a single one would save
+    nothing: 1.3 to 2.3 times the speed of Resize and Conv (k 3 and 4, s 2), 5.9 times in three dimensions.
+    Many phases come out of one Conv (k 16, s 8 in one dimension: 4.5 times).
+    """
+    ways: list[Writing | None] = [Writing("phases", "slices"), None]
+    if math.prod(decision.spec.stride) > _MOST_PHASES:
+        ways.reverse()
+    for way in ways:
+        settings = decision.settings if way is None else _in_writing(decision.settings, way)
+        if can_fold(decision, settings):
+            tried = as_folded(decision, settings)
+            if way is None or _impossible(layer, tried, way) is None:
+                return tried
+    return decision
+
+
+def _in_writing(settings: Settings, writing: Writing) -> Settings:
+    return replace(settings, convolution=writing.convolution, shuffle=writing.shuffle)
+
+
 class _DraftStore(Store):
     """Keeps nothing: new weights have a shape alone."""
 
@@ -202,6 +228,13 @@ def _settled(drafts: _Drafts, layer: Layer, decision: Replaced) -> Decision:
     profile = drafts.profile
     reason, line = "", None
     if not decision.target.shuffles:
+        folded = replace(decision, settings=replace(decision.settings, fold=True))
+        for writing, impossible in writings_of(layer, folded, profile):
+            settings = _in_writing(decision.settings, writing)
+            if impossible is None and can_fold(decision, settings):
+                tried = as_folded(decision, settings)
+                if drafts.broken(layer, tried) is None:
+                    return replace(tried, reason=f"{tried.reason}, as {writing}")
         broken = drafts.broken(layer, decision)
         if broken is None:
             return decision

@@ -21,6 +21,7 @@ from deconvfix.forms.base import Init, Need
 from deconvfix.forms.unfit import not_finite
 from deconvfix.frontends.base import CalibrationData, Findings, Probe
 from deconvfix.frontends.calibrate import calibrate, check_without_data, refuse_flat_inputs
+from deconvfix.frontends.folded import find_with_folds
 from deconvfix.frontends.onnx import parity as onnx_parity
 from deconvfix.frontends.onnx.accepts import check_accepted
 from deconvfix.frontends.onnx.calibrate import FittableModel
@@ -35,7 +36,7 @@ from deconvfix.frontends.onnx.exposed import (
 )
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.folded import ORIGIN, names_of, with_folded
-from deconvfix.frontends.onnx.for_target import for_target, tails_told, with_phases
+from deconvfix.frontends.onnx.for_target import for_target, tails_told, with_fold, with_phases
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
 from deconvfix.frontends.onnx.reshuffle import rewrite_shuffles
@@ -167,7 +168,7 @@ class OnnxFrontend:
             model = with_folded(model.clone(), plan.folded)
         layers = {layer.name: layer for layer in find_layers(model)}
         decisions = [
-            resolved(layers[decision.name], decision)
+            with_fold(layers[decision.name], resolved(layers[decision.name], decision))
             if isinstance(decision, Replaced) and decision.name in layers
             else decision
             for decision in plan.decisions
@@ -259,7 +260,9 @@ class ReplaceTransposedConvs(ir.passes.InPlacePass):
 
     def plan(self, model: ir.Model) -> Plan:
         """What `call` would do: decisions and refusals."""
-        return make_plan(FRONTEND.find(model, None).matches, self.options)
+        find = find_with_folds if self.options.fold else OnnxFrontend.find
+        plan = make_plan(find(FRONTEND, model, None).matches, self.options)
+        return FRONTEND.with_writings(model, plan)
 
 
 def _match(layer: Layer, ir_version: int) -> Match:

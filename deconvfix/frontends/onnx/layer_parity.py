@@ -214,13 +214,17 @@ def _expected(
         (magnitude,) = run_named(original, {"x": np.abs(x), **magnitudes})
         return Definition(value, unit * magnitude.astype(np.float64))
     # In NumPy: no runtime has the other forms as one node, and that of a grown kernel is another one.
+    # What is folded means upsampling and then a convolution, whose taps are summed before they are rounded.
+    folded = decision.target.folding(decision.spec, decision.settings) is not None
+    decision = decision.apart()
     compiled = decision.compiled()
     kernel = decision.kernel(layer.read_weight())
     if decision.fitted is not None and decision.fitted.bias is not None:
         bias = decision.fitted.bias.astype(x.dtype)
     if compiled.weight:
         kernel = rearrange(compiled.weight, kernel, decision.spec.groups)
-    return by_definition(compiled, x, kernel.astype(weight.dtype), bias, eps)
+    kernel = kernel if folded else kernel.astype(weight.dtype)
+    return by_definition(compiled, x, kernel, bias, eps)
 
 
 def _failed(layer: Layer, decision: Replaced, error: ExportError) -> Comparison:

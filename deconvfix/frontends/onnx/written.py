@@ -9,6 +9,7 @@ from deconvfix.core.rearrange import Merge, Permute, Split, Verb, ZeroExtend
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Conv, Crop, PhaseConvs, PixelShuffle, Step
 from deconvfix.forms.base import Compiled, Form, Settings
+from deconvfix.forms.subpixel import SUBPIXEL
 from deconvfix.frontends.onnx.pixel_shuffle import by_phase
 
 __all__ = ["Written", "written"]
@@ -35,6 +36,11 @@ class Written:
 
 def written(form: Form, spec: ConvTransposeSpec, settings: Settings, *, plain: bool) -> Written:
     """A layer's steps, cut at the convolution; `plain`: nothing but a Conv before the shuffle."""
+    folding = form.folding(spec, settings)
+    if folding is not None:
+        exact = written(SUBPIXEL, folding.spec, settings, plain=plain)
+        border = () if folding.border is None else (folding.border,)
+        return replace(exact, before=(*border, *exact.before))
     verbs: tuple[Verb, ...] = ()
     if plain:
         spec, verbs = _dense(spec)

@@ -6,7 +6,7 @@ The taps are summed in the graph, of the weight that the program stores: what tr
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -17,13 +17,14 @@ from torch.export import ExportedProgram
 
 from deconvfix.core.folded import Folded
 from deconvfix.errors import ModelError, Refusal
+from deconvfix.forms.base import Compiled
 from deconvfix.frontends.base import Findings
 from deconvfix.frontends.folded import NOT_WHOLE, NOTHING_SAVED, OTHER_STEPS, READ_ELSEWHERE
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.graph import inline
 from deconvfix.plan import Decision, Match, Replaced
 
-__all__ = ["find_upsampled", "fold_call", "summed_taps", "with_disturbances"]
+__all__ = ["find_upsampled", "fold_call", "summed_taps", "summing", "with_disturbances"]
 
 _UPSAMPLING = (
     torch.ops.aten.upsample_nearest1d.vec,
@@ -92,30 +93,41 @@ def fold_call(program: ExportedProgram, decision: Decision) -> None:
         )
     assert isinstance(decision, Replaced)
     compiled = decision.compiled()
-
-    def function(x: Tensor, taps: Tensor, *biases: Tensor) -> Tensor:
-        summed = summed_taps(taps, folded)
-        weight = torch_steps.rearrange_tensor(compiled.weight, summed, folded.groups)
-        bias = torch_steps.rearrange_tensor(compiled.bias, biases[0]) if biases else None
-        if folded.border is not None:
-            x = torch_steps.pad(x, folded.border.amounts, folded.border.mode)
-        return torch_steps.apply_steps(compiled.steps, x, weight, bias, folded.groups)
-
+    if folded.border is not None:
+        compiled = replace(compiled, steps=(folded.border, *compiled.steps))
+    function = summing(compiled, folded.factors, folded.groups)
     operands = [pair.upsampling.args[0], *pair.conv.args[1:3]]
     inline(pair.conv, function, [one for one in operands if isinstance(one, fx.Node)])
     if not pair.upsampling.users:
         program.graph.erase_node(pair.upsampling)
 
 
-def summed_taps(weight: Tensor, folded: Folded) -> Tensor:
+def summing(compiled: Compiled, factors: Sequence[int], groups: int) -> Callable[..., Tensor]:
+    """A sub-pixel convolution as a function of input, the taps behind the upsampling, and bias.
+
+    Args:
+        compiled: The sub-pixel convolution.
+        factors: Of the upsampling.
+        groups: Of the convolution.
+    """
+
+    def function(x: Tensor, taps: Tensor, *biases: Tensor) -> Tensor:
+        summed = summed_taps(taps, factors, groups)
+        weight = torch_steps.rearrange_tensor(compiled.weight, summed, groups)
+        bias = torch_steps.rearrange_tensor(compiled.bias, biases[0]) if biases else None
+        return torch_steps.apply_steps(compiled.steps, x, weight, bias, groups)
+
+    return function
+
+
+def summed_taps(weight: Tensor, factors: Sequence[int], groups: int) -> Tensor:
     """`Folded.transposed` for a tensor: (C_out, C_in / groups, *k) -> (C_in, C_out / groups, *K)."""
-    ndim = len(folded.factors)
-    taps = weight.flip(tuple(range(2, 2 + ndim)))
-    taps = taps.reshape(folded.groups, -1, *taps.shape[1:]).transpose(1, 2)
-    taps = taps.reshape(folded.in_channels, -1, *folded.kernel_size)
+    taps = weight.flip(tuple(range(2, weight.dim())))
+    # (g, C_out/g, C_in/g, *k) -> (g, C_in/g, C_out/g, *k)
+    taps = taps.reshape(groups, -1, *taps.shape[1:]).transpose(1, 2).flatten(0, 1)
     shifted = []
-    for start in product(*map(range, folded.factors)):
-        pairs = zip(start, folded.factors, strict=True)
+    for start in product(*map(range, factors)):
+        pairs = zip(start, factors, strict=True)
         # torch.nn.functional.pad wants the last axis first.
         amounts = [n for f, s in reversed(list(pairs)) for n in (f, s - 1 - f)]
         shifted.append(F.pad(taps, amounts))

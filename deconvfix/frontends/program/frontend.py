@@ -35,7 +35,7 @@ from deconvfix.frontends.program.exposed import (
     with_transposed,
     without_phases,
 )
-from deconvfix.frontends.program.folded import find_upsampled, fold_call, with_disturbances
+from deconvfix.frontends.program.folded import find_upsampled, fold_call, summing, with_disturbances
 from deconvfix.frontends.program.restore import Trainable, copy_program
 from deconvfix.frontends.program.weights import HINT, check_shared, dequantises, stored, why_fixed
 from deconvfix.frontends.samples import calibration_inputs, count_samples
@@ -194,6 +194,7 @@ class ExportedProgramFrontend(Trainable):
         """
         if not inputs and before.example_inputs is not None:
             inputs = [before.example_inputs]
+        folded = frozenset() if plan is None else plan.folded
         # With the fitted kernels in the original, too, both compute the same function.
         if plan is not None and any(not layer.target.is_exact for layer in plan.replaced):
             before = self.prepare(before, None, inplace=False)
@@ -204,9 +205,8 @@ class ExportedProgramFrontend(Trainable):
                     _fit_call(before, _call_of(calls, decision), decision, stored_already)
             finish(before.graph_module)
             plan = None
-        original: Any = before.module()
-        if plan is not None and plan.folded:
-            original = with_disturbances(before, plan.folded, disturbed)
+        original: Any = with_disturbances(before, folded, disturbed)
+        if plan is not None and folded:
             plan = replace(plan, decisions=tuple(d for d in plan.decisions if d.upsampling is None))
             plan = plan if plan.changed else None
         return compare_modules(original, after.module(), inputs, plan)
@@ -325,6 +325,8 @@ def _set_weights(
             f"the plan was made for {decision.spec} with a stored weight",
             "Use the recipe that was made for this program",
         )
+    # What is folded is summed in the graph, of the taps that upsampling and a convolution have.
+    decision = decision.apart()
     # Forms that keep the layer have no verbs, and keep its layout.
     verbs = decision.compiled().weight
     new = torch.from_numpy(decision.kernel(read_weight(place.tensor))).to(place.tensor.detach())
@@ -342,6 +344,8 @@ def _set_weights(
 def _steps_function(decision: Replaced) -> Any:
     """The steps of a fitted form as a function of input, weight and bias."""
     spec, compiled = decision.spec, decision.compiled()
+    if decision.target.folding(spec, decision.settings) is not None:
+        return summing(compiled, spec.stride, spec.groups)
 
     # make_fx takes no argument with a default.
     def function(x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
@@ -368,15 +372,10 @@ def _reference(decision: Replaced) -> Any:
 def _conv_transpose(spec: ConvTransposeSpec, x: Tensor, weight: Tensor, *biases: Tensor) -> Tensor:
     """The layer itself, by its spec."""
     function = getattr(functional, f"conv_transpose{spec.ndim}d")
+    padding = [begin for begin, _ in spec.padding]
+    bias = biases[0] if biases else None
     result: Tensor = function(
-        x,
-        weight,
-        biases[0] if biases else None,
-        stride=spec.stride,
-        padding=[begin for begin, _ in spec.padding],
-        output_padding=spec.output_padding,
-        groups=spec.groups,
-        dilation=spec.dilation,
+        x, weight, bias, spec.stride, padding, spec.output_padding, spec.groups, spec.dilation
     )
     return result
 
@@ -417,4 +416,4 @@ def _fit_call(
     """The same by a function call, as the reference that the graph's operators are compared with."""
     _set_weights(program, found, decision, stored_already)
     found.node.args, found.node.kwargs = tuple(_operands(found)), {}
-    found.node.target = _reference(decision)
+    found.node.target = _reference(decision.apart())

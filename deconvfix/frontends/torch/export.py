@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 from deconvfix.errors import ExportError, ModelError, OptionError
 from deconvfix.files import check_output, output_folder, sha256
 from deconvfix.frontends.data_file import save_with_data
+from deconvfix.frontends.torch.folded import with_own_folds
 from deconvfix.frontends.torch.inputs import (
     Inputs,
     as_inputs,
@@ -117,7 +118,8 @@ def export_onnx(
     if isinstance(model, ExportedProgram):
         reference: nn.Module = copy_model(model.module()).cpu()
     else:
-        reference = model = copy_model(model).cpu().eval()
+        reference = copy_model(model).cpu().eval()
+        model = with_own_folds(reference)
     with output_folder(path, overwrite=overwrite) as folder:
         written = folder / path.name
         ir_model, session, notes = _first_that_runs(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,14 +22,21 @@ from deconvfix.core.steps import Pad
 from deconvfix.errors import ModelError
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.inputs import compare_tensors, copy_model
-from deconvfix.frontends.torch.layers import ConvertedConvTranspose, read_weight
-from deconvfix.frontends.torch.surgery import exchange
+from deconvfix.frontends.torch.layers import ConvertedConvTranspose, kernel_of, read_weight
+from deconvfix.frontends.torch.surgery import exchange, take_over
 from deconvfix.frontends.torch.upsampled import folded_of, whole_factors
 from deconvfix.parity.bounds import Comparison
 from deconvfix.parity.definition import sum_unit
 from deconvfix.plan import Plan, Replaced
 
-__all__ = ["compare_folded", "fold_layer", "magnitude_of", "with_sums"]
+__all__ = [
+    "compare_folded",
+    "fold_layer",
+    "folded_layer",
+    "magnitude_of",
+    "with_own_folds",
+    "with_sums",
+]
 
 _FACTORS = "_deconvfix_factors"
 
@@ -72,8 +80,24 @@ def fold_layer(model: nn.Module, decision: Replaced) -> nn.Module:
     Raises:
         ModelError: If the plan was made for another model.
     """
-    layer: Any = model.get_submodule(decision.name)
+    layer = model.get_submodule(decision.name)
     place = model.get_submodule(str(decision.upsampling))
+    folded = _folded(layer, decision)
+    model = exchange(model, layer, folded_layer(layer, decision))
+    if type(place) in (nn.Upsample, nn.UpsamplingNearest2d):
+        return exchange(model, place, nn.Identity().train(place.training))
+    cls: Any = type(place)
+    place.__class__ = _skipping_class(cls)
+    vars(place)[_FACTORS] = folded.factors
+    return model
+
+
+def folded_layer(layer: Any, decision: Replaced) -> nn.Module:
+    """A convolution and the upsampling in front of it as one layer, which gets the small map.
+
+    Raises:
+        ModelError: If the plan was made for another layer.
+    """
     folded = _folded(layer, decision)
     weight, bias = layer.weight, layer.bias
     new = ConvertedConvTranspose(
@@ -88,13 +112,7 @@ def fold_layer(model: nn.Module, decision: Replaced) -> nn.Module:
         parameter.requires_grad_(source.requires_grad)
     if folded.border is not None:
         new.register_forward_pre_hook(_Border(folded.border))
-    model = exchange(model, layer, new.train(layer.training))
-    if type(place) in (nn.Upsample, nn.UpsamplingNearest2d):
-        return exchange(model, place, nn.Identity().train(place.training))
-    cls: Any = type(place)
-    place.__class__ = _skipping_class(cls)
-    vars(place)[_FACTORS] = folded.factors
-    return model
+    return new.train(layer.training)
 
 
 def _folded(layer: nn.Module, decision: Replaced) -> Folded:
@@ -139,6 +157,29 @@ def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
 def _new(cls: Any) -> Any:
     made = _skipping_class(cls)
     return made.__new__(made)
+
+
+def with_own_folds(model: nn.Module) -> nn.Module:
+    """A copy whose resize-convolutions are folded where that saves multiply-accumulates, or the model itself.
+
+    What was said about a layer when it was converted holds.
+    """
+    layers = {
+        name: replace(layer.settings, fold=True)
+        for name, layer in model.named_modules()
+        if isinstance(layer, ConvertedConvTranspose)
+        and layer.settings.fold is None
+        and not layer.form.shuffles
+    }
+    copied = copy_model(model) if layers else model
+    for name, settings in layers.items():
+        layer: Any = copied.get_submodule(name)
+        if layer.form.folding(layer.spec, settings) is not None:
+            kernel = layer.form.joined(layer.spec, settings, kernel_of(layer))
+            weight = torch.from_numpy(kernel).to(layer.convolution.weight)
+            new = ConvertedConvTranspose(layer.spec, layer.form_name, settings, weight, layer.bias)
+            copied = exchange(copied, layer, take_over(new, layer))
+    return copied
 
 
 # --- proof --------------------------------------------------------------------------------------

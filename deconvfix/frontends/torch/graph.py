@@ -28,11 +28,12 @@ from deconvfix.errors import Refusal, SpecError
 from deconvfix.forms.base import Need
 from deconvfix.frontends.base import Findings
 from deconvfix.frontends.calibrate import check_without_data
-from deconvfix.frontends.folded import NOT_THIS_KIND
+from deconvfix.frontends.folded import find_with_folds
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import GEOMETRY, Call, dtype_obstacle, parse
 from deconvfix.frontends.torch.find import call_path
 from deconvfix.frontends.torch.frontend import TorchModuleFrontend
+from deconvfix.frontends.torch.graph_folded import find_upsampled, fold_nodes
 from deconvfix.frontends.torch.inputs import dtype_name
 from deconvfix.plan import Match, Options, Plan
 from deconvfix.planning import make_plan
@@ -86,16 +87,20 @@ class FxFrontend(TorchModuleFrontend):
         layers = tuple(match for match in modules if call_path(match.name, match.op) is None)
         return Findings((*layers, *nodes))
 
-    @staticmethod
-    def find_upsampled(model: nn.Module, inputs: Any | None) -> Findings:
-        """None: what upsamples is no module of its own here."""
-        return Findings((), (NOT_THIS_KIND,))
+    find_upsampled = staticmethod(find_upsampled)
 
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """Rewrites the graph in place; `model` is returned, recompiled."""
         assert isinstance(model, fx.GraphModule)
         calls = dict(find_calls(model))
-        layers = tuple(decision for decision in plan.decisions if decision.name not in calls)
+        for folded in plan.replaced:
+            if folded.upsampling is not None:
+                fold_nodes(model, folded)
+        layers = tuple(
+            decision
+            for decision in plan.decisions
+            if decision.name not in calls and decision.upsampling is None
+        )
         # Layers as modules first: that leaves all nodes as they are.
         super().apply(model, Plan(plan.to, layers))
         for decision in plan.changed:
@@ -131,7 +136,8 @@ class ReplaceTransposedConvs(PassBase):
 
     def plan(self, graph_module: fx.GraphModule) -> Plan:
         """What `call` would do: decisions and refusals."""
-        return make_plan(FRONTEND.find(graph_module, None).matches, self.options)
+        find = find_with_folds if self.options.fold else type(FRONTEND).find
+        return make_plan(find(FRONTEND, graph_module, None).matches, self.options)
 
 
 def find_calls(model: fx.GraphModule) -> Iterator[tuple[str, GraphCall]]:

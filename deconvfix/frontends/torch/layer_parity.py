@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from deconvfix.core.rearrange import rearrange
 from deconvfix.forms import form
 from deconvfix.frontends.torch import steps as torch_steps
 from deconvfix.frontends.torch.calls import Call
@@ -32,6 +33,7 @@ from deconvfix.frontends.torch.inputs import (
 from deconvfix.frontends.torch.layers import (
     ConvertedConvTranspose,
     ConvTransposeModule,
+    kernel_of,
     layer_part,
     read_weight,
     spec_of,
@@ -93,10 +95,10 @@ def compare_layers(
                 # A copy, as spectral norms change when they run.
                 new = copy_model(new)
                 pair = _widened(old, new, own_calls) if widen else (old, new, own_calls)
-                stored = rounded if same else None
                 found = _compare_layer(
-                    name, *pair, planned=decisions is not None, rounded=stored, brief=widen
-                )
+                    name, *pair,
+                    planned=decisions is not None, same=same, rounded=rounded, brief=widen,
+                )  # fmt: skip
             if widen and own_calls:
                 size = "x".join(map(str, own_calls[0].input.shape))
                 found = [replace(one, inputs=f"{one.inputs}, cropped to {size}") for one in found]
@@ -261,7 +263,8 @@ def _compare_layer(
     calls: list[Call],
     *,
     planned: bool,
-    rounded: float | None,
+    same: bool,
+    rounded: float,
     brief: bool,
 ) -> list[Comparison]:
     """One layer, on what it got in the original's calls and on inputs made up.
@@ -273,8 +276,8 @@ def _compare_layer(
         calls: What it was called with in the original; may be empty.
         planned: Whether it is known to be converted: then a fitted form is compared with its steps, and a
             corrected weight with the layer of that weight. Otherwise both are compared with `old`.
-        rounded: For planned layers whose function stays the same: the eps of the stored weights. They are
-            compared with `old` as well, up to that.
+        same: Whether a planned layer computes the same function: it is compared with `old` as well.
+        rounded: The eps of the stored weights.
         brief: Whether noise is the only input that is made up: in float64 it shows all that the others do.
     """
     assert isinstance(old, ConvTransposeModule)
@@ -295,14 +298,14 @@ def _compare_layer(
         expected, bound = _run_call(call), bound_of(call)
         fitted = isinstance(new, ConvertedConvTranspose) and not form(new.form_name).is_exact
         if planned and isinstance(new, ConvertedConvTranspose) and fitted:
-            if rounded is not None:
-                same = f"{kind}, as the same function"
+            if same:
+                words = f"{kind}, as the same function"
                 margin = _stored_bound(call, rounded)
                 comparisons.append(
-                    compare_tensors(name or "(model)", same, actual, expected, margin)
+                    compare_tensors(name or "(model)", words, actual, expected, margin)
                 )
             # A fitted kernel has no other truth than its own steps, computed in NumPy.
-            expected, bound = _by_definition(new, x)
+            expected, bound = _by_definition(new, x, rounded)
         elif planned and isinstance(new, ConvTransposeModule) and not rerouted:
             # A corrected weight in the same layer: only the layer itself can be wrong.
             # It may have grown, with its padding.
@@ -361,16 +364,28 @@ def _cases(
         )
 
 
-def _by_definition(layer: ConvertedConvTranspose, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the layer's steps mean on (N, C_in, *L) or (C_in, *L), and their rounding."""
-    compiled = form(layer.form_name).compile(layer.spec, layer.settings)
+def _by_definition(
+    layer: ConvertedConvTranspose, x: Tensor, rounded: float
+) -> tuple[Tensor, Tensor]:
+    """What the layer's steps mean on (N, C_in, *L) or (C_in, *L), and their rounding.
+
+    What is folded means upsampling and then a convolution, of the kernel that is closest to the one it has,
+    which was `rounded` when it was stored.
+    """
+    settings, weight = layer.settings, read_weight(layer.convolution.weight)
+    eps = torch.finfo(x.dtype).eps
+    if layer.form.folding(layer.spec, settings) is not None:
+        kernel = layer.form.parted(layer.spec, settings, kernel_of(layer))
+        settings, eps = replace(settings, fold=False), max(eps, rounded)
+        weight = rearrange(layer.form.compile(layer.spec, settings).weight, kernel, layer.groups)
+    compiled = layer.form.compile(layer.spec, settings)
     batched = x if x.dim() == layer.spec.ndim + 2 else x[None]
     definition = by_definition(
         compiled,
         read_weight(batched),
-        read_weight(layer.convolution.weight),
+        weight,
         None if layer.bias is None else read_weight(layer.bias),
-        torch.finfo(x.dtype).eps,
+        eps,
     )
     shape = definition.value.shape if batched is x else definition.value.shape[1:]
     return (

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deconvfix.core import steps
 from deconvfix.core.rearrange import inverse
 from deconvfix.core.spec import ConvTransposeSpec
+from deconvfix.errors import ModelError
 from deconvfix.forms import form
 from deconvfix.forms.base import Compiled, Form, Settings
 from deconvfix.frontends.torch import steps as torch_steps
@@ -32,6 +33,7 @@ from deconvfix.frontends.torch.step_modules import (
 __all__ = [
     "ConvTransposeModule",
     "ConvertedConvTranspose",
+    "kernel_of",
     "layer_part",
     "read_weight",
     "spec_of",
@@ -138,10 +140,26 @@ class ConvertedConvTranspose(nn.Sequential):
             if self.form.is_exact
             else self.form.compile(spec, self.settings)
         )
+        size = spatial_size(self.spec, input.shape, output_size)
+        if compiled.weight != self.compiled().weight:
+            return self._folded(input, size)
         conv = self.convolution
         bias = self.bias if self._adds_bias else conv.bias
         result = torch_steps.apply_steps(compiled.steps, input, conv.weight, bias, conv.groups)
-        return torch_steps.shorten(result, spatial_size(self.spec, input.shape, output_size))
+        return torch_steps.shorten(result, size)
+
+    @torch.jit.unused
+    def _folded(self, input: Tensor, size: tuple[int, ...]) -> Tensor:
+        """A folded layer whose border cannot be that of the largest output: it has its own one."""
+        result: Tensor = super().forward(input)
+        if tuple(result.shape[-len(size) :]) != size:
+            raise ModelError(
+                "output_size",
+                f"it is {size}, and the folded layer gives {tuple(result.shape[-len(size) :])}",
+                "a folded reflection belongs to one output size",
+                "Convert the model without `fold`, or with padding_mode 'replicate' or 'zeros'",
+            )
+        return result
 
     @property
     def form(self) -> Form:
@@ -214,11 +232,13 @@ def spread_weight(
     module: ConvertedConvTranspose,
 ) -> tuple[ConvTransposeSpec, NDArray[np.float64]]:
     """The transposed convolution that a converted layer is with the weights it has now."""
-    verbs = module.compiled().weight
-    kernel = torch_steps.carry_out(
-        inverse(verbs, module.kernel_shape, module.groups), module.convolution.weight
-    )
-    return module.form.spread(module.spec, module.settings, read_weight(kernel))
+    return module.form.spread(module.spec, module.settings, kernel_of(module))
+
+
+def kernel_of(module: ConvertedConvTranspose) -> NDArray[np.float64]:
+    """The form's kernel that a converted layer has now, laid out as `forms.base.Form.fit` says."""
+    back = inverse(module.compiled().weight, module.kernel_shape, module.groups)
+    return read_weight(torch_steps.carry_out(back, module.convolution.weight))
 
 
 def layer_part(layer: ConvertedConvTranspose, channels: slice) -> ConvertedConvTranspose:

@@ -10,7 +10,7 @@ import re
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ from deconvfix.frontends.torch.layers import read_weight
 from deconvfix.frontends.torch.shuffles import CONVOLUTIONS, ELEMENTWISE, class_of
 from deconvfix.plan import Match
 
-__all__ = ["find_upsampled", "folded_of", "whole_factors"]
+__all__ = ["find_upsampled", "folded_of", "match_of", "whole_factors"]
 
 _NEAREST = ("nearest", "nearest-exact")
 _MODES: dict[str, PadMode] = {"zeros": "zeros", "reflect": "reflect", "replicate": "replicate"}
@@ -219,25 +219,23 @@ def find_upsampled(model: nn.Module, inputs: Any | None) -> Findings:
         if isinstance(folded, Refusal):
             notes.append(folded.sentence(names[layer]))
             continue
-        own: Any = layer
-
-        def weight(own: Any = own, folded: Folded = folded) -> Any:
-            return folded.transposed(read_weight(own.weight))
-
-        matches.append(
-            Match(
-                name=names[layer],
-                op=f"Upsample + {class_of(layer).__name__}",
-                spec=folded.spec,
-                dtype=dtype_name(own.weight),
-                input_sizes=tuple(dict.fromkeys(one.sizes for one in seen)),
-                calls=len(seen),
-                read_weight=weight,
-                macs=folded.macs_per_position(),
-                upsampling=names[seen[0].place],
-            )
-        )
+        match = match_of(names[layer], layer, folded, names[seen[0].place])
+        sizes = tuple(dict.fromkeys(one.sizes for one in seen))
+        matches.append(replace(match, input_sizes=sizes, calls=len(seen)))
     return Findings(tuple(matches), tuple(notes))
+
+
+def match_of(name: str, layer: Any, folded: Folded, upsampling: str) -> Match:
+    """A convolution of torch's own and what upsamples in front of it, as a match."""
+    return Match(
+        name=name,
+        op=f"Upsample + {class_of(layer).__name__}",
+        spec=folded.spec,
+        dtype=dtype_name(layer.weight),
+        read_weight=lambda: folded.transposed(read_weight(layer.weight)),
+        macs=folded.macs_per_position(),
+        upsampling=upsampling,
+    )
 
 
 def _foldable(

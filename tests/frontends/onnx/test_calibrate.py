@@ -70,7 +70,8 @@ FORMS = [
     {"to": "equalized"},
     {"to": "equalized", "grow": 1},
     {"to": "equalized", "strength": 0.5},
-    {"to": "resize"},
+    {"to": "resize", "fold": False},
+    {"to": "resize", "fold": True},
     {"to": "resize", "interpolation": "linear", "padding_mode": "reflect"},
     {"to": "notch", "reach": 1},
 ]

@@ -334,8 +334,12 @@ def test_what_the_form_resize_writes_can_be_folded(padding_mode):
         [layer], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    resized = deconvfix.convert(model, to="resize", init="fit", padding_mode=padding_mode).model
+    options = {"to": "resize", "init": "fit", "padding_mode": padding_mode}
+    resized = deconvfix.convert(model, fold=False, **options).model
     assert "Resize" in operators(resized)
+    directly = deconvfix.convert(model, **options)
+    assert "Resize" not in operators(directly.model)
+    assert directly.plan["up"].reason.endswith(", folded")
     done = deconvfix.convert(resized, fold=True)
     assert len(done.plan.replaced) == 1
     assert done.report.parity.ok

@@ -64,15 +64,15 @@ def test_summed_taps_are_those_of_the_algebra():
     rng = np.random.default_rng(0)
     folded = Folded((2, 3), (3, 2), ((1, 1), (0, 0)), "zeros", 4, 6, 2, True)
     weight = rng.integers(-4, 5, (6, 2, 3, 2)).astype(np.float64)
-    got = summed_taps(torch.from_numpy(weight), folded).numpy()
+    got = summed_taps(torch.from_numpy(weight), folded.factors, folded.groups).numpy()
     np.testing.assert_array_equal(got, folded.transposed(weight))
 
 
 def test_a_wrong_fold_is_noticed(monkeypatch):
     """Negative control: taps that are summed in another place."""
 
-    def shifted(weight, folded):
-        return summed_taps(weight, folded).roll(1, -1)
+    def shifted(weight, factors, groups):
+        return summed_taps(weight, factors, groups).roll(1, -1)
 
     monkeypatch.setattr("deconvfix.frontends.program.folded.summed_taps", shifted)
     program, _ = exported(Decoder(), 1, 4, 5, 6)

@@ -17,22 +17,8 @@ from deconvfix.errors import ModelError
 from deconvfix.frontends.torch.frontend import FRONTEND
 from deconvfix.frontends.torch.upsampled import folded_of
 from deconvfix.plan import Plan
+from tests.support.folds import geometries, whole, whole_input
 from tests.support.onnx_models import operators
-from tests.support.strategies import upsamplings
-
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-def whole(model, seed=0):
-    """Whole numbers for all parameters, odd ones for weights."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.data = 2.0 * torch.randint(-3, 3, parameter.shape, generator=generator) + 1
-    return model.eval()
-
-
-def whole_input(*shape, seed=1):
-    return torch.randint(-5, 6, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
 class Up(nn.Module):
@@ -56,18 +42,6 @@ def check_equal(model, x, count=1):
     assert done.report.parity.ok
     assert done.report.parity.ran
     return done
-
-
-@st.composite
-def geometries(draw):
-    pair = draw(upsamplings())
-    most = {1: 5, 2: 4, 3: 3}[len(pair.factors)]
-    limits = (s - 1 if pair.mode == "reflect" else most + 1 for s in pair.factors)
-    layer = CONVOLUTIONS[len(pair.factors)](
-        pair.in_channels, pair.out_channels, pair.kernel, groups=pair.groups, bias=pair.bias,
-        padding=tuple(draw(st.integers(0, limit)) for limit in limits), padding_mode=pair.mode,
-    )  # fmt: skip
-    return layer, pair.factors, pair.sizes, pair.seed
 
 
 @settings(max_examples=20, deadline=None)
