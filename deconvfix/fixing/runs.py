@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from deconvfix.plan import Match
 __all__ = [
     "ALL_SHIFTS",
     "Outputs",
+    "channelled",
     "flat_fields",
     "joined",
     "outputs_of",
@@ -76,9 +77,13 @@ def periods_of(
 
 
 def outputs_of(
-    frontend: Frontend, model: Any, matches: Sequence[Match], batches: Sequence[Any]
+    frontend: Frontend,
+    model: Any,
+    matches: Sequence[Match],
+    batches: Sequence[Any],
+    periods: Mapping[int, Period] | None = None,
 ) -> Outputs:
-    """The outputs on all batches, joined along the first axis."""
+    """The outputs on all batches, joined along the first axis; those with a period with a channel axis."""
     found: list[tuple[NDArray[Any], ...]] = []
     run = runner_of(frontend, model, matches)
     for batch in batches:
@@ -91,7 +96,15 @@ def outputs_of(
                 "Correct the data",
             )
         found.append(probe.outputs)
-    return [joined(column) for column in zip(*found, strict=True)]
+    return channelled([joined(column) for column in zip(*found, strict=True)], periods or {})
+
+
+def channelled(outputs: Sequence[NDArray[Any]], periods: Mapping[int, Period]) -> Outputs:
+    """Outputs as (N, C, *spatial) where they have a period; (N, *spatial) are of one channel."""
+    return [
+        values[:, None] if values.ndim == 1 + len(periods.get(i, values.shape)) else values
+        for i, values in enumerate(outputs)
+    ]
 
 
 def joined(column: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -154,10 +167,11 @@ def silence_of(
     """
     run = runner_of(frontend, model, matches)
     probes = [run(batch) for batch in batches]
+    sounds = [(channelled(probe.outputs, {index: period}), probe) for probe in probes]
     found = [
-        (*quietest(probe.inputs, probe.outputs[index]), probe)
-        for probe in probes
-        if index < len(probe.outputs) and probe.outputs[index].ndim == 3
+        (*quietest(probe.inputs, outputs[index]), probe)
+        for outputs, probe in sounds
+        if index < len(outputs) and outputs[index].ndim == 3
     ]
     if not found:
         return None

@@ -21,6 +21,7 @@ from deconvfix.fixing.report import Candidate, FixReport, GridChange, Measured
 from deconvfix.fixing.runs import (
     ALL_SHIFTS,
     Outputs,
+    channelled,
     flat_fields,
     joined,
     outputs_of,
@@ -119,8 +120,9 @@ class Search:
         truth = None
         if targets is not None:
             truth = joined(list(targets[HELDOUT_EVERY - 1 :: HELDOUT_EVERY]))
+            [truth] = channelled([truth], periods)
         started = time.monotonic()
-        original = outputs_of(frontend, model, matches, heldout)
+        original = outputs_of(frontend, model, matches, heldout, periods)
         batch_seconds = (time.monotonic() - started) / len(heldout)
         # Each shift is a run: the goal may take a part of the time, not all of it.
         most = _within(ALL_SHIFTS, seconds * _GOAL_SHARE / (batch_seconds * len(heldout)))
@@ -290,7 +292,9 @@ class Search:
     def _judged(self, name: str, model: Any, keeps: bool) -> tuple[Candidate, Outputs]:
         """A candidate, measured, with what speaks against it, and its outputs."""
         try:
-            outputs = outputs_of(self.frontend, model, self.matches, self.heldout)
+            outputs = outputs_of(
+                self.frontend, model, self.matches, self.heldout, self.periods
+            )
         except DeconvfixError as error:
             return Candidate(name, None, 1.0, keeps, (f"it does not run ({error.found})",)), []
         flat = flat_fields(

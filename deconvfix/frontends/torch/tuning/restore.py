@@ -185,6 +185,8 @@ class _Loss:
                 error = output - goal
                 loss = error.square().mean()
                 if i in self.periods:
+                    if error.dim() == 1 + len(self.periods[i]):  # an output without a channel axis
+                        error, goal = error[:, None], goal[:, None]
                     loss = loss + _LOCKED * _locked(error, goal, self.periods[i])
                     loss = loss + _COLOUR * error.flatten(2).mean(2).square().mean()
                 losses.append(loss / scale)
