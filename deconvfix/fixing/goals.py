@@ -13,6 +13,7 @@ from deconvfix.fixing.runs import ALL_SHIFTS, Outputs, channelled, outputs_of, s
 from deconvfix.frontends.base import Frontend, Restores
 from deconvfix.grid.periods import Period
 from deconvfix.grid.tones import tone_table, without_locked, without_tones
+from deconvfix.parity.progress import step_by_step
 from deconvfix.plan import Match
 
 __all__ = ["Goals"]
@@ -67,7 +68,9 @@ class Goals:
             inputs += [batch for batch in more if batch is not None]
         targets = [
             self._spun(batch, most, self.seed + i) or self._ungridded(batch)
-            for i, batch in enumerate(inputs)
+            for i, batch in enumerate(
+                step_by_step("Running the original on shifted inputs", inputs)
+            )
         ]
         # Constants too: what is left of a grid there is seen in every sky.
         for i, batch in enumerate(self.fitted[::_CONSTANTS_EVERY]):

@@ -18,6 +18,7 @@ from deconvfix.grid.flat_field import FlatField, flat_field_of, network_tables
 from deconvfix.grid.periods import Period, longest_period, measured_period
 from deconvfix.grid.spinning import cycle_spun
 from deconvfix.grid.tones import quietest, rms
+from deconvfix.parity.progress import step_by_step
 from deconvfix.plan import Match
 
 __all__ = [
@@ -86,7 +87,7 @@ def outputs_of(
     """The outputs on all batches, joined along the first axis; those with a period with a channel axis."""
     found: list[tuple[NDArray[Any], ...]] = []
     run = runner_of(frontend, model, matches)
-    for batch in batches:
+    for batch in step_by_step("Measuring", batches):
         probe = run(batch)
         if probe.run is None:
             raise OptionError(
@@ -126,7 +127,7 @@ def spun(
     """The outputs without a grid by cycle spinning, where that is possible."""
     found = []
     run = runner_of(frontend, model, matches)
-    for i, batch in enumerate(batches):
+    for i, batch in enumerate(step_by_step("Running on shifted inputs", batches)):
         if isinstance(frontend, Restores):
             spun = frontend.cycle_spun(model, batch, periods, most, seed + i)
         else:

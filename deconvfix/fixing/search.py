@@ -226,9 +226,14 @@ class Search:
             self.silence,
             self.seed,
         )
-        runs = (self.until - time.monotonic()) * _LESSONS_SHARE / self.batch_seconds
-        inputs, targets = goals.examples(runs)
+        budget = self.until - time.monotonic()
+        inputs, targets = goals.examples(budget * _LESSONS_SHARE / self.batch_seconds)
         left = self.until - time.monotonic()
+        if left < budget / 2:
+            self.notes.append(
+                f"Running the original on the data left {max(1.0, left):.0f} s for training. More time "
+                "(`seconds`), or fewer data, would give training more."
+            )
         # The goal takes a part of the time, and so does the measurement of each candidate.
         task = Restoration(inputs, targets, self.periods, max(1.0, left * _FIRST), self.seed)
         if self.silence is not None:
@@ -292,9 +297,7 @@ class Search:
     def _judged(self, name: str, model: Any, keeps: bool) -> tuple[Candidate, Outputs]:
         """A candidate, measured, with what speaks against it, and its outputs."""
         try:
-            outputs = outputs_of(
-                self.frontend, model, self.matches, self.heldout, self.periods
-            )
+            outputs = outputs_of(self.frontend, model, self.matches, self.heldout, self.periods)
         except DeconvfixError as error:
             return Candidate(name, None, 1.0, keeps, (f"it does not run ({error.found})",)), []
         flat = flat_fields(
