@@ -343,7 +343,7 @@ def check_flat(options: Options, tuning: Tuning | None) -> None:
             "flat_inputs",
             f"the form is {options.to!r}, init {options.init!r} and strength {options.strength:g}",
             "a grid that stays on some inputs is for 'equalized', fitted to data, with strength 1",
-            "Change these, or leave out `flat_inputs`",
+            "Change these, or leave out `flat_inputs` (--flat)",
         )
 
 
@@ -358,7 +358,7 @@ def refuse_flat_inputs(flat: object) -> None:
             "flat_inputs",
             "the model is a program or an ONNX model",
             "a grid that stays on some inputs is for torch modules",
-            "Convert the module before it is exported, or leave out `flat_inputs`",
+            "Convert the module before it is exported, or leave out `flat_inputs` (--flat)",
         )
 
 
