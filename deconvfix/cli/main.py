@@ -46,7 +46,7 @@ from deconvfix.cli.source import Source
 from deconvfix.cli.targets import targets
 from deconvfix.cli.terminal import NO_MEMORY, fail, only_printable, show, system_error, working
 from deconvfix.cli.tolerance import Limits, compare_within
-from deconvfix.cli.usage import check_report, check_usage, job_of
+from deconvfix.cli.usage import check_report, check_usage, in_folder, job_of
 from deconvfix.errors import DeconvfixError
 from deconvfix.files import check_apart, check_output, inputs_kept, sha256, write_text
 from deconvfix.fit.tuning import Tuning
@@ -104,9 +104,9 @@ class _Group(JobGroup):
 def main() -> None:
     """Replaces the transposed convolutions of trained models, and proves it.
 
-    MODEL is an ONNX file (.onnx), a program of torch.export (.pt2), or a checkpoint (.safetensors, .pt,
-    .pth, .ckpt) with --arch module:callable, the code that builds the model. Nothing in a file is
-    executed.
+    MODEL is an ONNX file (.onnx), a program of torch.export (.pt2), a checkpoint (.safetensors, .pt,
+    .pth, .ckpt) with --arch module:callable, the code that builds the model, or a folder with
+    --arch hf:CLASS of transformers or diffusers. Nothing in a file is executed.
 
     Shell completion, for bash: eval "$(_DECONVFIX_COMPLETE=bash_source deconvfix)"
     """
@@ -285,6 +285,7 @@ def fix(ctx: click.Context, /, model: Path, source: SourceOptions, options: FixO
     if options.report_file is not None:
         check_apart(options.output, options.report_file)
         check_output(options.report_file, overwrite=options.force, inputs=named.files)
+    options = replace(options, output=in_folder(named, options.output))
     with working("Fixing"):
         report = fix_file(named, options)
     if options.report_file is not None:

@@ -138,20 +138,25 @@ def fail(ctx: click.Context, message: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def working(what: str) -> Iterator[Callable[[Progress], None] | None]:
+def working(what: str) -> Iterator[Callable[[Progress], None]]:
     """A bar on stderr, where that is a terminal; what the model's code prints goes there too.
 
     Yields:
-        What a distillation calls to move the bar; None where there is no bar.
+        What a distillation calls to move the bar, or to write a line.
     """
     console = console_of(sys.stderr)
     if not console.is_terminal:
-        with (
-            contextlib.redirect_stdout(sys.stderr),
-            heard(_now_and_then(console)),
-            _telling(_MEASURES),
-        ):
-            yield None
+        lines, begun = _now_and_then(console), [time.monotonic()]
+
+        def tuned(progress: Progress) -> None:
+            percent = int(100 * progress.fraction)
+            if percent == 0:
+                begun[0] = time.monotonic()  # it is the last part of the work
+            else:
+                lines(Stage("Tuning", percent, 100, time.monotonic() - begun[0]))
+
+        with contextlib.redirect_stdout(sys.stderr), heard(lines), _telling(_MEASURES):
+            yield tuned
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True) as bar:

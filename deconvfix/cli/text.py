@@ -98,8 +98,9 @@ def conversion(report: ConversionReport) -> Iterator[Any]:
         color = {"replaced": "green", "refused": "red"}.get(layer.decision, "")
         decision = f"[{color}]{layer.decision}[/{color}]" if color else layer.decision
         table.add_row(escape(layer.name or "(model)"), decision, cost, escape(layer.reason))
-    yield table
-    if report.tallies is not None:
+    if report.layers:  # else the file is copied
+        yield table
+    if report.layers and report.tallies is not None:
         table = Table("", "Before", "After")
         for column in table.columns[1:]:
             column.justify = "right"

@@ -11,13 +11,14 @@ from deconvfix.cli.jobs.job import Job, needs_architecture
 from deconvfix.cli.options import ConvertOptions, taken_from
 from deconvfix.cli.samples import CalibrationFiles, calibration_files
 from deconvfix.cli.source import Source
+from deconvfix.extras import needs
 from deconvfix.files import check_apart, check_output
 from deconvfix.fit.tuning import Tuning
 from deconvfix.forms import FORMS, form
 from deconvfix.frontends.samples import DISTRIBUTIONS
 from deconvfix.request import Request
 
-__all__ = ["check_report", "check_usage", "job_of"]
+__all__ = ["check_report", "check_usage", "in_folder", "job_of"]
 
 
 def check_usage(ctx: click.Context, model: Path, options: ConvertOptions, *, shared: bool) -> None:
@@ -115,7 +116,7 @@ def job_of(source: Source, options: ConvertOptions, turns: tuple[int, int]) -> J
     )
     return Job(
         source,
-        _in_folder(source, options.output),
+        in_folder(source, options.output),
         request,
         recipe=options.recipe,
         dry_run=options.dry_run,
@@ -127,13 +128,13 @@ def job_of(source: Source, options: ConvertOptions, turns: tuple[int, int]) -> J
     )
 
 
-def _in_folder(source: Source, output: Path | None) -> Path | None:
+def in_folder(source: Source, output: Path | None) -> Path | None:
     """The file with the weights, where a folder is converted into a folder, which is made now."""
     if output is None or not source.path.is_dir():
         return output
-    # Imported here, as they need torch.
-    from deconvfix.frontends.torch.checkpoint import SUFFIXES
-    from deconvfix.frontends.torch.pretrained import weight_files
+    with needs("torch", str(source.path)):
+        from deconvfix.frontends.torch.checkpoint import SUFFIXES
+        from deconvfix.frontends.torch.pretrained import weight_files
 
     if output.suffix in (*SUFFIXES, ".onnx", ".pt2"):
         return output  # a file; "net-1.5" is a folder

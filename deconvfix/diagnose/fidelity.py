@@ -216,6 +216,8 @@ class Fidelity:
             what = "On a constant input, the strongest grid of a layer"
         verb = "fell" if after < before else "changed"
         summary = f"{what} {verb} from {decibels_in_words(before)} to {decibels_in_words(after)}"
+        if decibels_in_words(before) == decibels_in_words(after):
+            summary = f"{what} stayed at {decibels_in_words(after)}"
         # By the rms, as outputs may have very different units.
         loudest = max(
             (output for output in self.outputs if output.flat_before and output.flat_after),

@@ -9,10 +9,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from deconvfix.fixing.runs import ALL_SHIFTS, Outputs, outputs_of, spun
+from deconvfix.fixing.runs import ALL_SHIFTS, Outputs, channelled, outputs_of, spun
 from deconvfix.frontends.base import Frontend, Restores
 from deconvfix.grid.periods import Period
 from deconvfix.grid.tones import tone_table, without_locked, without_tones
+from deconvfix.parity.progress import step_by_step
 from deconvfix.plan import Match
 
 __all__ = ["Goals"]
@@ -67,7 +68,9 @@ class Goals:
             inputs += [batch for batch in more if batch is not None]
         targets = [
             self._spun(batch, most, self.seed + i) or self._ungridded(batch)
-            for i, batch in enumerate(inputs)
+            for i, batch in enumerate(
+                step_by_step("Running the original on shifted inputs", inputs)
+            )
         ]
         # Constants too: what is left of a grid there is seen in every sky.
         for i, batch in enumerate(self.fitted[::_CONSTANTS_EVERY]):
@@ -100,18 +103,22 @@ class Goals:
             if table is None:
                 found.append(self._unlocked(i, values))
             else:
-                found.append(without_tones(values, table).astype(values.dtype))
+                [shown] = channelled([values], {0: self.periods[i]})
+                left = without_tones(shown, table)
+                found.append(left.reshape(values.shape).astype(values.dtype))
         return found
 
     def _unlocked(self, index: int, values: NDArray[Any]) -> NDArray[Any]:
         """An output less what is locked to the phase in itself; as it is where it has no grid."""
         if index not in self.periods:
             return values
-        return without_locked(values, self.periods[index]).astype(values.dtype)
+        [shown] = channelled([values], {0: self.periods[index]})
+        left = without_locked(shown, self.periods[index])
+        return left.reshape(values.shape).astype(values.dtype)
 
     @functools.cached_property
     def _tones(self) -> dict[int, NDArray[Any] | None]:
         """One period of the tones of each output that is a sound, from all inputs to fit to."""
         sounds = {i: period for i, period in self.periods.items() if len(period) == 1}
-        outputs = self._outputs(self.fitted) if sounds else []
+        outputs = channelled(self._outputs(self.fitted), sounds) if sounds else []
         return {i: tone_table(outputs[i], period) for i, period in sounds.items()}

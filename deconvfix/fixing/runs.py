@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from deconvfix.grid.flat_field import FlatField, flat_field_of, network_tables
 from deconvfix.grid.periods import Period, longest_period, measured_period
 from deconvfix.grid.spinning import cycle_spun
 from deconvfix.grid.tones import quietest, rms
+from deconvfix.parity.progress import step_by_step
 from deconvfix.plan import Match
 
 __all__ = [
     "ALL_SHIFTS",
     "Outputs",
+    "channelled",
     "flat_fields",
     "joined",
     "outputs_of",
@@ -76,12 +78,16 @@ def periods_of(
 
 
 def outputs_of(
-    frontend: Frontend, model: Any, matches: Sequence[Match], batches: Sequence[Any]
+    frontend: Frontend,
+    model: Any,
+    matches: Sequence[Match],
+    batches: Sequence[Any],
+    periods: Mapping[int, Period] | None = None,
 ) -> Outputs:
-    """The outputs on all batches, joined along the first axis."""
+    """The outputs on all batches, joined along the first axis; those with a period with a channel axis."""
     found: list[tuple[NDArray[Any], ...]] = []
     run = runner_of(frontend, model, matches)
-    for batch in batches:
+    for batch in step_by_step("Measuring", batches):
         probe = run(batch)
         if probe.run is None:
             raise OptionError(
@@ -91,7 +97,15 @@ def outputs_of(
                 "Correct the data",
             )
         found.append(probe.outputs)
-    return [joined(column) for column in zip(*found, strict=True)]
+    return channelled([joined(column) for column in zip(*found, strict=True)], periods or {})
+
+
+def channelled(outputs: Sequence[NDArray[Any]], periods: Mapping[int, Period]) -> Outputs:
+    """Outputs as (N, C, *spatial) where they have a period; (N, *spatial) are of one channel."""
+    return [
+        values[:, None] if values.ndim == 1 + len(periods.get(i, values.shape)) else values
+        for i, values in enumerate(outputs)
+    ]
 
 
 def joined(column: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -113,7 +127,7 @@ def spun(
     """The outputs without a grid by cycle spinning, where that is possible."""
     found = []
     run = runner_of(frontend, model, matches)
-    for i, batch in enumerate(batches):
+    for i, batch in enumerate(step_by_step("Running on shifted inputs", batches)):
         if isinstance(frontend, Restores):
             spun = frontend.cycle_spun(model, batch, periods, most, seed + i)
         else:
@@ -154,10 +168,11 @@ def silence_of(
     """
     run = runner_of(frontend, model, matches)
     probes = [run(batch) for batch in batches]
+    sounds = [(channelled(probe.outputs, {index: period}), probe) for probe in probes]
     found = [
-        (*quietest(probe.inputs, probe.outputs[index]), probe)
-        for probe in probes
-        if index < len(probe.outputs) and probe.outputs[index].ndim == 3
+        (*quietest(probe.inputs, outputs[index]), probe)
+        for outputs, probe in sounds
+        if index < len(outputs) and outputs[index].ndim == 3
     ]
     if not found:
         return None

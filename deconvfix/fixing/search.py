@@ -21,6 +21,7 @@ from deconvfix.fixing.report import Candidate, FixReport, GridChange, Measured
 from deconvfix.fixing.runs import (
     ALL_SHIFTS,
     Outputs,
+    channelled,
     flat_fields,
     joined,
     outputs_of,
@@ -119,8 +120,9 @@ class Search:
         truth = None
         if targets is not None:
             truth = joined(list(targets[HELDOUT_EVERY - 1 :: HELDOUT_EVERY]))
+            [truth] = channelled([truth], periods)
         started = time.monotonic()
-        original = outputs_of(frontend, model, matches, heldout)
+        original = outputs_of(frontend, model, matches, heldout, periods)
         batch_seconds = (time.monotonic() - started) / len(heldout)
         # Each shift is a run: the goal may take a part of the time, not all of it.
         most = _within(ALL_SHIFTS, seconds * _GOAL_SHARE / (batch_seconds * len(heldout)))
@@ -224,9 +226,14 @@ class Search:
             self.silence,
             self.seed,
         )
-        runs = (self.until - time.monotonic()) * _LESSONS_SHARE / self.batch_seconds
-        inputs, targets = goals.examples(runs)
+        budget = self.until - time.monotonic()
+        inputs, targets = goals.examples(budget * _LESSONS_SHARE / self.batch_seconds)
         left = self.until - time.monotonic()
+        if left < budget / 2:
+            self.notes.append(
+                f"Running the original on the data left {max(1.0, left):.0f} s for training. More time "
+                "(`seconds`), or fewer data, would give training more."
+            )
         # The goal takes a part of the time, and so does the measurement of each candidate.
         task = Restoration(inputs, targets, self.periods, max(1.0, left * _FIRST), self.seed)
         if self.silence is not None:
@@ -290,7 +297,7 @@ class Search:
     def _judged(self, name: str, model: Any, keeps: bool) -> tuple[Candidate, Outputs]:
         """A candidate, measured, with what speaks against it, and its outputs."""
         try:
-            outputs = outputs_of(self.frontend, model, self.matches, self.heldout)
+            outputs = outputs_of(self.frontend, model, self.matches, self.heldout, self.periods)
         except DeconvfixError as error:
             return Candidate(name, None, 1.0, keeps, (f"it does not run ({error.found})",)), []
         flat = flat_fields(

@@ -27,6 +27,7 @@ from deconvfix.fit.tuning import Tuning
 from deconvfix.forms.base import FITTED_TO_DATA, Init, Settings
 from deconvfix.frontends.base import FitsToData, Frontend
 from deconvfix.frontends.samples import nothing_to_fit_to
+from deconvfix.parity.progress import step_by_step
 from deconvfix.plan import Options, Plan, Replaced
 
 __all__ = [
@@ -136,7 +137,7 @@ def calibrate(
     changed: dict[str, Replaced] = {}
     # In the order in which they run, so that each layer sees what fitted layers give.
     counts = model.order(list(decisions))
-    for name, count in counts.items():
+    for name, count in step_by_step("Fitting layers", list(counts.items())):
         try:
             # A layer that runs several times sees its own outputs: the second sweep sees the fitted ones.
             for _ in range(2 if count > 1 else 1):
@@ -346,7 +347,7 @@ def check_flat(options: Options, tuning: Tuning | None) -> None:
             "flat_inputs",
             f"the form is {options.to!r}, init {options.init!r} and strength {options.strength:g}",
             "a grid that stays on some inputs is for 'equalized', fitted to data, with strength 1",
-            "Change these, or leave out `flat_inputs`",
+            "Change these, or leave out `flat_inputs` (--flat)",
         )
 
 
@@ -361,7 +362,7 @@ def refuse_flat_inputs(flat: object) -> None:
             "flat_inputs",
             "the model is a program or an ONNX model",
             "a grid that stays on some inputs is for torch modules",
-            "Convert the module before it is exported, or leave out `flat_inputs`",
+            "Convert the module before it is exported, or leave out `flat_inputs` (--flat)",
         )
 
 

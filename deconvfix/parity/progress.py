@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Stage", "heard", "step_by_step"]
+__all__ = ["Stage", "heard", "step_by_step", "tell_time"]
 
 Item = TypeVar("Item")
 
@@ -23,19 +23,22 @@ class Stage:
         done: Steps that are done, at least one.
         total: All steps.
         seconds: Since it began.
+        unit: What is counted; empty: steps.
     """
 
     what: str
     done: int
     total: int
     seconds: float
+    unit: str = ""
 
     @property
     def words(self) -> str:
         """The line that is shown; the time that is left is that of as many steps as were done, alike."""
         left = self.seconds / self.done * (self.total - self.done)
         percent = 100 * self.done // self.total
-        return f"{self.what}, {self.done} of {self.total} ({percent} %), {left:.0f} s left"
+        total = f"{self.total} {self.unit}".rstrip()
+        return f"{self.what}, {self.done} of {total} ({percent} %), {left:.0f} s left"
 
 
 Listener = Callable[[Stage], None]
@@ -50,6 +53,14 @@ def heard(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _LISTENER.reset(token)
+
+
+def tell_time(what: str, seconds: float, budget: float) -> None:
+    """Tells of work that has a time: so many seconds of it are over."""
+    listener = _LISTENER.get()
+    if listener is not None and seconds >= 1:
+        done, total = int(seconds), max(round(budget), int(seconds))
+        listener(Stage(what, done, total, done, "s"))
 
 
 def step_by_step(what: str, items: Sequence[Item]) -> Iterator[Item]:

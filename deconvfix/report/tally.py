@@ -1,6 +1,7 @@
 """What two ONNX files consist of: operators, stored numbers, multiply-accumulates and bytes, side by side.
 
-Multiply-accumulates by the definitions of the operators, for one sample where the batch is open. A Conv takes
+Multiply-accumulates by the definitions of the operators, for one sample where the batch is open; where other
+sizes are open, at those of the inputs that are given, or that are made up for a run. A Conv takes
 (C_in / groups) * kernel of them for each number of its output, a ConvTranspose (C_out / groups) * kernel for
 each of its input, MatMul and Gemm as many as the axis that is summed has for each number of their output.
 Where that is not all that multiplies, or it is not known how often something runs, no number is given.
@@ -8,9 +9,10 @@ Where that is not all that multiplies, or it is not known how often something ru
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +41,9 @@ _OTHERS = (
     *("QLinearMatMul", "RNN"),
 )
 
+# Shapes of inputs by name.
+Sizes = Mapping[str, Sequence[int]]
+_TRIES = 3
 _UNITS = (("T", 10**12), ("G", 10**9), ("M", 10**6))
 
 
@@ -61,10 +66,17 @@ class Tally:
 
 @dataclass(frozen=True)
 class Tallies:
-    """The original and the converted file."""
+    """The original and the converted file.
+
+    Attributes:
+        before: The original.
+        after: The converted file.
+        at: The sizes of inputs that multiply-accumulates were counted at, in words; empty: the file's own.
+    """
 
     before: Tally
     after: Tally
+    at: str = ""
 
     def rows(self) -> list[tuple[str, str, str]]:
         """What, before, after: operators whose number changed, the others together, and the sums."""
@@ -78,24 +90,49 @@ class Tallies:
         same = str(sum(count for name, count in old.operators.items() if name not in changed))
         rows.append(("Other operators", same, same))
         rows.append(("Parameters", _large(old.parameters), _large(new.parameters)))
-        rows.append(("Multiply-accumulates", _large(old.macs), _large(new.macs)))
+        at = f" at {self.at}" if self.at else ""
+        rows.append((f"Multiply-accumulates{at}", _large(old.macs), _large(new.macs)))
         rows.append(("Bytes", _large(old.bytes), _large(new.bytes)))
         return rows
 
 
-def tallies_of(before: Path, after: Path) -> Tallies:
-    """Of two ONNX files."""
-    return Tallies(tally_of(before), tally_of(after))
+def tallies_of(before: Path, after: Path, sizes: Iterable[Sizes] = ()) -> Tallies:
+    """Of two ONNX files.
+
+    Args:
+        before: The original.
+        after: The converted file.
+        sizes: For open inputs, what to try in turn until it tells all other sizes.
+    """
+    found = Tallies(tally_of(before), tally_of(after))
+    if found.before.macs is None or found.after.macs is None:
+        for given in itertools.islice(sizes, _TRIES):
+            at = Tallies(tally_of(before, given), tally_of(after, given), _in_words(given))
+            if at.before.macs is not None and at.after.macs is not None:
+                return at
+    return found
 
 
-def tally_of(path: Path) -> Tally:
-    """Of an ONNX file; weights in other files are counted, not read."""
+def _in_words(sizes: Sizes) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in sizes.items())
+
+
+def tally_of(path: Path, sizes: Sizes | None = None) -> Tally:
+    """Of an ONNX file; weights in other files are counted, not read.
+
+    Args:
+        path: Of the file.
+        sizes: Of its inputs, by name; without them as the file tells.
+    """
     import onnx_ir as ir
 
     from deconvfix.frontends.onnx import file
     from deconvfix.frontends.onnx.values import Known, scopes
 
     model = file.read(path).model
+    for value in model.graph.inputs:
+        shape = (sizes or {}).get(str(value.name))
+        value.shape = value.shape if shape is None else ir.Shape(shape)
     known = Known(model)
     graphs = [scope[0] for scope in scopes(model)]
     nodes = [node for graph in graphs for node in graph]

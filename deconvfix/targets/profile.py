@@ -46,7 +46,8 @@ class Profile:
         measured: What was run there, and when.
         opset: The newest version of the operators; None: any.
         forbidden: Operators that no file may have.
-        forbidden_with_open_sizes: Operators that no file with open sizes may have.
+        forbidden_with_open_sizes: Operators that are not written into a file with open sizes; what a file
+            has of its own is not held against it.
         max_rank: The most axes of a tensor.
         depth_to_space: The modes of DepthToSpace that are right there.
         block_sizes: Of DepthToSpace; None: any.

@@ -14,6 +14,7 @@ from onnx import helper
 
 from deconvfix.cli import terminal
 from deconvfix.errors import printable
+from deconvfix.fit.tuning import Progress
 from deconvfix.parity.progress import step_by_step
 from tests.support.command import INPUT, arch, run, save
 from tests.support.forms import arguments_of
@@ -160,6 +161,19 @@ def test_a_pipe_is_told_of_long_work_every_two_seconds(monkeypatch, capsys):
         "Comparing layers, 3 of 8 (37 %), 4 s left",
         "Comparing layers, 6 of 8 (75 %), 2 s left",
     ]
+
+
+def test_a_pipe_is_told_of_a_distillation(monkeypatch, capsys):
+    """Its time begins where it begins, after other work."""
+    clock = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    with terminal.working("Converting") as progress:
+        clock[0] += 30
+        for at in range(5):
+            progress(Progress(at, at / 4, 0.1, 0.1))
+            clock[0] += 1.5
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["Tuning, 25 of 100 (25 %), 4 s left", "Tuning, 75 of 100 (75 %), 2 s left"]
 
 
 def test_a_pipe_is_told_nothing_of_short_work(monkeypatch, capsys):

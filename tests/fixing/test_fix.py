@@ -1,6 +1,7 @@
 """One command for the grid that people see: fixed, nothing to fix, or nothing changed."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -308,3 +309,19 @@ def test_tones_that_are_not_heard_are_left():
 def test_wrong_options_are_said(options, words):
     with pytest.raises(OptionError, match=words):
         deconvfix.fix(gridded(), **options)
+
+
+def test_a_network_whose_runs_leave_no_time_to_train_is_told_of():
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = gridded()
+
+        def forward(self, image):
+            time.sleep(0.02)
+            return self.network(image)
+
+    found = deconvfix.fix(Slow().eval(), data=pictures_for(32), seconds=1)
+    assert "left 1 s for training" in found.report.explain()
+    quick = deconvfix.fix(gridded(), data=pictures_for(32), seconds=4)
+    assert "for training" not in quick.report.explain()

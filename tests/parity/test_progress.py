@@ -3,7 +3,7 @@
 import pytest
 
 from deconvfix.parity import progress
-from deconvfix.parity.progress import Stage, heard, step_by_step
+from deconvfix.parity.progress import Stage, heard, step_by_step, tell_time
 
 
 @pytest.fixture
@@ -38,3 +38,16 @@ def test_nobody_needs_to_listen():
         pass
     assert list(step_by_step("Comparing", [3, 4])) == [3, 4]
     assert told == []
+
+
+def test_work_with_a_time_is_told_in_seconds():
+    told = []
+    tell_time("Training", 12.4, 30)
+    with heard(told.append):
+        tell_time("Training", 0.9, 30)
+        tell_time("Training", 12.4, 30)
+        tell_time("Training", 31.2, 30)
+    assert [stage.words for stage in told] == [
+        "Training, 12 of 30 s (40 %), 18 s left",
+        "Training, 31 of 31 s (100 %), 0 s left",
+    ]

@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from deconvfix.fixing.report import Candidate, FixReport, GridChange, Measured
+from deconvfix.parity.bounds import Comparison, ParityReport
 from deconvfix.report.report import ConversionReport, LayerReport
 from deconvfix.report.tally import Tallies, Tally
 
@@ -26,6 +28,18 @@ OUTER = """<!DOCTYPE html><title>-</title>
 LONG = "a_long_name_of_a_block_" * 6
 
 
+def fixed_page():
+    """What `fix` found: seven columns and a reason in words."""
+    found = Measured(0.5, 1.5, 30.2, None, 0.01, truth_db=21.44, flat_db=-43.1)
+    change = GridChange(0.5, 1.5, 0.0, 0.3)
+    reason = "the match is 31.5 dB, and 35.5 dB is what the original has; in the worst patches it is more"
+    tried = Candidate("2 of its layers with larger kernels, trained", found, 1.2, False, (reason,))
+    return FixReport(
+        fixed=False, reason=reason, nothing_to_fix=False, grid=change, match_db=30.2, colour_shift=0.0,
+        cost=1.0, original=found, candidates=(tried,), heldout=8, goal="the mean over all shifts",
+    ).to_html()  # fmt: skip
+
+
 def page():
     words = "calibrated on 64 samples, in words that are long enough for several lines of a phone"
     layer = LayerReport(
@@ -33,8 +47,10 @@ def page():
     )
     old = Tally({"ConvTranspose": 3, LONG: 1}, 1_234_567, 123_456_789_012, 9_999_999)
     new = Tally({"Conv": 3}, 1_234_567, 123_456_789_012, 9_999_999)
+    compared = Comparison(LONG, "noise with DynamicDimension.1=64, as it stands", 1e-7, 0.25, True)
+    parity = ParityReport(True, 1e-7, 0.25, "float32", (compared, compared))
     made = ConversionReport(
-        "net.onnx", "out.onnx", "subpixel", (layer, layer), None, tallies=Tallies(old, new)
+        "net.onnx", "out.onnx", "subpixel", (layer, layer), parity, tallies=Tallies(old, new)
     )
     return made.to_html()
 
@@ -59,12 +75,17 @@ def beyond(text, folder):
 @pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
 def test_nothing_is_wider_than_a_phone(tmp_path):
     found = beyond(page(), tmp_path)
-    assert len(found) == 3  # the page, the layers, what the file consists of
-    assert found == [0, 0, 0]
+    assert len(found) == 4  # the page, the layers, what the file consists of, what was compared
+    assert found == [0, 0, 0, 0]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+def test_the_page_of_fix_is_not_wider_either(tmp_path):
+    assert beyond(fixed_page(), tmp_path) == [0, 0]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
 def test_what_is_too_wide_is_seen(tmp_path):
     spoiled = re.sub(r"(?m)^table\.layers .*$|overflow-wrap: anywhere;", "", page())
     assert spoiled != page()
-    assert sum(n > 0 for n in beyond(spoiled, tmp_path)) == 2
+    assert sum(n > 0 for n in beyond(spoiled, tmp_path)) == 3

@@ -163,6 +163,8 @@ def test_the_verdict_says_what_became_of_the_grid():
              "original's at 34.4 dB PSNR."),
         ({"network_ripple_db_after": -2.0}, "On a constant input, the grid changed from -4.0 dB to "
              "-2.0 dB; the outputs match the original's at 34.4 dB PSNR."),
+        ({"network_ripple_db_after": -4.01}, "On a constant input, the grid stayed at -4.0 dB; the "
+             "outputs match the original's at 34.4 dB PSNR."),
         ({"network_ripple_db_before": None, "psnr_db": None}, "On a constant input, the strongest "
              "grid of a layer fell from 8.0 dB to none; how well the outputs match the original's "
              "was not measured."),

@@ -72,6 +72,33 @@ def test_an_open_batch_counts_once_and_open_sizes_are_not_known(tmp_path):
     assert tally_of(path).macs is None
 
 
+def test_open_sizes_are_counted_where_inputs_have_sizes(tmp_path):
+    """The first that tells all the others; what is between knows open sizes alone."""
+    node, x, y, arrays, macs = CASES["ConvTranspose"]
+    relu = helper.make_node("Relu", ["x"], ["r"])
+    node.input[0] = "r"
+    made = model([relu, node], ("n", x[1], "h", x[3]), ("n", y[1], "H", y[3]), arrays)
+    node.input[0] = "x"
+    between = helper.make_tensor_value_info("r", FLOAT, ("n", x[1], "h", x[3]))
+    made.graph.value_info.append(between)
+    path = saved(tmp_path, made)
+    assert tally_of(path, {"x": x}).macs == macs
+    found = tallies_of(path, path, [{"other": (1,)}, {"x": x}])
+    assert (found.before.macs, found.after.macs, found.at) == (macs, macs, "x 2x8x5x6")
+    assert found.rows()[2] == ("Multiply-accumulates at x 2x8x5x6", f"{macs:,}", f"{macs:,}")
+    untold = tallies_of(path, path, [{"other": (1,)}])
+    assert (untold.before.macs, untold.at) == (None, "")
+
+
+def test_the_sizes_are_those_of_the_inputs_that_are_given(tmp_path):
+    onnx.save(net(), tmp_path / "net.onnx")
+    given = convert(tmp_path / "net.onnx", tmp_path / "a.onnx", "--input", "x=1x3x20x30")
+    assert "Multiply-accumulates at x 1x3x20x30" in given.stdout
+    made_up = convert(tmp_path / "net.onnx", tmp_path / "b.onnx")
+    assert "Multiply-accumulates at x 1x3x" in made_up.stdout
+    assert "not known" not in made_up.stdout
+
+
 @pytest.mark.parametrize(
     "node",
     [

@@ -5,8 +5,10 @@ A kind of file is a module with a `KIND`, and a line in `_KINDS` here.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -19,7 +21,7 @@ from deconvfix.cli.source import Source
 from deconvfix.conversion import Verify, prove
 from deconvfix.diagnose.fidelity import MADE_UP
 from deconvfix.diagnose.inspection import Inspection
-from deconvfix.errors import CheckpointError, OptionError, ParityError
+from deconvfix.errors import CheckpointError, DeconvfixError, OptionError, ParityError
 from deconvfix.extras import needs
 from deconvfix.files import check_output, note_read, output_folder, write_text
 from deconvfix.frontends.base import Frontend
@@ -357,11 +359,21 @@ def _with_files(job: Job, opened: Opened, report: ConversionReport) -> Conversio
     both = written is not None and job.source.path.suffix == written.suffix == ".onnx"
     return replace(
         report,
-        tallies=tallies_of(job.source.path, written) if both and written else None,
+        tallies=tallies_of(job.source.path, written, _sizes(opened)) if both and written else None,
         input=str(job.source.path),
         output=None if job.dry_run else str(job.output),
         notes=(*opened.notes, *report.notes),
     )
+
+
+def _sizes(opened: Opened) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Of the inputs of an ONNX model: those that were given, else those that it is run with."""
+    from deconvfix.frontends.onnx.inputs import make_feeds
+
+    given = opened.example
+    with contextlib.suppress(DeconvfixError):  # inputs that none can be made up for
+        for feed in make_feeds(opened.model) if given is None else [given]:
+            yield {name: array.shape for name, array in feed.items()}
 
 
 def _read_recipe(path: Path | None) -> Plan | None:

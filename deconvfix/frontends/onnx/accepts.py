@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,9 @@ def broken_lines(model: ir.Model, profile: Profile) -> Iterator[Broken]:
         shape = known.shape(value, None)
         return None if shape is None else len(shape)
 
+    # What a file has of its own is not what the line for open sizes was measured on.
     for scope in scopes(model):
-        yield from _every(scope[0], profile, rank_of, is_open)
+        yield from _every(scope[0], profile, rank_of, open_sizes=False)
 
 
 def check_accepted(model: ir.Model, profile: Profile) -> None:
@@ -122,9 +123,8 @@ def _broken(
         if profile.block_sizes is not None and size not in profile.block_sizes:
             yield "block_sizes", f"it is a DepthToSpace of block size {size}"
     if op == "Conv" and profile.conv_pads != "all" and _is_padded(node):
-        kernel = _attribute(node, "kernel_shape", None)
-        if profile.conv_pads == "none" or kernel is None or set(kernel) == {1}:
-            yield "conv_pads", "it is a Conv with pads"
+        forbids = profile.conv_pads == "none" or set(_kernel(node)) <= {1}
+        yield from [("conv_pads", "it is a Conv with pads")] if forbids else []
     if op in ("Resize", "Upsample") and profile.resize_ranks is not None:
         rank = None if node.inputs[0] is None else _rank(node.inputs[0], rank_of)
         if rank not in profile.resize_ranks:
@@ -134,6 +134,13 @@ def _broken(
 def _is_padded(node: ir.Node) -> bool:
     auto = str(_attribute(node, "auto_pad", "NOTSET"))
     return any(_attribute(node, "pads", ())) or auto.startswith("SAME")
+
+
+def _kernel(node: ir.Node) -> Sequence[Any]:
+    """The kernel's size, which the weight tells where no attribute does; empty if neither does."""
+    weight = node.inputs[1]
+    stored = () if weight is None or weight.shape is None else tuple(weight.shape)[2:]
+    return _attribute(node, "kernel_shape", None) or stored
 
 
 def _attribute(node: ir.Node, name: str, default: Any) -> Any:
@@ -155,12 +162,14 @@ def _rank(value: ir.Value, rank_of: RankOf) -> int | None:
             return int(tensor.size)
     if node is not None and node.op_type == "Transpose" and "perm" in node.attributes:
         return len(node.attributes["perm"].as_ints())
-    if node is not None and node.op_type in ("Gather", "MatMul"):
+    if node is not None and node.op_type in ("Add", "Gather", "MatMul", "Mul"):
         ranks = [None if value is None else _rank(value, rank_of) for value in node.inputs]
         index = constant(node.inputs[1], 0)
         if node.op_type == "MatMul":
             return max((rank for rank in ranks if rank is not None), default=None)
-        if index is not None and ranks[0] is not None:
+        if node.op_type in ("Add", "Mul") and None not in ranks:
+            return max(rank for rank in ranks if rank is not None)
+        if node.op_type == "Gather" and index is not None and ranks[0] is not None:
             return ranks[0] + len(index.shape) - 1
     if node is not None and node.op_type in _KEEP_RANK and node.inputs and node.inputs[0]:
         return _rank(node.inputs[0], rank_of)
@@ -171,7 +180,6 @@ def _rank(value: ir.Value, rank_of: RankOf) -> int | None:
 _KEEP_RANK = frozenset(
     [
         *(
-            "Add",
             "AveragePool",
             "Concat",
             "Conv",
@@ -179,6 +187,6 @@ _KEEP_RANK = frozenset(
             "DepthToSpace",
             "DequantizeLinear",
         ),
-        *("Mul", "Pad", "QuantizeLinear", "Relu", "Resize", "Slice", "Split", "Upsample"),
+        *("Pad", "QuantizeLinear", "Relu", "Resize", "Slice", "Split", "Upsample"),
     ]
 )

@@ -142,7 +142,7 @@ class _FileAndModel:
         return str(self.session.get_outputs()[index].name)
 
     def does_not_run_on(self, cases: Sequence[str]) -> list[str]:
-        return [f"The model itself does not run on {case}." for case in cases]
+        return [f"The model itself does not run on: {'; '.join(cases)}."]
 
 
 def _grid(example: Inputs, session: Session) -> Iterator[tuple[str, Inputs]]:

@@ -128,3 +128,41 @@ def test_the_command_lists_them():
     assert "resize_ranks = 3, 4" in told.output
     unknown = CliRunner().invoke(main, ["targets", "nobody"])
     assert unknown.exit_code == 1
+
+
+def of_its_own(nodes, initializers=()):
+    """A layer, and what a file may have behind it."""
+    return model([deconv("x w b", "h"), *nodes], [X], [Y], {**W, **dict(initializers)})
+
+
+@pytest.mark.parametrize(
+    ("target", "nodes", "initializers"),
+    [
+        # OpenCV 5.0 runs files with a Shape of their own; the layer gets none.
+        ("opencv", [node("Shape", "h", "s"), node("Reshape", "h s", "y")], ()),
+        # What is added to a number has the rank of the other.
+        (
+            "opencv",
+            [node("Add", "one h", "t"), node("Resize", "t  scales", "y")],
+            [("one", np.ones(1, np.float32)), ("scales", np.float32([1, 1, 2, 2]))],
+        ),
+        # The weight tells the size of a kernel that no attribute has.
+        (
+            "opencv",
+            [node("Conv", "h k", "y", pads=[1, 1, 1, 1])],
+            [("k", np.ones((4, 4, 3, 3), np.float32))],
+        ),
+    ],
+)
+def test_a_target_takes_what_it_runs(target, nodes, initializers):
+    done = deconvfix.convert(of_its_own(nodes, initializers), target=target, verify=False)
+    assert not done.plan.refused
+    assert "ConvTranspose" not in operators(done.model)
+
+
+def test_a_padded_convolution_of_one_tap_is_refused_where_its_weight_says_so():
+    nodes = [node("Conv", "h k", "y", pads=[1, 1, 1, 1])]
+    with pytest.raises(ModelError, match="a Conv with pads"):
+        deconvfix.convert(
+            of_its_own(nodes, [("k", np.ones((4, 4, 1, 1), np.float32))]), target="opencv"
+        )

@@ -15,7 +15,10 @@ from torch import nn
 
 import deconvfix
 from deconvfix.errors import CheckpointError, MissingPackageError, OptionError
+from deconvfix.fixing.fix import Fix
+from deconvfix.fixing.report import FixReport, GridChange, Measured
 from deconvfix.frontends.torch.pretrained import build, class_of, loaded, weight_files
+from deconvfix.plan import Plan
 from tests.support.command import assert_fails_in_words, run
 
 
@@ -125,6 +128,37 @@ def test_nothing_is_left_where_a_conversion_fails(library, folder):
     output = folder.parent / "out"
     assert run("convert", folder, *NAMED, "-o", output, "--include", "nothing").exit_code == 1
     assert not output.exists()
+
+
+def test_fix_writes_a_folder_too(library, folder, monkeypatch):
+    """With what it found; here the same weights, as if they had been trained."""
+
+    def found(model, **_):
+        measured = Measured(1.0, 1.0, 30.0, None, 0.0)
+        change = GridChange(1.0, 1.0, 0.0, 0.0)
+        report = FixReport(
+            fixed=True, reason="Fixed: nothing.", nothing_to_fix=False, grid=change, match_db=30.0,
+            colour_shift=0.0, cost=1.0, original=measured, candidates=(), heldout=2, goal="none",
+        )  # fmt: skip
+        return Fix(model, Plan("keep", ()), report)
+
+    monkeypatch.setattr("deconvfix.cli.jobs.fix.fix", found)
+    out = folder.parent / "fixed"
+    done = run(
+        "fix", folder, "--arch", "hf:Up", "--input", "x=8x2x4x4", "--data", "normal", "-o", out
+    )
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
+    before = load_file(folder / "model.safetensors")
+    model = deconvfix.load(out)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_folder_without_torch_is_a_sentence(library, folder, monkeypatch):
+    monkeypatch.delitem(sys.modules, "deconvfix.frontends.torch.checkpoint")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = run("convert", folder, "--arch", "hf:Up", "-o", folder.parent / "out")
+    assert_fails_in_words(done, "the package torch is not installed", "deconvfix[torch]")
 
 
 def test_a_pickle_is_not_read(library, folder):

@@ -34,6 +34,7 @@ from deconvfix.frontends.torch.surgery import put_weight
 from deconvfix.frontends.torch.tuning.descent import SHORTEST_SIDE, Descent
 from deconvfix.grid.periods import Period
 from deconvfix.grid.visible import REPEATS
+from deconvfix.parity.progress import tell_time
 
 __all__ = ["cost", "restore"]
 
@@ -91,7 +92,12 @@ def restore(model: nn.Module, task: Restoration) -> nn.Module:
         endless(fitted, min(_BATCH, len(fitted)) if joined else 1, task.seed),
         loss,
         lambda: loss.mean(heldout),
-        Tuning(seconds=task.seconds, seed=task.seed, learning_rate=task.rate),
+        Tuning(
+            seconds=task.seconds,
+            seed=task.seed,
+            learning_rate=task.rate,
+            progress=lambda at: tell_time("Training", at.fraction * task.seconds, task.seconds),
+        ),
     )
     try:
         descent.run()
@@ -185,6 +191,8 @@ class _Loss:
                 error = output - goal
                 loss = error.square().mean()
                 if i in self.periods:
+                    if error.dim() == 1 + len(self.periods[i]):  # an output without a channel axis
+                        error, goal = error[:, None], goal[:, None]
                     loss = loss + _LOCKED * _locked(error, goal, self.periods[i])
                     loss = loss + _COLOUR * error.flatten(2).mean(2).square().mean()
                 losses.append(loss / scale)
