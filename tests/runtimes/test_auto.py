@@ -71,6 +71,27 @@ def test_the_fastest_writing_is_chosen_and_the_layer_without_one_stays(target):
     )
 
 
+def test_a_layer_is_timed_with_what_follows_it(target, monkeypatch):
+    """The cache tells it from the layer alone, and the report says what moves."""
+    proto, seen = net(**FIXED), []
+    own = auto._Measurements._by_time
+    monkeypatch.setattr(
+        auto._Measurements,
+        "_by_time",
+        lambda self, files, single, judge: (
+            seen.append([node.op_type for node in single.model.graph])
+            or own(self, files, single, judge)
+        ),
+    )
+    proto.graph.node[-1].output[0] = "t"
+    proto.graph.node.append(onnx.helper.make_node("Relu", ["t"], ["y"], name="act"))
+    found = auto_of(target("FastDcr"), proto)
+    assert seen == [["ConvTranspose"], ["ConvTranspose", "Relu"]]
+    assert found.plan["up2"].reason.endswith("; Relu behind it comes before the shuffle")
+    kinds = operators(found.model)
+    assert kinds.index("Relu", 2) < kinds.index("DepthToSpace")
+
+
 def test_the_recipe_is_an_ordinary_one(target):
     found = auto_of(target("FastDcr"))
     plan = Plan.from_json(found.plan.to_json())

@@ -1,7 +1,7 @@
 """Convolutions in front of pixel shuffles, found in the main graph of an ONNX model.
 
 A shuffle is DepthToSpace of either mode, or Reshape, Transpose, Reshape with the permutation of a pixel
-shuffle. Between it and the convolution there may be nodes that treat each element alike.
+shuffle. Between it and the convolution there may be nodes that treat each element alike, or each channel.
 """
 
 from __future__ import annotations
