@@ -228,13 +228,9 @@ def _settled(drafts: _Drafts, layer: Layer, decision: Replaced) -> Decision:
     profile = drafts.profile
     reason, line = "", None
     if not decision.target.shuffles:
-        folded = replace(decision, settings=replace(decision.settings, fold=True))
-        for writing, impossible in writings_of(layer, folded, profile):
-            settings = _in_writing(decision.settings, writing)
-            if impossible is None and can_fold(decision, settings):
-                tried = as_folded(decision, settings)
-                if drafts.broken(layer, tried) is None:
-                    return replace(tried, reason=f"{tried.reason}, as {writing}")
+        folded = _first_folded(drafts, layer, decision)
+        if folded is not None:
+            return folded
         broken = drafts.broken(layer, decision)
         if broken is None:
             return decision
@@ -263,6 +259,20 @@ def _settled(drafts: _Drafts, layer: Layer, decision: Replaced) -> Decision:
             # The first way that is possible tells best what stands in the way.
             reason, line = f"{writing}: {broken.found}", broken.key
     return _refused(decision, _not_accepted(reason, profile, line))
+
+
+def _first_folded(drafts: _Drafts, layer: Layer, decision: Replaced) -> Replaced | None:
+    """The first writing that is accepted in which a form that upsamples is folded; None without one."""
+    if decision.settings.fold is False:
+        return None
+    asked = replace(decision, settings=replace(decision.settings, fold=True))
+    for writing, impossible in writings_of(layer, asked, drafts.profile):
+        settings = _in_writing(asked.settings, writing)
+        if impossible is None and asked.target.folding(asked.spec, settings) is not None:
+            tried = as_folded(decision, settings)
+            if drafts.broken(layer, tried) is None:
+                return replace(tried, reason=f"{tried.reason}, as {writing}")
+    return None
 
 
 def _written(decision: Replaced, writing: Writing, spec: ConvTransposeSpec) -> Replaced:

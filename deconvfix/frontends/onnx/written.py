@@ -42,7 +42,8 @@ def written(form: Form, spec: ConvTransposeSpec, settings: Settings, *, plain: b
         border = () if folding.border is None else (folding.border,)
         return replace(exact, before=(*border, *exact.before))
     verbs: tuple[Verb, ...] = ()
-    if plain:
+    # Upsampling leaves no phase without a tap.
+    if plain and (form.shuffles or not form.folds):
         spec, verbs = _dense(spec)
     compiled = form.compile(spec, settings)
     # Without padding in the spec no crop comes first. The crop at the end does its work.

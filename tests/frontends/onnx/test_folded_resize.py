@@ -53,7 +53,8 @@ def test_what_is_folded_is_the_definition(target, case, mode, is_open):
     (decision,) = done.plan.decisions
     folded = decision.decision == "replaced" and ", folded" in decision.reason
     assert not (folded and "Resize" in operators(done.model))
-    if decision.decision == "replaced":
+    # ONNX Runtime's own Pad reflects no map that is smaller than the border, where sizes are open.
+    if folded or (decision.decision == "replaced" and not is_open):
         (got,) = run(done.model, {"x": x.astype(np.float32)})
         want, bound = expected(spec, case.weight, case.bias, x, padding_mode=mode)
         assert got.shape == want.shape
@@ -119,14 +120,14 @@ def test_a_calibration_that_chooses_the_border():
     """Reflection is too wide here, and the border that fits best is zeros: that one folds."""
     model = layer(5, 2, 2, 1)
     rng = np.random.default_rng(0)
-    batches = [(rng.standard_normal((2, 3, 5, 6)).astype("float32"),) for _ in range(4)]
+    batches = [(rng.standard_normal((1, 3, 5, 6)).astype("float32"),) for _ in range(4)]
     done = deconvfix.convert(model, to="resize", calibration=batches)
     (row,) = done.report.layers
     assert row.reason.endswith("zeros border, folded")
     assert row.macs_after == row.macs_before
     assert done.report.parity.ok
     apart = deconvfix.convert(model, to="resize", calibration=batches, fold=False)
-    x = {"x": batches[0][0][:1]}
+    x = {"x": batches[0][0]}
     np.testing.assert_allclose(run(done.model, x)[0], run(apart.model, x)[0], rtol=0, atol=1e-4)
 
 
@@ -172,10 +173,11 @@ def test_a_target_without_resize_gets_it_folded(tmp_path, k):
     model = layer(k, 2, 1, 4 - k)
     done = deconvfix.convert(model, target=str(path), **FIT)
     assert "Resize" not in operators(done.model)
+    assert ", folded, as " in done.plan["up"].reason
     assert done.report.parity.ok
+    # Copies by Reshape and Concat stand for it otherwise.
     left = deconvfix.convert(model, target=str(path), fold=False, **FIT)
-    (decision,) = left.plan.refused
-    assert "forbidden = Resize" in decision.reason
+    assert "Concat" in operators(left.model)
 
 
 @pytest.mark.parametrize(("fold", "apart"), [(None, False), (False, True)])
