@@ -62,6 +62,8 @@ ROWS = {
     "3.10-torch-2.4": Row(
         "3.10", "report,torch", (*OLDEST, *TORCH, "torch==2.4.0", "matplotlib==3.9.0"), TORCH_TESTS
     ),
+    "3.10-torch-2.6": Row("3.10", "report,torch", (*TORCH, "torch==2.6.0"), TORCH_TESTS),
+    "3.11-torch-2.9": Row("3.11", "report,torch", (*TORCH, "torch==2.9.0"), TORCH_TESTS),
     "3.12-torch-2.13": Row("3.12", "report,torch", (*TORCH, "torch==2.13.0"), TORCH_TESTS),
 }
 
