@@ -293,6 +293,7 @@ class Form(ABC):
         chooses_border: It leaves open how feature maps are extended at the border.
         has_means: It takes local means of the layer's input.
         shuffles: Its convolution computes the phases of a pixel shuffle.
+        evens_sums: It is free of the grid because the sums of its kernel's phases are equal.
         tunes_from_weights: A distillation starts from its fit to the weights, not from a calibrated one.
     """
 
@@ -305,6 +306,7 @@ class Form(ABC):
     chooses_border: ClassVar[bool] = False
     has_means: ClassVar[bool] = False
     shuffles: ClassVar[bool] = False
+    evens_sums: ClassVar[bool] = False
     tunes_from_weights: ClassVar[bool] = False
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:
