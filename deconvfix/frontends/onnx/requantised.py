@@ -75,7 +75,8 @@ def as_stored(layer: Layer, decision: Replaced) -> Replaced:
             bias = own.bias.real()
         if bias is not None:
             bias = _bias_integers(own.bias, bias, steps, decision) * steps
-    grown = float((scales / _widened(own.weight.scales(), decision)).max(initial=1))
+    before = _widened(own.weight.scales(), decision, _copies(kernel, decision))
+    grown = float((scales / before).max(initial=1))
     larger = "" if grown == 1 else f", scales up to x{grown:.3g}"
     name = own.weight.stored.dtype.name.lower()
     sums = (
@@ -310,22 +311,31 @@ def on_integers(
 ) -> tuple[ir.Value, list[int | None]]:
     """Steps between a QuantizeLinear of a layer's input and a DequantizeLinear, both as the input has.
 
-    The first undoes the DequantizeLinear of the input, and runtimes drop the two.
+    The first undoes the DequantizeLinear of the input, and runtimes drop the two. ONNX Runtime turns pairs
+    of int8 into pairs of uint8, and a convolution with one of each runs as floats: there each step stands
+    between pairs.
 
     Returns:
         The dequantised map, and its spatial sizes.
     """
-    assert layer.quantised is not None
-    node, spec = layer.quantised.input, layer.spec
-    assert node is not None
+    found, spec, x = layer.quantised, layer.spec, layer.node.inputs[0]
+    assert found is not None
+    assert found.input is not None
+    assert found.input_zero is not None
     assert spec is not None
-    x = layer.node.inputs[0]
     assert x is not None
-    scale_and_zero = node.inputs[1:]
-    x = writer.op("QuantizeLinear", x, *scale_and_zero, domain=node.domain)
-    maps, sizes = writer.steps(steps, x, operands, spec.in_channels, layer.input_size)
-    assert isinstance(maps, ir.Value)
-    return writer.op("DequantizeLinear", maps, *scale_and_zero, domain=node.domain), sizes
+    node, sizes = found.input, list(layer.input_size)
+
+    def other(op_type: str, value: ir.Value) -> ir.Value:
+        return writer.op(op_type, value, *node.inputs[1:], domain=node.domain)
+
+    whole = found.input_zero.dtype == np.uint8
+    for part in [steps] if whole else [(step,) for step in steps]:
+        x = other("QuantizeLinear", x) if whole else x
+        maps, sizes = writer.steps(part, x, operands, spec.in_channels, sizes)
+        assert isinstance(maps, ir.Value)
+        x = other("DequantizeLinear", maps if whole else other("QuantizeLinear", maps))
+    return x, sizes
 
 
 def _along(numbers: NDArray[Any], axis: int | None, like: NDArray[Any]) -> NDArray[Any]:
