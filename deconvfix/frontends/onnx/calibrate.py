@@ -103,18 +103,16 @@ class FittableModel:
 
     def put(self, decision: Replaced, solved: Solved) -> Replaced:
         """In the values that the file can hold; they travel in the plan."""
-        layer = self._layers[decision.name]
-        if layer.quantised is not None:
-            check_stored(decision, solved.kernel, layer.quantised.weight.stored.dtype.name)
-            fitted = replace(decision, fitted=Fitted(solved.kernel, solved.bias))
-            return self._put(as_stored(layer, fitted))
-        assert layer.weight is not None
-        kernel = _rounded(solved.kernel, layer.weight.dtype.numpy(), decision)
-        bias = None
+        layer, bias = self._layers[decision.name], None
         if solved.bias is not None:
             old = self._bias(layer)
             assert old is not None
             bias = _rounded(solved.bias, old.dtype, decision)
+        if layer.quantised is not None:
+            fitted = replace(decision, fitted=Fitted(solved.kernel, bias))
+            return self._put(as_stored(layer, fitted))
+        assert layer.weight is not None
+        kernel = _rounded(solved.kernel, layer.weight.dtype.numpy(), decision)
         return self._put(replace(decision, fitted=Fitted(kernel, bias)))
 
     def _put(self, decision: Replaced) -> Replaced:

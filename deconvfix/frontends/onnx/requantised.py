@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from deconvfix.core.decibels import LOWEST_DB
 from deconvfix.core.phases import phase_of_taps
 from deconvfix.core.rearrange import Verb, rearrange
 from deconvfix.core.steps import Crop, Pad, Resize, Step
@@ -28,6 +29,7 @@ from deconvfix.frontends.onnx.integers import Integers, Quantised
 from deconvfix.frontends.onnx.steps import Operands, Writer
 from deconvfix.frontends.onnx.values import Operand
 from deconvfix.frontends.onnx.weights import Store
+from deconvfix.grid.kernel import ripple_db
 from deconvfix.plan import Fitted, Replaced
 
 __all__ = [
@@ -75,19 +77,25 @@ def as_stored(layer: Layer, decision: Replaced) -> Replaced:
             bias = own.bias.real()
         if bias is not None:
             bias = _bias_integers(own.bias, bias, steps, decision) * steps
-    before = _widened(own.weight.scales(), decision, _copies(kernel, decision))
-    grown = float((scales / before).max(initial=1))
-    larger = "" if grown == 1 else f", scales up to x{grown:.3g}"
-    name = own.weight.stored.dtype.name.lower()
-    sums = (
-        " with equal phase sums"
-        if decision.target.evens_sums and decision.settings.strength == 1
-        else ""
-    )
+    words = _in_words(own.weight, taps, scales, decision)
     return replace(
         decision,
         fitted=Fitted(taps * scales, bias, scales),
-        reason=f"{decision.reason}; rounded to {name}{sums}{larger}",
+        reason=f"{decision.reason}; {words}",
+    )
+
+
+def _in_words(own: Integers, taps: Array, scales: Array, decision: Replaced) -> str:
+    """What rounding did, for the report."""
+    target = decision.target
+    spread = target.spread(decision.spec, decision.settings, taps)
+    even = target.evens_sums and ripple_db(*spread) <= LOWEST_DB
+    before = _widened(own.scales(), decision, _copies(taps, decision))
+    grown = float((scales / before).max(initial=1))
+    return (
+        f"rounded to {own.stored.dtype.name.lower()}"
+        f"{' with equal phase sums' if even else ''}"
+        f"{'' if grown == 1 else f', scales up to x{grown:.3g}'}"
     )
 
 
