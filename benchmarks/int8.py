@@ -181,6 +181,8 @@ def _corrected(path: Path, form: str, batches: Batches) -> Path:
 def corrected(model: nn.Module, batches: Batches, folder: Path) -> list[Variant]:
     """The files: float and int8 original, then for each form converted after and before quantising.
 
+    What is `equalized` comes in its exact form, too, which runs in integers.
+
     Args:
         model: In eval mode, with one input.
         batches: Inputs to calibrate on, for both the quantisation and the forms.
@@ -198,6 +200,10 @@ def corrected(model: nn.Module, batches: Batches, folder: Path) -> list[Variant]
             Variant(f"{form}: quantised, then converted", _corrected(before, form, batches)),
             Variant(f"{form}: converted, then quantised", after),
         ]
+    even = before.with_suffix(".equalized.onnx")
+    exact = even.with_suffix(".exact.onnx")
+    onnx.save(deconvfix.convert(even, verify=False).model, exact)
+    files.insert(3, Variant("the same, then in the exact form", exact))
     return files
 
 

@@ -45,7 +45,7 @@ from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.structures import resolved
 from deconvfix.frontends.onnx.surgery import Surgeon
 from deconvfix.frontends.onnx.upsampled import upsampled_convolutions
-from deconvfix.frontends.onnx.values import check_model, constant, is_quantizer
+from deconvfix.frontends.onnx.values import bodies, check_model, constant, is_quantizer
 from deconvfix.frontends.onnx.weights import scales_of
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.shuffled import SHUFFLED_LAYER
@@ -284,6 +284,9 @@ def _match(layer: Layer, ir_version: int) -> Match:
 def _in_integers(model: ir.Model, plan: Plan) -> Plan:
     """The plan with the kernels that quantised layers store; kernels that are no integers are refused."""
     if all(decision.target.is_exact for decision in plan.replaced):
+        return plan
+    nodes = (node for body in bodies(model) for node in body.all_nodes())
+    if not any(is_quantizer(node, "DequantizeLinear") for node in nodes):
         return plan
     layers = {layer.name: layer for layer in find_layers(plain(model))}
     decisions = []

@@ -165,6 +165,8 @@ def _integers(
     if integers is None or scale is None or (zero is None and zero_of is not None):
         return "its integers, scales or zero points are not stored"
     layout = scales_of(node, scale, shape, spec)
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        return "a scale is no positive number"
     if layout is None:
         return "its scales lie in blocks, or for input channels in groups"
     return Integers(node, integers, scale, zero, layout)

@@ -256,9 +256,9 @@ def write_kernel(
     arrays += [] if own.zero is None else [_along(zeros, axis, own.zero)]
     key = (verbs, decision.name)
     values = _put(store, writer, own, arrays, alone=alone, key=key)
-    if verbs is not None or not alone:
+    # In its own place, so that the node keeps its name; new Constant nodes come too late for that.
+    if verbs is not None or not alone or writer.nodes:
         return _dequantised(writer, own, values, axis)
-    # In its own place, so that the node keeps its name.
     for index, value in enumerate(values):
         own.node.replace_input_with(index, value)
     output = own.node.outputs[0]

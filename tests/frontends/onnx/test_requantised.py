@@ -16,6 +16,7 @@ from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import run as run_steps
 from deconvfix.forms import form
 from deconvfix.frontends.onnx.find import find_layers
+from deconvfix.frontends.onnx.frontend import FRONTEND
 from deconvfix.frontends.onnx.requantised import as_stored
 from deconvfix.grid.kernel import ripple_db
 from deconvfix.plan import Fitted, Plan, Replaced
@@ -33,6 +34,7 @@ from tests.support.int8 import (
 from tests.support.onnx_models import (
     X_SHAPE,
     all_layers_compared,
+    constant,
     deconv,
     integers,
     is_valid,
@@ -373,6 +375,53 @@ def test_layers_that_share_a_weight_get_their_own():
     assert [layer.ripple_db_after for layer in conversion.report.layers] == [-300, -300]
 
 
+def as_constants(proto):
+    """The same with Constant nodes, in front, instead of initializers."""
+    nodes = [
+        constant(each.name, onnx.numpy_helper.to_array(each)) for each in proto.graph.initializer
+    ]
+    nodes += proto.graph.node
+    del proto.graph.initializer[:], proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto
+
+
+@pytest.mark.parametrize("to", FORMS)
+def test_stored_in_constant_nodes(to):
+    proto, feed = quantised_layer(wide(), layout="outputs")
+    floats = converted(proto, to, feed, grow=1).model
+    constants = converted(as_constants(proto), to, feed, grow=1).model
+    np.testing.assert_array_equal(run(constants, feed)[0], run(floats, feed)[0])
+
+
+def test_an_input_that_is_quantised_while_the_model_runs():
+    """What stays as it was: such a layer runs as floats."""
+    stored = {"q": integers((4, 3, 4, 3), 1, INT8), "s": np.float32(0.25)}
+    nodes = [
+        node("DynamicQuantizeLinear", "x", "xq sx zx"),
+        node("DequantizeLinear", "xq sx zx", "xd"),
+        node("DequantizeLinear", "q s", "w"),
+        node("ConvTranspose", "xd w", "y", name="up", strides=[2, 2]),
+    ]
+    proto = model(nodes, [value("x", ["N", 4, "H", "W"])], [value("y", 4)], stored)
+    for to in FORMS:
+        assert dequantised(converted(proto, to).model)[0]["weight"][2] == np.int8
+
+
+def test_layers_of_quantised_files_are_refitted_as_integers(tmp_path):
+    """What `fix` does to a file: to outputs without a grid."""
+    proto = statically_quantised(trained_like(), tmp_path / "int8.onnx")
+    rng = np.random.default_rng(5)
+    data = [{"x": rng.standard_normal((1, 3, 16, 12)).astype(np.float32)} for _ in range(6)]
+    refitter = FRONTEND.refitter(ir.from_proto(proto), data, 4, 0)
+    fitted, plan, notes = refitter.refit(refitter.names, 20.0)
+    assert (list(refitter.names), notes) == (["up"], [])
+    assert "rounded to int8" in plan.replaced[0].reason
+    after = ir.to_proto(fitted)
+    assert dequantised(after)[1]["weight"][2] == np.int8
+    assert (dequantised(after)[1]["weight"][0] != dequantised(proto)[1]["weight"][0]).any()
+
+
 # --- what is refused ------------------------------------------------------------------------------------
 
 
@@ -393,6 +442,11 @@ REFUSED = {
         {"q": Q, "s": np.array([0.5, 1, 2, 4], np.float32)},
         {"group": 2, "axis": 0},
         "its weight is quantised, and its scales lie in blocks, or for input channels in groups",
+    ),
+    "no scale": (
+        {"q": Q, "s": np.float32(0)},
+        {},
+        "its weight is quantised, and a scale is no positive number",
     ),
     "zero points": (
         {"q": Q.astype(UINT8) % 9, "s": np.float32(0.5), "z": UINT8(9)},
@@ -422,6 +476,11 @@ def test_scales_that_the_caller_gives_are_refused():
     proto.graph.input.append(value("s", []))
     (refused,) = deconvfix.convert(proto, to="resize", init="fit").plan.refused
     assert "its integers, scales or zero points are not stored" in refused.reason
+
+
+def test_weights_that_are_quantised_while_the_model_runs_are_refused():
+    plan = deconvfix.convert(quantised(float_weight=True), to="resize", init="fit").plan
+    assert "its integers, scales or zero points are not stored" in plan.refused[0].reason
 
 
 def divisible(factor):
