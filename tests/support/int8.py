@@ -13,28 +13,35 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+import deconvfix
+from deconvfix.core.spec import ConvTransposeSpec
 from tests.support.onnx_models import (
     GROUPS,
     W_SHAPE,
     X_SHAPE,
+    all_layers_compared,
     deconv,
     integers,
+    is_valid,
     model,
     node,
     operators,
     value,
 )
+from tests.support.strategies import Case
 
 __all__ = [
     "GEOMETRY",
     "INT8",
     "UINT8",
+    "converted",
     "dequantised",
     "optimized_operators",
     "quantised",
     "quantised_layer",
     "statically_quantised",
     "trained_like",
+    "wide",
 ]
 
 
@@ -244,6 +251,31 @@ def dequantised(proto):
             operands[role] = (q.astype(np.int64) - zeros, scales, q.dtype)
         found.append(operands)
     return found
+
+
+def wide(seed=0, most=127, bias=True, groups=2):
+    """A layer whose taps use all of their range in some channels, and a part of it in the others."""
+    rng = np.random.default_rng(seed)
+    spec = ConvTransposeSpec.create(
+        4, 3 * groups, (3, 4), stride=(2, 3), padding=1, groups=groups, bias=bias
+    )
+    weight = rng.integers(-most, most + 1, spec.weight_shape)
+    weight[:, 1] //= 9
+    b = rng.integers(-4000, 4000, spec.out_channels).astype(float) if bias else None
+    return Case(spec, rng.integers(-3, 4, (1, 4, 6, 5)).astype(float), weight.astype(float), b)
+
+
+def converted(proto, to, feed, **options):
+    """The conversion, proven, with its only layer replaced."""
+    before = proto.SerializeToString(deterministic=True)
+    conversion = deconvfix.convert(
+        proto, to=to, example_inputs=feed, **{"init": "fit", "strict": True, **options}
+    )
+    assert proto.SerializeToString(deterministic=True) == before, "the input was changed"
+    assert conversion.report.parity.ok
+    assert all_layers_compared(conversion)
+    assert is_valid(conversion.model) or not is_valid(proto)
+    return conversion
 
 
 class _Pictures(CalibrationDataReader):

@@ -25,14 +25,14 @@ from deconvfix.core.steps import ConvTranspose, PhaseConvs
 from deconvfix.forms.base import Settings
 from deconvfix.forms.windowed import verbs_of_phase
 from deconvfix.frontends.onnx.find import DynamicSize, Layer
-from deconvfix.frontends.onnx.pixel_shuffle import by_phase
-from deconvfix.frontends.onnx.requantised import (
-    as_stored,
+from deconvfix.frontends.onnx.integer_nodes import (
     on_integers,
     steps_on_integers,
     write_bias,
     write_kernel,
 )
+from deconvfix.frontends.onnx.pixel_shuffle import by_phase
+from deconvfix.frontends.onnx.requantised import as_stored
 from deconvfix.frontends.onnx.steps import NEWEST_WITHOUT_BROADCAST, Operands, Writer
 from deconvfix.frontends.onnx.structured import Structures
 from deconvfix.frontends.onnx.structures import structure_of
