@@ -26,7 +26,7 @@ from deconvfix.frontends.onnx.values import Operand
 from deconvfix.frontends.onnx.weights import Store
 from deconvfix.plan import Replaced
 
-__all__ = ["on_integers", "steps_on_integers", "write_bias", "write_kernel"]
+__all__ = ["on_integers", "write_bias", "write_kernel"]
 
 # Pad takes bytes from this opset on.
 _PAD_OF_BYTES = 13
@@ -109,58 +109,51 @@ def write_bias(
     return _dequantised(writer, own, values, axis)
 
 
-def steps_on_integers(layer: Layer, steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The first steps of a layer that only move values: they do so with the integers of its input.
+def on_integers(
+    writer: Writer, layer: Layer, steps: Sequence[Step], operands: Operands
+) -> tuple[ir.Value, list[int | None], Sequence[Step]]:
+    """The first steps of a layer, as far as they only move values: they do so with its input's integers.
 
-    ONNX Runtime runs Resize and Pad on bytes, and the convolution behind them in integers. Zeros are no
-    integers of the input where it has a zero point, and linear interpolation makes new values.
+    They stand between a QuantizeLinear and a DequantizeLinear, both as the input has. The first undoes the
+    DequantizeLinear of the input, and runtimes drop the two. ONNX Runtime turns pairs of int8 into pairs of
+    uint8, and a convolution with one of each runs as floats: there each step stands between pairs.
+
+    Returns:
+        The dequantised map, its spatial sizes, and the other steps.
     """
-    found = layer.quantised
-    zero = None if found is None else found.input_zero
-    if zero is None or layer.opset < _PAD_OF_BYTES or zero.dtype not in (np.int8, np.uint8):
-        return ()
-    return tuple(itertools.takewhile(_only_moves, steps))
+    found, spec, x = layer.quantised, layer.spec, layer.node.inputs[0]
+    assert found is not None
+    assert spec is not None
+    assert x is not None
+    sizes, zero = list(layer.input_size), found.input_zero
+    moved = tuple(itertools.takewhile(_only_moves, steps))
+    in_bytes = zero is not None and zero.dtype in (np.int8, np.uint8)
+    if not (moved and in_bytes and layer.opset >= _PAD_OF_BYTES):
+        return x, sizes, steps
+    assert zero is not None
+    assert found.input is not None
+    node = found.input
+
+    def other(op_type: str, value: ir.Value) -> ir.Value:
+        return writer.op(op_type, value, *node.inputs[1:], domain=node.domain)
+
+    whole = zero.dtype == np.uint8
+    for part in [moved] if whole else [(step,) for step in moved]:
+        x = other("QuantizeLinear", x) if whole else x
+        maps, sizes = writer.steps(part, x, operands, spec.in_channels, sizes)
+        assert isinstance(maps, ir.Value)
+        x = other("DequantizeLinear", maps if whole else other("QuantizeLinear", maps))
+    return x, sizes, steps[len(moved) :]
 
 
 def _only_moves(step: Step) -> bool:
+    """Linear interpolation makes new values, and zeros are no integers where there is a zero point."""
     match step:
         case Resize(_, interpolation):
             return interpolation == "nearest"
         case Pad(_, mode):
             return mode != "zeros"
     return isinstance(step, Crop)
-
-
-def on_integers(
-    writer: Writer, layer: Layer, steps: Sequence[Step], operands: Operands
-) -> tuple[ir.Value, list[int | None]]:
-    """Steps between a QuantizeLinear of a layer's input and a DequantizeLinear, both as the input has.
-
-    The first undoes the DequantizeLinear of the input, and runtimes drop the two. ONNX Runtime turns pairs
-    of int8 into pairs of uint8, and a convolution with one of each runs as floats: there each step stands
-    between pairs.
-
-    Returns:
-        The dequantised map, and its spatial sizes.
-    """
-    found, spec, x = layer.quantised, layer.spec, layer.node.inputs[0]
-    assert found is not None
-    assert found.input is not None
-    assert found.input_zero is not None
-    assert spec is not None
-    assert x is not None
-    node, sizes = found.input, list(layer.input_size)
-
-    def other(op_type: str, value: ir.Value) -> ir.Value:
-        return writer.op(op_type, value, *node.inputs[1:], domain=node.domain)
-
-    whole = found.input_zero.dtype == np.uint8
-    for part in [steps] if whole else [(step,) for step in steps]:
-        x = other("QuantizeLinear", x) if whole else x
-        maps, sizes = writer.steps(part, x, operands, spec.in_channels, sizes)
-        assert isinstance(maps, ir.Value)
-        x = other("DequantizeLinear", maps if whole else other("QuantizeLinear", maps))
-    return x, sizes
 
 
 def _along(numbers: NDArray[Any], axis: int | None, like: NDArray[Any]) -> NDArray[Any]:

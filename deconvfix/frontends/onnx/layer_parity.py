@@ -84,7 +84,8 @@ class _Places:
 
 def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) -> list[Comparison]:
     """One layer on made-up inputs of the sizes that it gets, or of small ones where those are open."""
-    decision = as_stored(layer, decision)
+    if layer.quantised is not None:
+        decision = as_stored(layer, decision)
     spec, x = layer.spec, layer.node.inputs[0]
     assert spec
     assert x

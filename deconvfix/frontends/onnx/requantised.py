@@ -144,8 +144,8 @@ def _rounded(own: Integers, taps: Array, decision: Replaced) -> Array:
         axes = phase_of_taps(grown.kernel_size, grown.stride, grown.dilation)
         for phase, s in zip(axes, grown.stride, strict=True):
             number = np.add.outer(number * s, phase)
-        each = np.tile(number.ravel(), copies)
-        phases = [everything[each == f] for f in np.unique(each)]
+        phase_of = np.tile(number.ravel(), copies)
+        phases = [everything[phase_of == f] for f in np.unique(phase_of)]
     # (copies*C_in, C_out/g, *k) -> (g, copies, C_in/g, C_out/g, k) -> (C_in*C_out/g, copies*k)
     parts = taps.reshape(spec.groups, copies, -1, taps.shape[1], size)
     ordered = np.moveaxis(parts, 1, 3)

@@ -21,13 +21,12 @@ import onnx_ir as ir
 
 from deconvfix.core.rearrange import Verb, rearrange
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.core.steps import ConvTranspose, PhaseConvs
+from deconvfix.core.steps import ConvTranspose, PhaseConvs, Step
 from deconvfix.forms.base import Settings
 from deconvfix.forms.windowed import verbs_of_phase
 from deconvfix.frontends.onnx.find import DynamicSize, Layer
 from deconvfix.frontends.onnx.integer_nodes import (
     on_integers,
-    steps_on_integers,
     write_bias,
     write_kernel,
 )
@@ -69,7 +68,8 @@ class Surgeon:
 
     def replace(self, layer: Layer, decision: Replaced) -> None:
         """Carries out one decision of a plan."""
-        decision = as_stored(layer, decision)
+        if layer.quantised is not None:
+            decision = as_stored(layer, decision)
         # Noted before the node is gone: what only it has used is removed last.
         operands = layer.node.inputs[1:]
         if decision.target.keeps_layer:
@@ -252,10 +252,10 @@ class Operation:
         operands = Operands(
             self._weights(steps), self._bias(steps.bias), np.dtype(self.layer.dtype)
         )
-        before, sizes = steps.before, list(self.layer.input_size)
-        if not self.form.is_exact and (moved := steps_on_integers(self.layer, before)):
-            x, sizes = on_integers(self.writer, self.layer, moved, operands)
-            before = before[len(moved) :]
+        before: Sequence[Step] = steps.before
+        sizes = list(self.layer.input_size)
+        if self.layer.quantised is not None and not self.form.is_exact:
+            x, sizes, before = on_integers(self.writer, self.layer, before, operands)
         maps, sizes = self.writer.steps(before, x, operands, spec.in_channels, sizes)
         if tail:
             maps = self._tailed(tail, cast(ir.Value, maps), moves=self._moves(steps))
