@@ -349,8 +349,9 @@ def forms(fixture: str, samples: int, scale: int, rounds: int) -> None:
     for each, (ripples, flat, seen) in zip(found, left, strict=True):
         quality = case.evaluate(_Given(each.outputs), case.inputs, case.target)
         match = psnr([found[0].outputs], [each.outputs])
+        words = "equal" if match >= -LOWEST_DB else f"{match:.1f} dB"
         print(
-            f"| {each.name} | {ripples} | {flat} | {seen} | {match:.1f} dB | {quality:.2f} | "
+            f"| {each.name} | {ripples} | {flat} | {seen} | {words} | {quality:.2f} | "
             f"{each.milliseconds:.1f} ms | {each.operators} |"
         )
 
