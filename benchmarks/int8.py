@@ -1,12 +1,15 @@
 """A trained network in int8, quantised before and after its conversion: accuracy and time in ONNX Runtime.
 
     python benchmarks/int8.py [--fixture NAME]
+    python benchmarks/int8.py [--fixture NAME] --forms
     python benchmarks/int8.py --layers
 
 The network is exported, and quantised by ONNX Runtime's own static quantisation: QDQ, per channel,
 activations of 8 unsigned bits and weights of 8 signed ones, calibrated on what the fixture is calibrated on
 (crops of photographs, or latents). Accuracy is measured on held-out inputs against the float file, and in the
-fixture's own metric. All files of a table are run in turns on one thread; medians are compared.
+fixture's own metric. `--forms` does so for the forms that remove the grid, fitted to what was calibrated on
+in both orders, and looks for the grid that is left: in the layers' integers, on a constant input, and in the
+smooth parts of held-out pictures. All files of a table are run in turns on one thread; medians are compared.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from typing import Any
 import click
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -42,12 +46,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import deconvfix
 from benchmarks import cases
+from deconvfix.core.decibels import LOWEST_DB
+from deconvfix.diagnose.measure import fidelity_of, with_runs
+from deconvfix.frontends.onnx.frontend import FRONTEND
 from deconvfix.frontends.onnx.parity import integers_saturate
+from deconvfix.grid.visible import visible_grid
+from deconvfix.parity.bounds import psnr
 from deconvfix.parity.runtime import open_session
 
-__all__ = ["LAYERS", "Measured", "Variant", "measure", "written"]
+__all__ = ["FORMS", "LAYERS", "Measured", "Variant", "corrected", "grids", "measure", "written"]
 
 ORIGINAL = "int8, original"
+FORMS = ("equalized", "resize", "notch")
 LAYERS = (
     ("k4 s2 p1, 64->32", nn.ConvTranspose2d(64, 32, 4, 2, 1), (1, 64, 64, 64)),
     ("k4 s2 p1, 128->64", nn.ConvTranspose2d(128, 64, 4, 2, 1), (1, 128, 32, 32)),
@@ -159,6 +169,78 @@ def written(
     ]
 
 
+def _corrected(path: Path, form: str, batches: Batches) -> Path:
+    """The file in a form that is fitted to the inputs, beside it."""
+    (name,) = (each.name for each in onnx.load(path).graph.input)
+    feeds = [{name: x.numpy()[None]} for [batch] in batches for x in batch]
+    target = path.with_suffix(f".{form}.onnx")
+    onnx.save(deconvfix.convert(path, to=form, calibration=feeds, verify=False).model, target)
+    return target
+
+
+def corrected(model: nn.Module, batches: Batches, folder: Path) -> list[Variant]:
+    """The files: float and int8 original, then for each form converted after and before quantising.
+
+    What is `equalized` comes in its exact form, too, which runs in integers.
+
+    Args:
+        model: In eval mode, with one input.
+        batches: Inputs to calibrate on, for both the quantisation and the forms.
+        folder: Where the files are written.
+    """
+    original = folder / "original.onnx"
+    x = batches[0][0][:1]
+    sizes = {axis: f"size{axis}" for axis in range(2, x.dim())}
+    deconvfix.export_onnx(model, original, (x,), dynamic_shapes=(sizes,))
+    before = _quantised(original, batches, reduce_range=False)
+    files = [Variant("float, original", original), Variant(ORIGINAL, before)]
+    for form in FORMS:
+        after = _quantised(_corrected(original, form, batches), batches, reduce_range=False)
+        files += [
+            Variant(f"{form}: quantised, then converted", _corrected(before, form, batches)),
+            Variant(f"{form}: converted, then quantised", after),
+        ]
+    even = before.with_suffix(".equalized.onnx")
+    exact = even.with_suffix(".exact.onnx")
+    onnx.save(deconvfix.convert(even, verify=False).model, exact)
+    files.insert(3, Variant("the same, then in the exact form", exact))
+    return files
+
+
+def grids(
+    variants: Sequence[Variant], inputs: Tensor, outputs: Sequence[NDArray[Any]]
+) -> list[tuple[str, str, str]]:
+    """What is left of the grid: in the layers' weights, on a constant input, and in smooth parts.
+
+    Args:
+        variants: The files; the first is the one that the others are compared with.
+        inputs: Held-out inputs.
+        outputs: Of each file for these.
+    """
+    original = ir.load(variants[0].path)
+    matches = FRONTEND.find(original, None).matches
+    # The mean colour of the first input, for the answer to a constant.
+    first = {str(original.graph.inputs[0].name): inputs[:1].numpy()}
+    found = []
+    for each, values in zip(variants, outputs, strict=True):
+        layers = deconvfix.inspect(each.path).layers
+        ripples = [layer.ripple_db for layer in layers if layer.ripple_db is not None]
+        words = ", ".join("none" if r <= LOWEST_DB else f"{r:.0f}" for r in ripples)
+        model = ir.load(each.path)
+        fidelity, _ = with_runs(fidelity_of({}), FRONTEND, original, model, matches, [first])
+        flat = fidelity.network_ripple_db_after
+        period = next((output.period for output in fidelity.outputs), None)
+        seen = None if period is None else visible_grid(values, period, like=outputs[0])
+        found.append(
+            (
+                words or "no such layer",
+                "?" if flat is None else "none" if flat <= LOWEST_DB else f"{flat:.0f} dB",
+                "?" if seen is None else f"{max(seen.mean, 0):.2f}",
+            )
+        )
+    return found
+
+
 def _operators(path: Path) -> str:
     """The convolutions of the graph that ONNX Runtime makes of a file."""
     optimised = path.with_suffix(".optimised")
@@ -252,6 +334,28 @@ def network(fixture: str, samples: int, scale: int, rounds: int) -> None:
             )
 
 
+def forms(fixture: str, samples: int, scale: int, rounds: int) -> None:
+    """Prints a table of the forms that remove the grid."""
+    case = cases.load(fixture)
+    with tempfile.TemporaryDirectory() as folder:
+        files = corrected(case.model, case.draw(samples), Path(folder))
+        found = measure(files, case.inputs, scale=scale, rounds=rounds)
+        left = grids(files, case.inputs, [each.outputs for each in found])
+    print(
+        "| file | ripples of the layers | on a constant | in smooth parts | PSNR against float | "
+        f"{case.metric} | time | convolutions that run |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for each, (ripples, flat, seen) in zip(found, left, strict=True):
+        quality = case.evaluate(_Given(each.outputs), case.inputs, case.target)
+        match = psnr([found[0].outputs], [each.outputs])
+        words = "equal" if match >= -LOWEST_DB else f"{match:.1f} dB"
+        print(
+            f"| {each.name} | {ripples} | {flat} | {seen} | {words} | {quality:.2f} | "
+            f"{each.milliseconds:.1f} ms | {each.operators} |"
+        )
+
+
 def layers(rounds: int) -> None:
     """Prints a table of single layers."""
     print(
@@ -280,13 +384,16 @@ def layers(rounds: int) -> None:
     "--scale", default=6, help="Repetitions of a held-out input on each axis, for timing."
 )
 @click.option("--rounds", default=25, help="Timed runs of each file.")
+@click.option("--forms", "fitted", is_flag=True, help="The forms that remove the grid.")
 @click.option("--layers", "single", is_flag=True, help="Single layers instead of a network.")
-def main(fixture: str, samples: int, scale: int, rounds: int, single: bool) -> None:
+def main(fixture: str, samples: int, scale: int, rounds: int, fitted: bool, single: bool) -> None:
     """Says where it runs, and prints the tables."""
     print(f"ONNX Runtime {onnxruntime.__version__}, {instructions()}, one thread")
     print(f"integer sums saturate: {integers_saturate()}\n")
     if single:
         layers(rounds)
+    elif fitted:
+        forms(fixture, samples, scale, rounds)
     else:
         network(fixture, samples, scale, rounds)
 

@@ -129,11 +129,14 @@ class Fitted:
 
     Attributes:
         kernel: The form's kernel, laid out as `forms.base.Form.fit` says.
-        bias: (C_out,), or None for a layer without.
+        bias: (C_out,), or None where it stays as it is.
+        scales: What the kernel is a whole multiple of where it is stored as integers, with axes of 1 where
+            they are the same; None for floats.
     """
 
     kernel: NDArray[np.float64]
     bias: NDArray[np.float64] | None
+    scales: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

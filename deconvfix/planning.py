@@ -12,7 +12,7 @@ from deconvfix.forms.base import KEEP, Need, Settings
 from deconvfix.forms.unfit import why_unfit
 from deconvfix.plan import Decision, Match, Options, Plan, Replaced, Verdict
 
-__all__ = ["as_folded", "can_fold", "is_selected", "make_plan", "with_own_folds"]
+__all__ = ["as_folded", "can_fold", "is_selected", "make_plan", "not_folded", "with_own_folds"]
 
 
 def make_plan(
@@ -147,6 +147,18 @@ def as_folded(decision: Replaced, settings: Settings) -> Replaced:
         decision,
         settings=settings,
         reason=reason + target.words_of_fold(spec, settings),
+        macs_after=target.compile(spec, settings).macs_per_position,
+    )
+
+
+def not_folded(decision: Replaced) -> Replaced:
+    """A decision with its upsampling and its convolution apart."""
+    target, spec = decision.target, decision.spec
+    settings = replace(decision.settings, fold=False)
+    return replace(
+        decision,
+        settings=settings,
+        reason=decision.reason.removesuffix(target.words_of_fold(spec, decision.settings)),
         macs_after=target.compile(spec, settings).macs_per_position,
     )
 

@@ -314,6 +314,7 @@ class Form(ABC):
         has_means: It takes local means of the layer's input.
         shuffles: Its convolution computes the phases of a pixel shuffle.
         folds: Nearest upsampling and a convolution can be folded while it is written.
+        evens_sums: It is free of the grid because the sums of its kernel's phases are equal.
         tunes_from_weights: A distillation starts from its fit to the weights, not from a calibrated one.
     """
 
@@ -327,6 +328,7 @@ class Form(ABC):
     has_means: ClassVar[bool] = False
     shuffles: ClassVar[bool] = False
     folds: ClassVar[bool] = False
+    evens_sums: ClassVar[bool] = False
     tunes_from_weights: ClassVar[bool] = False
 
     def needs(self, settings: Settings) -> tuple[Need, ...]:

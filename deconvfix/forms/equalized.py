@@ -66,6 +66,7 @@ class Equalized(Form):
     name: ClassVar[str] = "equalized"
     summary: ClassVar[str] = "the same layer, its weights corrected so that it makes no grid"
     keeps_layer: ClassVar[bool] = True
+    evens_sums: ClassVar[bool] = True
     has_strength: ClassVar[bool] = True
     can_grow: ClassVar[bool] = True
 

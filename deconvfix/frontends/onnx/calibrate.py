@@ -21,6 +21,7 @@ from deconvfix.frontends.calibrate import PlanInProgress, UnseenError, check_sto
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.inputs import Feed
 from deconvfix.frontends.onnx.parity import session_of
+from deconvfix.frontends.onnx.requantised import as_stored
 from deconvfix.frontends.onnx.values import RANDOM, bodies, constant, visible
 from deconvfix.parity.runtime import run_named
 from deconvfix.plan import Fitted, Plan, Replaced
@@ -102,19 +103,25 @@ class FittableModel:
 
     def put(self, decision: Replaced, solved: Solved) -> Replaced:
         """In the values that the file can hold; they travel in the plan."""
-        layer = self._layers[decision.name]
-        assert layer.weight is not None
-        kernel = _rounded(solved.kernel, layer.weight.dtype.numpy(), decision)
-        bias = None
+        layer, bias = self._layers[decision.name], None
         if solved.bias is not None:
             old = self._bias(layer)
             assert old is not None
             bias = _rounded(solved.bias, old.dtype, decision)
-        decision = replace(decision, fitted=Fitted(kernel, bias))
+        if layer.quantised is not None:
+            fitted = replace(decision, fitted=Fitted(solved.kernel, bias))
+            return self._put(as_stored(layer, fitted))
+        assert layer.weight is not None
+        kernel = _rounded(solved.kernel, layer.weight.dtype.numpy(), decision)
+        return self._put(replace(decision, fitted=Fitted(kernel, bias)))
+
+    def _put(self, decision: Replaced) -> Replaced:
         self._plan.put(decision)
         return decision
 
     def _bias(self, layer: Layer) -> NDArray[Any] | None:
+        if layer.quantised is not None and layer.quantised.bias is not None:
+            return layer.quantised.bias.real()
         # Inputs of the model may be set by the caller, and count as computed.
         stored = constant(layer.node.inputs[2], self._before.ir_version)
         return None if stored is None else np.asarray(stored.numpy())

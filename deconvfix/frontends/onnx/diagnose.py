@@ -40,7 +40,7 @@ def probe_model(model: ir.Model, example_inputs: Any) -> Probe:
     layers = [
         layer
         for layer in found
-        if layer.graph is watched.graph and layer.spec is not None and layer.weight is not None
+        if layer.graph is watched.graph and layer.spec is not None and layer.has_weight
     ]
     # ONNX Runtime gives outputs alone, so what the layers read becomes an output too.
     own = {value.name for value in watched.graph.outputs}
@@ -116,7 +116,9 @@ def _answer(layer: Layer, x: NDArray[Any] | None, ir_version: int) -> LayerAnswe
     if x is None or x.dtype.kind != "f" or x.size == 0:
         return None
     bias = None
-    if spec.bias:
+    if spec.bias and layer.quantised is not None and layer.quantised.bias is not None:
+        bias = layer.quantised.bias.real()
+    elif spec.bias:
         stored = constant(layer.node.inputs[2], ir_version)
         if stored is None:
             return None

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import Refusal, SpecError
 from deconvfix.frontends.onnx.fold import fold
+from deconvfix.frontends.onnx.integers import Quantised, quantised
 from deconvfix.frontends.onnx.nodes import Scope, foreign, opset_of, transposed_convolutions
 from deconvfix.frontends.onnx.refusals import (
     DYNAMIC_SLICE,
@@ -46,6 +47,7 @@ from deconvfix.frontends.onnx.refusals import (
 )
 from deconvfix.frontends.onnx.values import (
     Known,
+    behind_identity,
     check_model,
     constant,
     is_quantizer,
@@ -57,6 +59,7 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.Data
 _DTYPE_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
 # Weights that are not stored are extended by Pad, which ONNX Runtime has from this opset on.
 _RUNNING_PAD = 2
+_QUANTISED = "its weight is quantised"
 _ATTRIBUTES = (
     "auto_pad",
     "dilations",
@@ -99,6 +102,7 @@ class Layer:
         obstacle: Why it cannot be converted.
         weight: The stored weight, if it is stored as floating-point numbers.
         weight_note: Why there is no stored weight.
+        quantised: The stored integers of a layer whose weight is quantised, if they can be read and set.
         attributes: The node's attributes; those that refer to the function's own are looked up.
     """
 
@@ -114,10 +118,18 @@ class Layer:
     obstacle: Refusal | None
     weight: ir.TensorProtocol | None
     weight_note: str = ""
+    quantised: Quantised | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether there is a stored weight to read, as floats or as integers."""
+        return self.weight is not None or self.quantised is not None
 
     def read_weight(self) -> NDArray[np.float64]:
         """The stored weight in float64, (C_in, C_out / groups, *kernel_size)."""
+        if self.quantised is not None:
+            return self.quantised.weight.real()
         assert self.weight is not None
         return np.asarray(self.weight.numpy()).astype(np.float64)
 
@@ -199,7 +211,13 @@ def _understand(context: Known, scope: Scope, node: ir.Node, name: str) -> Layer
         return replace(layer, obstacle=error.refusal)
     except SpecError as error:
         return replace(layer, obstacle=Refusal(error.found, error.needed, error.todo))
-    return replace(layer, spec=spec, dynamic_size=dynamic_size, input_size=input_size)
+    layer = replace(layer, spec=spec, dynamic_size=dynamic_size, input_size=input_size)
+    if weight_note != _QUANTISED:
+        return layer
+    integers = quantised(node, spec, context.model.ir_version)
+    if isinstance(integers, str):
+        return replace(layer, weight_note=integers)
+    return replace(layer, weight_note="", quantised=integers)
 
 
 def _operands(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None, ir.Value | None]:
@@ -333,9 +351,10 @@ def _stored_weight(value: ir.Value | None, ir_version: int) -> tuple[Any, str]:
     tensor = constant(value, ir_version)
     if tensor is not None and tensor.dtype in _FLOATS:
         return tensor, ""
-    producer = None if value is None else value.producer()
+    source = behind_identity(value)
+    producer = None if source is None else source.producer()
     if producer is not None and is_quantizer(producer, "DequantizeLinear"):
-        return None, "its weight is quantised"
+        return None, _QUANTISED
     return None, "its weight is computed while the model runs"
 
 

@@ -36,23 +36,29 @@ from deconvfix.frontends.onnx.exposed import (
 )
 from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.folded import ORIGIN, names_of, with_folded
-from deconvfix.frontends.onnx.for_target import for_target, tails_told, with_fold, with_phases
+from deconvfix.frontends.onnx.for_target import (
+    for_target,
+    stays,
+    tails_told,
+    with_fold,
+    with_phases,
+)
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
+from deconvfix.frontends.onnx.requantised import as_stored, same_kernel
 from deconvfix.frontends.onnx.reshuffle import rewrite_shuffles
 from deconvfix.frontends.onnx.restore import Refitter
 from deconvfix.frontends.onnx.samples import OnnxSamples
 from deconvfix.frontends.onnx.structures import resolved
 from deconvfix.frontends.onnx.surgery import Surgeon
-from deconvfix.frontends.onnx.tail import tail_of
 from deconvfix.frontends.onnx.upsampled import upsampled_convolutions
-from deconvfix.frontends.onnx.values import check_model, constant, is_quantizer
+from deconvfix.frontends.onnx.values import bodies, check_model, constant, is_quantizer
 from deconvfix.frontends.onnx.weights import scales_of
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.shuffled import SHUFFLED_LAYER
 from deconvfix.parity.bounds import ParityReport
 from deconvfix.plan import Match, Options, Plan, Replaced, lacking
-from deconvfix.planning import make_plan
+from deconvfix.planning import make_plan, not_folded
 
 __all__ = ["FRONTEND", "OnnxFrontend", "ReplaceTransposedConvs"]
 
@@ -160,6 +166,7 @@ class OnnxFrontend:
 
     def with_writings(self, model: ir.Model, plan: Plan) -> Plan:
         """See `for_target.for_target`, and `structured.resolved` where nothing is asked for."""
+        plan = _in_integers(model, plan)
         asked = any(layer.settings.convolution or layer.settings.shuffle for layer in plan.replaced)
         if plan.target is not None or asked:
             return for_target(model, plan, plan.profile)
@@ -285,10 +292,38 @@ def _match(layer: Layer, ir_version: int) -> Match:
             for need, (what, oldest) in _OLDEST_OPSET.items()
             if layer.opset < oldest
         },
-        read_weight=None if layer.weight is None else layer.read_weight,
+        read_weight=layer.read_weight if layer.has_weight else None,
     )
 
 
+def _in_integers(model: ir.Model, plan: Plan) -> Plan:
+    """The plan with the kernels that quantised layers store; kernels that are no integers are refused."""
+    if all(decision.target.is_exact for decision in plan.replaced):
+        return plan
+    nodes = (node for body in bodies(model) for node in body.all_nodes())
+    if not any(is_quantizer(node, "DequantizeLinear") for node in nodes):
+        return plan
+    layers = {layer.name: layer for layer in find_layers(plain(model))}
+    decisions = []
+    for decision in plan.decisions:
+        layer = layers.get(decision.name)
+        if isinstance(decision, Replaced) and layer is not None:
+            if layer.quantised is not None and decision.target.folds:
+                # Sums of taps would be rounded to coarser integers.
+                decision = not_folded(decision)
+            stored = as_stored(layer, decision)
+            lost = stored is not decision and decision.exact and not same_kernel(layer, stored)
+            refusal = _NO_INTEGERS.sentence(decision.name)
+            decision = stays(decision, "refused", refusal) if lost else stored
+        decisions.append(decision)
+    return replace(plan, decisions=tuple(decisions))
+
+
+_NO_INTEGERS = Refusal(
+    "its weight is quantised, and the kernel of the same function is none of integers with its scales",
+    "rounding it would change the function",
+    "Convert the float file, and quantise what comes out; or make this layer 'subpixel'",
+)
 _FLOATS = (
     "{names}: once it is converted, its weight is computed as floats in each run. The stored integers "
     "have scales in blocks, or for input channels in groups, which the weight of a convolution cannot have."
@@ -319,31 +354,22 @@ def _not_finite(layer: Layer, ir_version: int) -> Refusal | None:
 
 def _not_own(layer: Layer) -> Refusal | None:
     found, todo = None, "Convert this layer to 'subpixel', or exclude it"
-    weight = layer.node.inputs[1] if len(layer.node.inputs) > 1 else None
-    source = None if weight is None else weight.producer()
-    if _is_quantised(layer) or (source and is_quantizer(source, "DequantizeLinear")):
-        todo = "Convert the float file, and quantise what comes out; or make this layer 'subpixel'"
-    if layer.weight is None:
+    if not layer.has_weight:
         found = layer.weight_note
+        if "quantised" in found:
+            todo = (
+                "Convert the float file, and quantise what comes out; or make this layer 'subpixel'"
+            )
     elif layer.dynamic_size is not None:
         found = "its crop depends on the size of the input (output_shape with dynamic axes)"
-    elif _is_quantised(layer):
-        found = "it is quantised"
     if found is None:
         return None
     return Refusal(
         found,
-        "another form needs a stored floating-point weight and a fixed geometry",
+        "another form needs a stored weight (floats, or int8 or uint8 with a scale for all or for each "
+        "channel) and a fixed geometry",
         todo,
     )
-
-
-def _is_quantised(layer: Layer) -> bool:
-    """Whether a DequantizeLinear comes before a layer, and a QuantizeLinear behind it."""
-    x = layer.node.inputs[0] if layer.node.inputs else None
-    source = None if x is None else x.producer()
-    comes = source is not None and is_quantizer(source, "DequantizeLinear")
-    return comes and tail_of(layer).quantised
 
 
 def _needs_opset(what: str, opset: int, oldest: int) -> Refusal:

@@ -17,6 +17,7 @@ from deconvfix.frontends.onnx.find import Layer, find_layers
 from deconvfix.frontends.onnx.folded import ORIGIN, as_upsampled, with_folded
 from deconvfix.frontends.onnx.nodes import plain
 from deconvfix.frontends.onnx.parts import cut_out, is_stored, serialized
+from deconvfix.frontends.onnx.requantised import as_stored
 from deconvfix.frontends.onnx.tail import NO_TAIL, Tail, tail_of
 from deconvfix.frontends.onnx.values import (
     scopes,
@@ -84,6 +85,8 @@ class _Places:
 
 def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) -> list[Comparison]:
     """One layer on made-up inputs of the sizes that it gets, or of small ones where those are open."""
+    if layer.quantised is not None:
+        decision = as_stored(layer, decision)
     spec, x = layer.spec, layer.node.inputs[0]
     assert spec
     assert x
@@ -104,6 +107,9 @@ def _compare(before: _Places, after: _Places, layer: Layer, decision: Replaced) 
     boundary |= {name: operands[role].shape for role, name in running.items()}
     part = _part(after, number, layer, boundary, result, dtype)
     inputs = _inputs(shape, dtype, rng)
+    # New nodes that work on the integers of an input are no function of any other.
+    if layer.quantised is not None and not decision.target.is_exact:
+        inputs = [(kind, layer.quantised.on_grid(array)) for kind, array in inputs]
     # The original comes first: what ONNX Runtime does not run there says nothing about the new nodes.
     alone = _alone(layer, operands, dtype) if origin is None else as_upsampled(origin, dtype)
     original = open_session(alone, optimize=False)

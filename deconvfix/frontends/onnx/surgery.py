@@ -19,15 +19,20 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from deconvfix.core.rearrange import Verb, rearrange
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.core.steps import ConvTranspose, Crop, PhaseConvs, PixelShuffle
+from deconvfix.core.steps import ConvTranspose, Crop, PhaseConvs, PixelShuffle, Step
 from deconvfix.forms.base import Settings
 from deconvfix.forms.windowed import verbs_of_phase
 from deconvfix.frontends.onnx.find import DynamicSize, Layer
+from deconvfix.frontends.onnx.integer_nodes import (
+    on_integers,
+    write_bias,
+    write_kernel,
+)
 from deconvfix.frontends.onnx.pixel_shuffle import by_phase
+from deconvfix.frontends.onnx.requantised import as_stored
 from deconvfix.frontends.onnx.steps import NEWEST_WITHOUT_BROADCAST, Operands, Writer
 from deconvfix.frontends.onnx.structured import Structures
 from deconvfix.frontends.onnx.structures import structure_of
@@ -56,6 +61,8 @@ class Surgeon:
 
     def replace(self, layer: Layer, decision: Replaced) -> None:
         """Carries out one decision of a plan."""
+        if layer.quantised is not None:
+            decision = as_stored(layer, decision)
         # Noted before the node is gone: what only it has used is removed last.
         operands = layer.node.inputs[1:]
         if decision.target.keeps_layer:
@@ -66,16 +73,20 @@ class Surgeon:
             self.remove_if_unused(value)
 
     def _set_weight(self, layer: Layer, decision: Replaced) -> None:
-        assert layer.weight
-        new = decision.kernel(layer.read_weight())
         writer = Writer(self.store.names, layer.name, layer.opset)
-        array = new.astype(layer.weight.dtype.numpy())
-        # Layers that share a weight share the new one, if they get the same.
-        key = (decision.spec, decision.settings, _own(decision))
-        value = self.store.put(writer, Operand.of(layer.node.inputs[1]), array, key)
+        operand = Operand.of(layer.node.inputs[1])
+        if layer.quantised is not None:
+            alone = operand.alone
+            value = write_kernel(self.store, writer, layer, decision, None, alone=alone)
+        else:
+            assert layer.weight
+            array = decision.kernel(layer.read_weight()).astype(layer.weight.dtype.numpy())
+            # Layers that share a weight share the new one, if they get the same.
+            key = (decision.spec, decision.settings, _own(decision))
+            value = self.store.put(writer, operand, array, key)
         layer.node.replace_input_with(1, value)
         if decision.fitted is not None and decision.fitted.bias is not None:
-            bias = self.fitted_bias(layer.node, decision.fitted.bias, (), writer, layer.name)
+            bias = self.fitted_bias(layer, decision, (), writer)
             layer.node.replace_input_with(2, bias)
         layer.graph.insert_before(layer.node, writer.nodes)
         (step,) = decision.compiled().steps
@@ -84,19 +95,18 @@ class Surgeon:
             _set_geometry(layer.node, step.spec)
 
     def fitted_bias(
-        self,
-        node: ir.Node,
-        bias: NDArray[np.float64],
-        verbs: tuple[Verb, ...],
-        writer: Writer,
-        name: str,
+        self, layer: Layer, decision: Replaced, verbs: tuple[Verb, ...], writer: Writer
     ) -> ir.Value:
-        """A new bias in the place of the stored one, rearranged; `name` is that of the layer."""
-        operand = Operand.of(node.inputs[2])
+        """A new bias in the place of the stored one, rearranged."""
+        assert decision.fitted is not None
+        assert decision.fitted.bias is not None
+        if layer.quantised is not None and layer.quantised.bias is not None:
+            return write_bias(self.store, writer, layer, decision, verbs)
+        operand = Operand.of(layer.node.inputs[2])
         old = self.store.read(operand.value)
         assert old is not None, "only what is stored is fitted"
-        array = rearrange(verbs, bias.astype(old.dtype))
-        return self.store.put(writer, operand, array, (verbs, name))
+        array = rearrange(verbs, decision.fitted.bias.astype(old.dtype))
+        return self.store.put(writer, operand, array, (verbs, decision.name))
 
     def remove_if_unused(self, value: ir.Value | None) -> None:
         """Removes what only the replaced node has used: constants, and what computes with them."""
@@ -210,9 +220,11 @@ class Operation:
         operands = Operands(
             self._weights(steps), self._bias(steps.bias), np.dtype(self.layer.dtype)
         )
-        maps, sizes = self.writer.steps(
-            steps.before, x, operands, spec.in_channels, self.layer.input_size
-        )
+        before: Sequence[Step] = steps.before
+        sizes = list(self.layer.input_size)
+        if self.layer.quantised is not None and not self.form.is_exact:
+            x, sizes, before = on_integers(self.writer, self.layer, before, operands)
+        maps, sizes = self.writer.steps(before, x, operands, spec.in_channels, sizes)
         if isinstance(maps, list):
             maps = [self._tailed(tail, y, (), moves=True) for y in maps]
         else:
@@ -326,6 +338,9 @@ class Operation:
 
     def _weight(self, operand: Operand, verbs: tuple[Verb, ...]) -> ir.Value:
         # Fitted kernels are computed here in float64, and rounded once.
+        if not self.form.is_exact and self.layer.quantised is not None:
+            store, writer, alone = self.surgeon.store, self.writer, operand.alone
+            return write_kernel(store, writer, self.layer, self.decision, verbs, alone=alone)
         if not self.form.is_exact:
             assert self.layer.weight
             kernel = self.decision.kernel(self.layer.read_weight())
@@ -342,9 +357,7 @@ class Operation:
         old = self.node.inputs[2] if len(self.node.inputs) > 2 else None
         fitted = self.decision.fitted
         if fitted is not None and fitted.bias is not None:
-            return self.surgeon.fitted_bias(
-                self.node, fitted.bias, verbs, self.writer, self.decision.name
-            )
+            return self.surgeon.fitted_bias(self.layer, self.decision, verbs, self.writer)
         # A bias that need not be rearranged is used as it is, shared or not.
         if old is None or not verbs:
             return old

@@ -5,7 +5,6 @@ import itertools
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime.quantization import (
@@ -13,9 +12,16 @@ from onnxruntime.quantization import (
 )
 
 import deconvfix
-from tests.support.int8 import statically_quantised, trained_like
+from tests.support.int8 import (
+    GEOMETRY,
+    INT8,
+    UINT8,
+    optimized_operators,
+    quantised,
+    statically_quantised,
+    trained_like,
+)
 from tests.support.onnx_models import (
-    GROUPS,
     W_SHAPE,
     X_SHAPE,
     all_layers_compared,
@@ -25,7 +31,6 @@ from tests.support.onnx_models import (
     is_valid,
     model,
     node,
-    operators,
     proof,
     run,
     tensor,
@@ -33,130 +38,6 @@ from tests.support.onnx_models import (
 )
 
 FEED = {"x": integers(X_SHAPE, 9)}
-
-UINT8, INT8 = np.uint8, np.int8
-
-# Strides that differ, unequal pads, one pixel more.
-GEOMETRY = {"strides": [2, 3], "pads": [1, 0, 0, 1], "output_padding": [1, 0]}
-
-PLAIN = {"kernel_shape": None, "strides": None, "pads": None, "output_padding": None}
-
-
-def quantised(
-    *,
-    activation=UINT8,
-    weight=INT8,
-    weight_zero=0,
-    per_channel=False,
-    bias="quantised",
-    between=(),
-    x_shape=X_SHAPE,
-    w_shape=W_SHAPE,
-    out=(0.5, 5),
-    float_weight=False,
-    quantised_output=True,
-    output="dequantised",
-    domain="",
-    opset=17,
-    stored=None,
-    **geometry,
-):
-    """QDQ around a layer, by default with two groups. Scales are powers of two, so that all sums are exact.
-
-    Args:
-        activation: dtype of input and output.
-        weight: dtype of the stored weight.
-        weight_zero: Its zero point; per channel some that are close to it.
-        per_channel: Whether each output channel of a group has a scale.
-        bias: "quantised", "float" or None.
-        between: (op_type, further inputs) of nodes between the layer and QuantizeLinear.
-        x_shape: Of the input.
-        w_shape: Of the weight.
-        out: Scale and zero point of the output.
-        float_weight: Store the weight as floats that are quantised in the graph.
-        quantised_output: Whether QuantizeLinear follows.
-        output: "dequantised", "quantised" or "twice": what the model gives.
-        domain: Of QuantizeLinear and DequantizeLinear.
-        opset: Of the model.
-        stored: Further initializers.
-        geometry: Attributes of the layer.
-    """
-    rng = np.random.default_rng(7)
-    ndim, channels = len(w_shape) - 2, w_shape[1]
-    groups = geometry.get("group", GROUPS)
-    scale, zero = np.float32(0.25), np.array(weight_zero, weight)
-    if per_channel:
-        scale = (2.0 ** rng.integers(-2, 2, channels)).astype(np.float32)
-        zero = (weight_zero + (weight_zero != 0) * rng.integers(-2, 3, channels)).astype(weight)
-    around = zero.astype(np.int64).reshape(-1, *(1,) * ndim)
-    taps = rng.integers(-6, 7, w_shape)
-    tensors = {
-        "sx": np.float32(0.5),
-        "zx": np.array(3, activation),
-        "sw": scale,
-        "zw": zero,
-        "sy": np.float32(out[0]),
-        "zy": np.array(out[1], activation),
-        **(stored or {}),
-    }
-    axis = {"axis": 1} if per_channel else {}
-    nodes = [
-        node("QuantizeLinear", "x sx zx", "xq", domain=domain),
-        node("DequantizeLinear", "xq sx zx", "xd", domain=domain),
-    ]
-    if float_weight:
-        tensors["w"] = (taps * scale.reshape(-1, *(1,) * ndim)).astype(np.float32)
-        nodes.append(node("QuantizeLinear", "w sw zw", "wq", **axis, domain=domain))
-    else:
-        tensors["wq"] = (taps + around).astype(weight)
-    nodes.append(node("DequantizeLinear", "wq sw zw", "wd", **axis, domain=domain))
-    inputs = "xd wd"
-    if bias == "quantised":
-        inputs += " bd"
-        tensors["bq"] = rng.integers(-40, 40, groups * channels).astype(np.int32)
-        tensors["sb"] = np.float32(0.5) * (np.tile(scale, groups) if per_channel else scale)
-        nodes.append(
-            node("DequantizeLinear", "bq sb", "bd", **({"axis": 0} if per_channel else {}))
-        )
-    elif bias == "float":
-        inputs += " bd"
-        tensors["bd"] = integers((groups * channels,), 3)
-    nodes.append(deconv(inputs, "t0", **(PLAIN | geometry)))
-    last = "t0"
-    for number, (op_type, further) in enumerate(between, start=1):
-        nodes.append(node(op_type, f"{last}{further}", f"t{number}"))
-        last = f"t{number}"
-    outputs = []
-    if quantised_output:
-        nodes.append(node("QuantizeLinear", f"{last} sy zy", "yq", domain=domain))
-        if output == "quantised":
-            dtype = helper.np_dtype_to_tensor_dtype(np.dtype(activation))
-            outputs.append(value("yq", ["N", 2 * channels, *[None] * ndim], dtype))
-        else:
-            nodes.append(node("DequantizeLinear", "yq sy zy", "y", domain=domain))
-            outputs.append(value("y", ndim + 2))
-    if output == "twice" or not quantised_output:
-        nodes.append(node("Neg", last, "second"))
-        outputs.append(value("second", ndim + 2))
-    sizes = [f"d{i}" for i in range(ndim)]
-    return model(
-        nodes,
-        [value("x", ["N", x_shape[1], *sizes])],
-        outputs,
-        tensors,
-        opset=opset,
-        ir_version=10 if opset > 18 else 8,
-        domains=[domain] if domain else [],
-    )
-
-
-def optimized_operators(proto, folder):
-    """What ONNX Runtime runs."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.optimized_model_filepath = str(folder / "optimized.onnx")
-    ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return operators(onnx.load(options.optimized_model_filepath))
 
 
 def check_int8(proto, folder, feed=FEED):
