@@ -35,6 +35,8 @@ __all__ = ["Clocks", "Timed", "time_in", "title_of", "version_of"]
 _ROUNDS, _SLOW = 4, 0.2
 # A sample is as many runs as take this long: reading a clock and asking for it cost some microseconds.
 _SAMPLE = 4e-3
+# Loads up to the first look at them may take so many times the seconds that are given.
+_PATIENCE = 4
 # Seconds that importing a runtime's package may take, at least.
 _IMPORT = 60.0
 
@@ -75,7 +77,8 @@ def time_in(
         files: What is timed.
         feed: Inputs by name, the same for all.
         threads: That each may use.
-        seconds: After which no file is loaded again, without `repeats`.
+        seconds: After which no file is loaded again, without `repeats`. What a first verdict needs may take
+            four times as long, as on a busy machine.
         repeats: Loads of each file.
         limit: That loading a file, or one sample of its runs, may take, in seconds.
 
@@ -161,7 +164,8 @@ def _taken(process: _Process, seconds: float, repeats: int | None) -> dict[int, 
             times[number].append(rounds[number])
         if repeats is None and load in LOOKS and _decided(process, times):
             break
-        if repeats is None and time.monotonic() - begun > seconds:
+        patience = seconds if load >= LOOKS[0] else _PATIENCE * seconds
+        if repeats is None and time.monotonic() - begun > patience:
             break
     return times
 

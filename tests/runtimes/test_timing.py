@@ -1,6 +1,7 @@
 """Files timed in turns in other processes: what is counted, what does not run, what is faster."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -77,6 +78,16 @@ def test_a_file_that_hangs_is_ended(files):
 def test_no_more_loads_than_there_is_time_for(files):
     found = time_in("onnxruntime", files, FEED, seconds=0)
     assert [len(one.times) for one in found] == [1, 1]
+
+
+@pytest.mark.parametrize(("seconds", "loads"), [(3, 8), (1, 5)])
+def test_what_a_first_verdict_needs_may_take_longer(files, monkeypatch, seconds, loads):
+    """A second passes with each load, and equal files are told apart by none."""
+    monkeypatch.setattr(timing, "_decided", lambda *given: False)
+    clock = SimpleNamespace(monotonic=iter(range(100)).__next__)
+    monkeypatch.setattr(timing, "time", clock)
+    [found] = time_in("Fake", files[:1], FEED, seconds=seconds)
+    assert len(found.times) == loads
 
 
 def test_the_threads_reach_the_runtime(files, monkeypatch):
