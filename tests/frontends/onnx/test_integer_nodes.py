@@ -205,6 +205,18 @@ REFUSED = {
         {"group": 2, "axis": 0},
         "its weight is quantised, and its scales lie in blocks, or for input channels in groups",
     ),
+    "shapes": (
+        {"q": Q, "s": np.array([0.5, 1], np.float32)},
+        {"axis": 1},
+        "its weight is quantised, and its integers, scales and zero points do not have the shapes that "
+        "belong together",
+    ),
+    "shapes of zero points": (
+        {"q": Q, "s": np.array([0.5, 1, 2], np.float32), "z": np.zeros(2, INT8)},
+        {"axis": 1},
+        "its weight is quantised, and its integers, scales and zero points do not have the shapes that "
+        "belong together",
+    ),
     "no scale": (
         {"q": Q, "s": np.float32(0)},
         {},
