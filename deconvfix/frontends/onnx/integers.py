@@ -171,7 +171,9 @@ def _integers(
         return "its scales lie in blocks, or for input channels in groups"
     found = Integers(node, integers, scale, zero, layout)
     same = (
-        tuple(integers.shape) == shape and (zero is None or zero.size == scale.size) and scale.size > 0
+        tuple(integers.shape) == shape
+        and (zero is None or zero.size == scale.size)
+        and scale.size > 0
     )
     # One for all, or one for each channel; ONNX Runtime runs no other file.
     if not same or any(
