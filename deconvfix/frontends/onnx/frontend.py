@@ -45,7 +45,7 @@ from deconvfix.frontends.onnx.for_target import (
 )
 from deconvfix.frontends.onnx.inputs import as_feed
 from deconvfix.frontends.onnx.nodes import make_plain, plain
-from deconvfix.frontends.onnx.requantised import as_stored, same_kernel
+from deconvfix.frontends.onnx.requantised import as_stored, lost_by_rounding
 from deconvfix.frontends.onnx.reshuffle import rewrite_shuffles
 from deconvfix.frontends.onnx.restore import Refitter
 from deconvfix.frontends.onnx.samples import OnnxSamples
@@ -57,7 +57,7 @@ from deconvfix.frontends.onnx.weights import scales_of
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.shuffled import SHUFFLED_LAYER
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Match, Options, Plan, Replaced, lacking
+from deconvfix.plan import Decision, Match, Options, Plan, Replaced, lacking
 from deconvfix.planning import make_plan, not_folded
 
 __all__ = ["FRONTEND", "OnnxFrontend", "ReplaceTransposedConvs"]
@@ -166,7 +166,7 @@ class OnnxFrontend:
 
     def with_writings(self, model: ir.Model, plan: Plan) -> Plan:
         """See `for_target.for_target`, and `structured.resolved` where nothing is asked for."""
-        plan = _in_integers(model, plan)
+        plan = _with_integers(model, plan)
         asked = any(layer.settings.convolution or layer.settings.shuffle for layer in plan.replaced)
         if plan.target is not None or asked:
             return for_target(model, plan, plan.profile)
@@ -296,33 +296,42 @@ def _match(layer: Layer, ir_version: int) -> Match:
     )
 
 
-def _in_integers(model: ir.Model, plan: Plan) -> Plan:
-    """The plan with the kernels that quantised layers store; kernels that are no integers are refused."""
+def _with_integers(model: ir.Model, plan: Plan) -> Plan:
+    """The plan with the kernels that quantised layers store."""
     if all(decision.target.is_exact for decision in plan.replaced):
         return plan
     nodes = (node for body in bodies(model) for node in body.all_nodes())
     if not any(is_quantizer(node, "DequantizeLinear") for node in nodes):
         return plan
     layers = {layer.name: layer for layer in find_layers(plain(model))}
-    decisions = []
-    for decision in plan.decisions:
-        layer = layers.get(decision.name)
-        if isinstance(decision, Replaced) and layer is not None:
-            if layer.quantised is not None and decision.target.folds:
-                # Sums of taps would be rounded to coarser integers.
-                decision = not_folded(decision)
-            stored = as_stored(layer, decision)
-            lost = stored is not decision and decision.exact and not same_kernel(layer, stored)
-            refusal = _NO_INTEGERS.sentence(decision.name)
-            decision = stays(decision, "refused", refusal) if lost else stored
-        decisions.append(decision)
+    decisions = [
+        _in_integers(layers[decision.name], decision)
+        if isinstance(decision, Replaced) and decision.name in layers
+        else decision
+        for decision in plan.decisions
+    ]
     return replace(plan, decisions=tuple(decisions))
+
+
+def _in_integers(layer: Layer, decision: Replaced) -> Decision:
+    """One decision; where rounding would change a function that is to stay the same, a refusal."""
+    if layer.quantised is not None and decision.target.folds:
+        # Sums of taps would be rounded to coarser integers.
+        decision = not_folded(decision)
+    stored = as_stored(layer, decision)
+    lost = lost_by_rounding(layer, stored) if decision.exact and stored is not decision else 0
+    if not lost:
+        return stored
+    if decision.settings.init == "exact":
+        return stays(decision, "refused", _NO_INTEGERS.sentence(decision.name))
+    reason = f"{stored.reason}, which moves its kernel by {lost:.3g} of its size"
+    return replace(stored, exact=False, relative_residual=lost, reason=reason)
 
 
 _NO_INTEGERS = Refusal(
     "its weight is quantised, and the kernel of the same function is none of integers with its scales",
-    "rounding it would change the function",
-    "Convert the float file, and quantise what comes out; or make this layer 'subpixel'",
+    "init 'exact' needs one",
+    "Use init 'fit', convert the float file and quantise what comes out, or make this layer 'subpixel'",
 )
 _FLOATS = (
     "{names}: once it is converted, its weight is computed as floats in each run. The stored integers "

@@ -135,7 +135,7 @@ def quantised(node: ir.Node, spec: ConvTransposeSpec, ir_version: int) -> Quanti
     source = None if x is None else x.producer()
     scale, zero = None, None
     if source is not None and is_quantizer(source, "DequantizeLinear"):
-        scale, zero = (_array(operand, ir_version) for operand in [*source.inputs, None][1:3])
+        scale, zero = (_array(operand, ir_version) for operand in [*source.inputs, None, None][1:3])
     known = scale is not None and scale.size == 1
     return Quantised(
         weight,
@@ -159,7 +159,7 @@ def _integers(
     node = None if value is None else value.producer()
     if node is None or not is_quantizer(node, "DequantizeLinear"):
         return "it has no DequantizeLinear"
-    inner, scale_of, zero_of = [*node.inputs, None][:3]
+    inner, scale_of, zero_of = [*node.inputs, None, None][:3]
     integers = constant(inner, ir_version)
     scale, zero = _array(scale_of, ir_version), _array(zero_of, ir_version)
     if integers is None or scale is None or (zero is None and zero_of is not None):
@@ -169,4 +169,15 @@ def _integers(
         return "a scale is no positive number"
     if layout is None:
         return "its scales lie in blocks, or for input channels in groups"
-    return Integers(node, integers, scale, zero, layout)
+    found = Integers(node, integers, scale, zero, layout)
+    same = (
+        tuple(integers.shape) == shape
+        and (zero is None or zero.size == scale.size)
+        and scale.size > 0
+    )
+    # One for all, or one for each channel; ONNX Runtime runs no other file.
+    if not same or any(
+        n not in (1, size) for n, size in zip(found.scales().shape, shape, strict=True)
+    ):
+        return "its integers, scales and zero points do not have the shapes that belong together"
+    return found

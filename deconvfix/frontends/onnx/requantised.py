@@ -29,7 +29,7 @@ __all__ = [
     "bias_integers",
     "bias_scales",
     "copies_of",
-    "same_kernel",
+    "lost_by_rounding",
     "widened",
 ]
 
@@ -89,11 +89,16 @@ def _in_words(own: Integers, taps: Array, scales: Array, decision: Replaced) -> 
     )
 
 
-def same_kernel(layer: Layer, stored: Replaced) -> bool:
-    """Whether rounding left a kernel as it is, to what a fit may round."""
+def lost_by_rounding(layer: Layer, stored: Replaced) -> float:
+    """How far rounding moved the layer's kernel, relative to it; 0 up to what a fit may round."""
     assert stored.fitted is not None
     kernel = replace(stored, fitted=None).kernel(layer.read_weight())
-    return relative_distance(stored.fitted.kernel, kernel) <= _EXACT
+    kernels = (
+        stored.target.spread(stored.spec, stored.settings, taps)[1]
+        for taps in (stored.fitted.kernel, kernel)
+    )
+    distance = relative_distance(*kernels)
+    return 0.0 if distance <= _EXACT else distance
 
 
 def copies_of(kernel: Array, decision: Replaced) -> int:
@@ -182,7 +187,8 @@ def bias_scales(own: Quantised, scales: Array, decision: Replaced) -> Array:
     if own.input_scale is None or old is None or new is None:
         return current
     step = float(own.input_scale.reshape(-1)[0])
-    if not np.allclose(current, step * old, rtol=_SAME, atol=0) or np.array_equal(old, new):
+    product = np.allclose(current, step * old, rtol=_SAME, atol=0)
+    if not product or np.array_equal(old, new) or new.size > current.size:
         return current
     return (step * new).astype(own.bias.scale.dtype).astype(np.float64)
 

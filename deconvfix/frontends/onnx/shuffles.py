@@ -90,10 +90,12 @@ def count_others(model: ir.Model, found: Iterable[ShuffledConv]) -> tuple[int, i
 def _understood(known: Known, conv: ir.Node) -> ShuffledConv | None:
     version = known.model.ir_version
     operands = [value for value in conv.inputs[1:] if value is not None]
-    if not all(value.is_initializer() and constant(value, version) for value in operands):
+    if not operands or not all(
+        value.is_initializer() and constant(value, version) for value in operands
+    ):
         return None
     weight, bias = [*(constant(value, version) for value in operands), None][:2]
-    if weight is None or weight.dtype not in _FLOATS:
+    if weight is None or weight.dtype not in _FLOATS or weight.shape.rank() < 3:
         return None
     stored = weight.numpy()
     where = Map(

@@ -154,7 +154,7 @@ class Weights:
     ) -> ir.Value | None:
         """The same QuantizeLinear or DequantizeLinear on rearranged values; None if it cannot be."""
         # What the node has, what can be done with it, then values, scales, zero points, node.
-        inner, scale_value, zero_value = [*node.inputs, None][:3]
+        inner, scale_value, zero_value = [*node.inputs, None, None][:3]
         scale, zero = self.store.read(scale_value), self.store.read(zero_value)
         unreadable = zero_value is not None and zero is None
         if inner is None or scale is None or unreadable:

@@ -205,6 +205,18 @@ REFUSED = {
         {"group": 2, "axis": 0},
         "its weight is quantised, and its scales lie in blocks, or for input channels in groups",
     ),
+    "shapes": (
+        {"q": Q, "s": np.array([0.5, 1], np.float32)},
+        {"axis": 1},
+        "its weight is quantised, and its integers, scales and zero points do not have the shapes that "
+        "belong together",
+    ),
+    "shapes of zero points": (
+        {"q": Q, "s": np.array([0.5, 1, 2], np.float32), "z": np.zeros(2, INT8)},
+        {"axis": 1},
+        "its weight is quantised, and its integers, scales and zero points do not have the shapes that "
+        "belong together",
+    ),
     "no scale": (
         {"q": Q, "s": np.float32(0)},
         {},
@@ -263,11 +275,22 @@ def test_a_kernel_that_divides_in_integers_stays_the_same_function():
     np.testing.assert_array_equal(got, want)
 
 
-def test_a_kernel_that_divides_and_is_none_of_integers_is_refused():
-    """The integers of nearest upsampling in 1-D, over h = 1/4 3/4 3/4 1/4: what is left are quarters."""
-    kernel = integers((4, 3, 1, 1), 5, INT8) * np.array([1, 3, 3, 1], INT8).reshape(-1, 1)
-    stored = {"q": kernel, "s": np.float32(0.25)}
+@pytest.mark.parametrize(("most", "whole"), [(31, True), (42, False)])
+def test_a_kernel_that_divides_is_refused_where_its_integers_are_too_large(most, whole):
+    """By h = 1/4 3/4 3/4 1/4 w = 4 q is left, and 168 is no int8: larger scales round it."""
+    q = integers((4, 3, 1, 1), 5, np.int64, -most, most + 1)
+    q.flat[:2] = most, 1 - most
+    stored = {"q": (q * np.array([1, 3, 3, 1]).reshape(-1, 1)).astype(INT8), "s": np.float32(0.25)}
     proto = weight_alone(stored, node("DequantizeLinear", "q s", "w"), (2, 1))
     options = {"to": "resize", "interpolation": "linear"}
-    # w = 4 q is an integer, and the same function.
-    assert deconvfix.convert(proto, **options).plan.replaced[0].exact
+    (decision,) = deconvfix.convert(proto, **options).plan.decisions
+    assert (decision.decision, decision.exact) == ("replaced" if whole else "refused", True)
+    if whole:
+        return
+    assert "the kernel of the same function is none of integers with its scales" in decision.reason
+    # Asked for by name, it is rounded, and no longer said to be the same.
+    conversion = converted(proto, "resize", FEED, interpolation="linear")
+    (decision,) = conversion.plan.replaced
+    assert not decision.exact
+    assert 1e-4 < decision.relative_residual < 1e-2
+    assert f"moves its kernel by {decision.relative_residual:.3g} of its size" in decision.reason
