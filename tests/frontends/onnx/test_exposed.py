@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import deconvfix
 from deconvfix.frontends.onnx.exposed import shows_shuffles, with_shuffled, with_transposed
+from deconvfix.frontends.onnx.shuffles import shuffled_convolutions
 
 
 def network(
@@ -228,3 +229,15 @@ def test_a_weight_that_others_read_is_kept_for_them():
     assert np.array_equal(after["w"], before["w"])
     [conv] = [node for node in converted.graph.node if node.op_type == "Conv"]
     assert not np.array_equal(after[conv.input[1]], before["w"])
+
+
+@pytest.mark.parametrize("damage", ["no weight", "a vector", "a number"])
+def test_a_damaged_convolution_is_no_shuffle(damage):
+    model = network(sizes=(4, 5), factors=(2, 2), kernel=(3, 3), bias=False)
+    if damage == "no weight":
+        del model.graph.node[0].input[1:]
+    else:
+        shape = (24,) if damage == "a vector" else ()
+        weight = numpy_helper.from_array(np.ones(shape, np.float32), "w")
+        model.graph.initializer[0].CopyFrom(weight)
+    assert list(shuffled_convolutions(ir.from_proto(model))) == []
