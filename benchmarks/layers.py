@@ -191,7 +191,10 @@ def auto(runtime: str, threads: int, seconds: float) -> Writer:
         )
         [decision] = done.plan.decisions
         settings = decision.settings
-        chosen = f"{settings.convolution}/{settings.shuffle}" if settings else "keep"
+        parts = (
+            () if settings is None else (settings.structure, settings.convolution, settings.shuffle)
+        )
+        chosen = "/".join(part for part in parts if part not in (None, "none")) or "keep"
         helper.set_model_props(done.model, {CHOSEN: chosen})
         converted: onnx.ModelProto = done.model
         return converted
