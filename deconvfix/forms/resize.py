@@ -34,8 +34,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.rearrange import plain_layout
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.core.steps import Conv, Interpolation, Pad, Resize, Step
+from deconvfix.core.steps import Conv, Interpolation, Pad, Resize, Step, zero_border
 from deconvfix.errors import Refusal
 from deconvfix.fit.least_squares import apply_operators, factor_out, relative_distance
 from deconvfix.forms.base import (
@@ -55,7 +56,6 @@ from deconvfix.forms.base import (
     Settled,
     too_large,
 )
-from deconvfix.forms.convolutions import plain_layout, zero_border
 from deconvfix.forms.subpixel import SUBPIXEL
 from deconvfix.forms.upsampled import axes_of, folding_of, macs_of, operators_of
 

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from deconvfix.core.rearrange import Flip, Merge, Permute, Repeat, Split, Verb, ZeroExtend
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.core.steps import AddBias, Conv, Crop, PixelShuffle, Step, ZeroPhases
+from deconvfix.core.steps import AddBias, Conv, Crop, PixelShuffle, Step, ZeroPhases, zero_border
 from deconvfix.errors import Refusal
 from deconvfix.forms.base import (
     Candidate,
@@ -48,7 +48,6 @@ from deconvfix.forms.base import (
     Settled,
     too_large,
 )
-from deconvfix.forms.convolutions import zero_border
 from deconvfix.forms.windowed import compile_phases, compile_union, elements_of_union
 
 __all__ = ["SUBPIXEL"]
