@@ -41,10 +41,10 @@ DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 WING_NAMES = {
     "accepts", "calibrate", "calls", "check", "checkpoint", "deconv", "diagnose", "disturbance", "export",
     "exposed", "external", "file", "find", "first_run", "fold", "folded", "for_target", "frontend", "graph",
-    "graph_folded", "inputs", "layer_parity", "layers", "moments", "nodes", "operators", "parity", "parts",
-    "pixel_shuffle", "pretrained", "proto", "refusals", "reroute", "reshuffle", "restore", "runtime_parity",
-    "samples", "shown", "shuffles", "state_dicts", "step_modules", "steps", "structured", "structures", "surgery",
-    "text", "tuning", "upsampled", "values", "weights", "written",
+    "graph_folded", "inputs", "layer_parity", "layers", "moments", "nodes", "operators", "parity",
+    "parts", "pixel_shuffle", "pretrained", "proto", "refusals", "reroute", "reshuffle", "restore",
+    "runtime_parity", "samples", "shown", "shuffles", "state_dicts", "step_modules", "steps",
+    "structured", "structures", "surgery", "text", "tuning", "upsampled", "values", "weights", "written",
 }  # fmt: skip
 MIRRORED = {
     "frontend",
