@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +37,6 @@ __all__ = [
     "Step",
     "ZeroPhases",
     "run",
-    "zero_border",
 ]
 
 Array = NDArray[Any]
@@ -183,29 +182,6 @@ class AddBias:
 
 Convolution = Conv | PhaseConvs | ConvTranspose
 Step = Pad | Crop | Resize | LocalMeans | Convolution | PixelShuffle | ZeroPhases | AddBias
-
-
-def zero_border(conv: Conv, amounts: Pairs) -> tuple[Step, ...]:
-    """A convolution behind a border of zeros; negative amounts crop.
-
-    Zeros that both ends share become the convolution's own padding. Padding comes before cropping,
-    so that an input shorter than the crop still gets the right output: bias alone, by definition.
-
-    Args:
-        conv: The convolution, with padding 0.
-        amounts: `(begin, end)` pixels per axis.
-    """
-    # Convolutions of torch pad both ends alike, so only what the ends share can be theirs.
-    own = tuple(max(0, min(pair)) for pair in amounts)
-    rest = [(b - o, e - o) for (b, e), o in zip(amounts, own, strict=True)]
-    pads = tuple((max(b, 0), max(e, 0)) for b, e in rest)
-    crops = tuple((max(-b, 0), max(-e, 0)) for b, e in rest)
-    steps: list[Step] = []
-    if any(map(any, pads)):
-        steps.append(Pad(pads, "zeros"))
-    if any(map(any, crops)):
-        steps.append(Crop(crops))
-    return (*steps, replace(conv, padding=own))
 
 
 def run(steps: Sequence[Step], x: Array, weight: Array, bias: Array | None = None) -> Array:

@@ -34,9 +34,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.folded import Folding
 from deconvfix.core.rearrange import plain_layout
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.core.steps import Conv, Interpolation, Pad, Resize, Step, zero_border
+from deconvfix.core.steps import Conv, Interpolation, Pad, Resize, Step
 from deconvfix.errors import Refusal
 from deconvfix.fit.least_squares import apply_operators, factor_out, relative_distance
 from deconvfix.forms.base import (
@@ -45,7 +46,6 @@ from deconvfix.forms.base import (
     Candidate,
     Compiled,
     Design,
-    Folding,
     Form,
     Merit,
     Need,
@@ -55,6 +55,7 @@ from deconvfix.forms.base import (
     Settings,
     Settled,
     too_large,
+    zero_border,
 )
 from deconvfix.forms.subpixel import SUBPIXEL
 from deconvfix.forms.upsampled import axes_of, folding_of, macs_of, operators_of

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from deconvfix.core.rearrange import Flip, Merge, Permute, Repeat, Split, Verb, ZeroExtend
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.core.steps import AddBias, Conv, Crop, PixelShuffle, Step, ZeroPhases, zero_border
+from deconvfix.core.steps import AddBias, Conv, Crop, PixelShuffle, Step, ZeroPhases
 from deconvfix.errors import Refusal
 from deconvfix.forms.base import (
     Candidate,
@@ -47,6 +47,7 @@ from deconvfix.forms.base import (
     Settings,
     Settled,
     too_large,
+    zero_border,
 )
 from deconvfix.forms.windowed import compile_phases, compile_union, elements_of_union
 
