@@ -50,7 +50,7 @@ from deconvfix.frontends.onnx.weights import scales_of
 from deconvfix.frontends.samples import calibration_inputs, count_samples
 from deconvfix.frontends.shuffled import SHUFFLED_LAYER
 from deconvfix.parity.bounds import ParityReport
-from deconvfix.plan import Match, Options, Plan, Replaced, lacking
+from deconvfix.plan import Decision, Match, Options, Plan, Replaced, lacking
 from deconvfix.planning import make_plan
 
 __all__ = ["FRONTEND", "OnnxFrontend", "ReplaceTransposedConvs"]
@@ -163,12 +163,13 @@ class OnnxFrontend:
         if plan.target is not None or asked:
             return for_target(model, plan, plan.profile)
         layers = {layer.name: layer for layer in find_layers(plain(model))}
-        decisions = [
-            with_fold(layers[decision.name], resolved(layers[decision.name], decision))
-            if isinstance(decision, Replaced) and decision.name in layers
-            else decision
-            for decision in plan.decisions
-        ]
+        decisions: list[Decision] = []
+        for decision in plan.decisions:
+            if isinstance(decision, Replaced) and decision.name in layers:
+                decision = resolved(layers[decision.name], decision)
+                if decision.target.folds:
+                    decision = with_fold(layers[decision.name], decision)
+            decisions.append(decision)
         return replace(plan, decisions=tuple(decisions))
 
     def fit_to_data(
