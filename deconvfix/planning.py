@@ -46,7 +46,7 @@ def make_plan(
     return Plan(options.to, decisions, options.target)
 
 
-_EXACT = next(each for each in FORMS if each.is_exact)
+_EXACT = next(known for known in FORMS if known.is_exact)
 # Measured on networks with activations between their layers.
 _WEIGHTS_ALONE = Refusal(
     "this form changes what it computes, and there are no inputs to fit it to",

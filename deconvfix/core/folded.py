@@ -32,7 +32,20 @@ from numpy.typing import NDArray
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Conv, Pad, PadMode, Pairs, Resize, Step
 
-__all__ = ["Folded"]
+__all__ = ["Folded", "Folding"]
+
+
+@dataclass(frozen=True)
+class Folding:
+    """Nearest upsampling and a convolution, as what they are together.
+
+    Attributes:
+        border: What the small map is extended by first, or None.
+        spec: The transposed convolution of the extended map.
+    """
+
+    border: Pad | None
+    spec: ConvTransposeSpec
 
 
 @dataclass(frozen=True)

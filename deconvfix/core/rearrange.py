@@ -29,6 +29,7 @@ __all__ = [
     "Verb",
     "ZeroExtend",
     "inverse",
+    "plain_layout",
     "rearrange",
 ]
 
@@ -141,6 +142,15 @@ def rearrange(
             case Pick(axis, numbers):
                 array = np.take(array, numbers, axis)
     return array
+
+
+def plain_layout(ndim: int) -> tuple[Verb, ...]:
+    """Kernel of a stride-1 transposed convolution -> weight of the convolution that equals it.
+
+    (g, C_in/g, C_out/g, *taps) -> (C_out, C_in/g, *taps), each axis of taps reversed.
+    """
+    taps = tuple(range(3, 3 + ndim))
+    return (Flip(taps), Permute((0, 2, 1, *taps)), Merge(0, 1))
 
 
 def inverse(verbs: Sequence[Verb], shape: Sequence[int], groups: int = 1) -> tuple[Verb, ...]:

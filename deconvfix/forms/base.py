@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.folded import Folding
 from deconvfix.core.options import known, option
 from deconvfix.core.rearrange import Verb
 from deconvfix.core.spec import ConvTransposeSpec
-from deconvfix.core.steps import Interpolation, Pad, PadMode, Step
+from deconvfix.core.steps import Conv, Crop, Interpolation, Pad, PadMode, Pairs, Step
 from deconvfix.errors import OptionError, Refusal
 from deconvfix.fit.design import Design, Phase
 from deconvfix.targets.writing import Convolution, Shuffle, Structure
@@ -27,7 +28,6 @@ __all__ = [
     "Candidate",
     "Compiled",
     "Design",
-    "Folding",
     "Form",
     "Init",
     "Lacks",
@@ -39,6 +39,7 @@ __all__ = [
     "Settings",
     "Settled",
     "too_large",
+    "zero_border",
 ]
 
 Init = Literal["exact", "fit", "random", "calibrated", "tuned"]
@@ -217,19 +218,6 @@ class Compiled:
     macs_per_position: int
 
 
-@dataclass(frozen=True)
-class Folding:
-    """Nearest upsampling and a convolution, as what they are together.
-
-    Attributes:
-        border: What the small map is extended by first, or None.
-        spec: The transposed convolution of the extended map.
-    """
-
-    border: Pad | None
-    spec: ConvTransposeSpec
-
-
 class Need(Enum):
     """What a form asks of the layer, or of the model that holds it. A search says which of it is lacking."""
 
@@ -401,6 +389,25 @@ class Form(ABC):
     def relative_macs(self, spec: ConvTransposeSpec, settings: Settings) -> float:
         """Multiply-accumulates of the new layer over those of the transposed convolution."""
         return self.compile(spec, settings).macs_per_position / spec.macs_per_position()
+
+
+def zero_border(conv: Conv, amounts: Pairs) -> tuple[Step, ...]:
+    """A convolution (padding 0) behind a border of zeros, `(begin, end)` per axis; negative amounts crop.
+
+    Zeros that both ends share become the convolution's own padding. Padding comes before cropping,
+    so that an input shorter than the crop still gets the right output: bias alone, by definition.
+    """
+    # Convolutions of torch pad both ends alike, so only what the ends share can be theirs.
+    own = tuple(max(0, min(pair)) for pair in amounts)
+    rest = [(b - o, e - o) for (b, e), o in zip(amounts, own, strict=True)]
+    pads = tuple((max(b, 0), max(e, 0)) for b, e in rest)
+    crops = tuple((max(-b, 0), max(-e, 0)) for b, e in rest)
+    steps: list[Step] = []
+    if any(map(any, pads)):
+        steps.append(Pad(pads, "zeros"))
+    if any(map(any, crops)):
+        steps.append(Crop(crops))
+    return (*steps, replace(conv, padding=own))
 
 
 def too_large(old: int, new: int) -> Refusal | None:

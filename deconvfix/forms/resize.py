@@ -34,6 +34,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvfix.core.folded import Folding
+from deconvfix.core.rearrange import plain_layout
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Conv, Interpolation, Pad, Resize, Step
 from deconvfix.errors import Refusal
@@ -44,7 +46,6 @@ from deconvfix.forms.base import (
     Candidate,
     Compiled,
     Design,
-    Folding,
     Form,
     Merit,
     Need,
@@ -54,8 +55,8 @@ from deconvfix.forms.base import (
     Settings,
     Settled,
     too_large,
+    zero_border,
 )
-from deconvfix.forms.convolutions import plain_layout, zero_border
 from deconvfix.forms.subpixel import SUBPIXEL
 from deconvfix.forms.upsampled import axes_of, folding_of, macs_of, operators_of
 

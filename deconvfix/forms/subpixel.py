@@ -47,8 +47,8 @@ from deconvfix.forms.base import (
     Settings,
     Settled,
     too_large,
+    zero_border,
 )
-from deconvfix.forms.convolutions import zero_border
 from deconvfix.forms.windowed import compile_phases, compile_union, elements_of_union
 
 __all__ = ["SUBPIXEL"]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvfix.core.folded import Folded
+from deconvfix.core.folded import Folded, Folding
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Interpolation
-from deconvfix.forms.base import Folding, Settings
+from deconvfix.forms.base import Settings
 from deconvfix.forms.subpixel import SUBPIXEL
 
 __all__ = ["Axis", "axes_of", "folding_of", "macs_of", "operators_of"]

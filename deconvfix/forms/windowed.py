@@ -15,8 +15,7 @@ from deconvfix.core.rearrange import Merge, Permute, Pick, Repeat, Split, Verb, 
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.core.steps import Conv, Crop, PhaseConv, PhaseConvs, PixelShuffle, Step
 from deconvfix.core.windows import AxisWindows, windows
-from deconvfix.forms.base import Compiled
-from deconvfix.forms.convolutions import zero_border
+from deconvfix.forms.base import Compiled, zero_border
 
 __all__ = ["compile_phases", "compile_union", "elements_of_union", "verbs_of_phase"]
 

@@ -41,11 +41,11 @@ DOORS = {"fx": "frontends.torch", "onnx": "frontends.onnx", "__main__": "cli"}
 WING_NAMES = {
     "accepts", "calibrate", "calls", "check", "checkpoint", "deconv", "diagnose", "disturbance",
     "elementwise", "export", "exposed", "external", "file", "find", "first_run", "fold", "folded",
-    "for_target", "frontend", "graph", "inputs", "integer_nodes", "integers", "layer_parity", "layers",
-    "moments", "nodes", "operators", "parity", "parts", "pixel_shuffle", "pretrained", "proto",
-    "refusals", "requantised", "reroute", "reshuffle", "restore", "runtime_parity", "samples", "shown",
-    "shuffles", "state_dicts", "step_modules", "steps", "structured", "structures", "surgery", "tail",
-    "text", "tuning", "upsampled", "values", "weights", "written",
+    "for_target", "frontend", "graph", "graph_folded", "inputs", "integer_nodes", "integers",
+    "layer_parity", "layers", "moments", "nodes", "operators", "parity", "parts", "pixel_shuffle",
+    "pretrained", "proto", "refusals", "requantised", "reroute", "reshuffle", "restore", "runtime_parity",
+    "samples", "shown", "shuffles", "state_dicts", "step_modules", "steps", "structured", "structures",
+    "surgery", "tail", "text", "tuning", "upsampled", "values", "weights", "written",
 }  # fmt: skip
 MIRRORED = {
     "frontend",

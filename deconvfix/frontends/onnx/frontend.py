@@ -174,12 +174,13 @@ class OnnxFrontend:
         if plan.folded:
             model = with_folded(model.clone(), plan.folded)
         layers = {layer.name: layer for layer in find_layers(model)}
-        decisions = [
-            with_fold(layers[decision.name], resolved(layers[decision.name], decision))
-            if isinstance(decision, Replaced) and decision.name in layers
-            else decision
-            for decision in plan.decisions
-        ]
+        decisions: list[Decision] = []
+        for decision in plan.decisions:
+            if isinstance(decision, Replaced) and decision.name in layers:
+                decision = resolved(layers[decision.name], decision)
+                if decision.target.folds:
+                    decision = with_fold(layers[decision.name], decision)
+            decisions.append(decision)
         plan = replace(plan, decisions=tuple(decisions))
         if not any(decision.target.is_exact for decision in plan.replaced):
             return plan

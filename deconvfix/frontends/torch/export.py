@@ -118,8 +118,7 @@ def export_onnx(
     if isinstance(model, ExportedProgram):
         reference: nn.Module = copy_model(model.module()).cpu()
     else:
-        reference = copy_model(model).cpu().eval()
-        model = with_own_folds(reference)
+        reference = model = copy_model(model).cpu().eval()
     with output_folder(path, overwrite=overwrite) as folder:
         written = folder / path.name
         ir_model, session, notes = _first_that_runs(
@@ -295,6 +294,7 @@ def _export(
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
 ) -> ir.Model:
+    model = with_own_folds(model)
     with quiet_loggers("torch.onnx", "torch.export", "onnxscript", level=logging.ERROR):
         try:
             if not _CAPTURES:

@@ -159,11 +159,13 @@ def _new(cls: Any) -> Any:
     return made.__new__(made)
 
 
-def with_own_folds(model: nn.Module) -> nn.Module:
+def with_own_folds(model: Any) -> Any:
     """A copy whose resize-convolutions are folded where that saves multiply-accumulates, or the model itself.
 
-    What was said about a layer when it was converted holds.
+    What was said about a layer when it was converted holds. Programs have no such layers.
     """
+    if not isinstance(model, nn.Module):
+        return model
     layers = {
         name: replace(layer.settings, fold=True)
         for name, layer in model.named_modules()
