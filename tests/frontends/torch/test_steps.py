@@ -220,7 +220,9 @@ def test_groups_and_batch_may_be_symbolic():
     torch.testing.assert_close(program.module()(x, z), old(x, z), rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(torch.__version__ < "2.13", reason="torch 2.9 breaks graphs at match statements")
+@pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="torch 2.9 breaks graphs at match statements"
+)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compiles_without_a_graph_break(dynamic):
     old, new = modulated_pair()
