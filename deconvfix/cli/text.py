@@ -68,6 +68,7 @@ def inspection(found: Inspection, *, gradients: bool = False) -> Iterator[Any]:
             + ("." if found.outputs else ", assuming that the layers follow each other.")
         )
         yield from map(escape, _reasons(found))
+        yield "That is about grids. For the same function without these layers: deconvfix convert."
         yield from map(escape, _tones(found))
         for output in found.outputs:
             yield from map(escape, _output(output))

@@ -42,8 +42,9 @@ __all__ = ["OLDEST_OPSET", "ExportReport", "export_onnx", "newest_opset"]
 OLDEST_OPSET = 18
 # The newest that onnxscript's converter reaches; past it, it leaves the file as it is.
 _NEWEST_CONVERTED = 25
-# torch.onnx.export captures models with torch.export; before torch 2.6 models are traced instead.
-_CAPTURES = torch.__version__ >= "2.6"  # versions are compared, not letters
+# torch.onnx.export captures models with torch.export; before torch 2.9 models are traced instead:
+# 2.6 fails on batch normalisation and loses names of inputs; 2.7 and 2.8 were not run.
+_CAPTURES = torch.__version__ >= "2.9"  # versions are compared, not letters
 # Above this many bytes of weights they go into a file of their own: protobuf ends at 2 GiB.
 _EXTERNAL_ABOVE = 2**31 - 2**27
 
@@ -355,7 +356,7 @@ def _needs_capture(model: object, found: str) -> ExportError:
     return ExportError(
         type(model).__name__,
         f"{found}, and torch {torch.__version__} is installed",
-        "torch 2.6 or newer exports it",
+        "torch 2.9 or newer exports it",
         "Install a newer torch",
     )
 
@@ -368,7 +369,7 @@ def _traced(
     dynamic_shapes: dict[str, dict[int, Any]],
     output_names: Sequence[str] | None,
 ) -> ir.Model:
-    """What torch before 2.6 writes, which runs the model once; `names`: argument -> input of the file."""
+    """What torch before 2.9 writes, which runs the model once; `names`: argument -> input of the file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

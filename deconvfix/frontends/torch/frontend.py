@@ -156,7 +156,7 @@ class TorchModuleFrontend:
                 run_model(probe, as_inputs(example_inputs))
         notes += [
             f"The code of {name or type(model).__name__} asks for the class of a layer: a converted one is "
-            "no torch.nn.ConvTranspose."
+            "no torch.nn.ConvTranspose. Code that initialises weights, as in transformers, passes it by."
             for name in asks_for_class(model)
         ]
         owners = owners_of_parameters(model)

@@ -23,7 +23,7 @@ from tests.support.exports import Net, convert, integers, noise, seeded
 # The versions of the operators that each file names; 18 is what torch writes without conversion.
 OPSETS = [18, 20]
 
-needs_capture = pytest.mark.skipif(torch.__version__ < "2.6", reason="torch 2.6 captures models")
+needs_capture = pytest.mark.skipif(torch.__version__ < "2.9", reason="torch 2.9 captures models")
 
 FIXTURES = Path(fixtures.models.__file__).parent
 

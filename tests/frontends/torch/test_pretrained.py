@@ -224,6 +224,15 @@ def test_what_is_not_installed_is_said(monkeypatch, folder, arch):
         build(arch, {}, folder)
 
 
+def test_a_package_that_does_not_fit_to_torch_is_said(monkeypatch, tmp_path):
+    """As torchvision for CUDA beside a torch for CPUs."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    (tmp_path / "timm.py").write_text("raise RuntimeError('torchvision::nms does not exist')")
+    with pytest.raises(MissingPackageError, match=r"nms does not exist.*of the same build"):
+        build("timm:resnet18", {}, tmp_path)
+
+
 def test_builders_of_timm_and_monai_get_the_arguments(monkeypatch, tmp_path):
     asked = []
     timm = SimpleNamespace(
@@ -255,6 +264,12 @@ installed = {
     name: importlib.util.find_spec(name) is not None
     for name in ("diffusers", "transformers", "monai", "timm", "torchvision")
 }
+# torchvision of another build than torch is installed, and does not import.
+if installed["torchvision"]:
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        installed["torchvision"] = False
 # What the libraries say of themselves is no concern of these tests.
 quiet = pytest.mark.filterwarnings("ignore")
 
@@ -323,7 +338,8 @@ def test_a_model_of_monai(tmp_path):
 
 @quiet
 @pytest.mark.skipif(
-    not (installed["timm"] and installed["torchvision"]), reason="timm is not installed"
+    not (installed["timm"] and installed["torchvision"]),
+    reason="timm, or a torchvision for this torch, is not installed",
 )
 def test_a_model_of_timm_without_transposed_convolutions(tmp_path):
     model = build("timm:test_efficientnet", {"num_classes": 3}, tmp_path)

@@ -207,7 +207,7 @@ def modulated_pair():
     return old.double(), new.double()
 
 
-@pytest.mark.skipif(torch.__version__ < "2.6", reason="torch.compile of torch 2.6 is needed")
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="torch.compile of torch 2.9 is needed")
 def test_groups_and_batch_may_be_symbolic():
     old, new = modulated_pair()
     batch, height = torch.export.Dim("batch"), torch.export.Dim("height")
@@ -220,7 +220,9 @@ def test_groups_and_batch_may_be_symbolic():
     torch.testing.assert_close(program.module()(x, z), old(x, z), rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(torch.__version__ < "2.6", reason="torch.compile of torch 2.6 is needed")
+@pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="torch 2.9 breaks graphs at match statements"
+)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compiles_without_a_graph_break(dynamic):
     old, new = modulated_pair()
