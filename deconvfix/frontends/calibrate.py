@@ -197,8 +197,10 @@ def _fit(model: Fittable, decision: Replaced, choose_padding: bool) -> Replaced:
             "Leave those inputs out",
         )
     best = replace(best, fold=decision.settings.fold)
-    kernel = decision.target.joined(spec, best, solved.kernel)
-    return model.put(_calibrated(decision, best, solved), replace(solved, kernel=kernel))
+    fitted = _calibrated(decision, best, solved)
+    if decision.target.folds:
+        solved = replace(solved, kernel=decision.target.joined(spec, best, solved.kernel))
+    return model.put(fitted, solved)
 
 
 def _moments(model: Fittable, decision: Replaced, settings: Settings) -> Moments:
@@ -324,7 +326,8 @@ def _calibrated(decision: Replaced, settings: Settings, solved: Solved) -> Repla
         f"calibrated; SNR {snr_db:.1f} dB against the original layer's output{border}{strength}"
     )
     macs = decision.target.compile(decision.spec, settings).macs_per_position
-    reason += decision.target.words_of_fold(decision.spec, settings)
+    if decision.target.folds:
+        reason += decision.target.words_of_fold(decision.spec, settings)
     return replace(decision, settings=settings, reason=reason, macs_after=macs)
 
 

@@ -154,7 +154,7 @@ class OnnxFrontend:
                 )
             if decision.upsampling is not None:
                 decision = with_phases(layer, decision)
-            elif decision.settings.structure is None:
+            elif decision.settings.structure is None and decision.target.shuffles:
                 decision = resolved(layer, decision)
             surgeon.replace(layer, decision)
         if plan.target is not None:
@@ -177,7 +177,8 @@ class OnnxFrontend:
         decisions: list[Decision] = []
         for decision in plan.decisions:
             if isinstance(decision, Replaced) and decision.name in layers:
-                decision = resolved(layers[decision.name], decision)
+                if decision.target.shuffles:
+                    decision = resolved(layers[decision.name], decision)
                 if decision.target.folds:
                     decision = with_fold(layers[decision.name], decision)
             decisions.append(decision)

@@ -221,7 +221,8 @@ def _expected(
         return Definition(value, unit * magnitude.astype(np.float64))
     # In NumPy: no runtime has the other forms as one node, and that of a grown kernel is another one.
     # What is folded means upsampling and then a convolution, whose taps are summed before they are rounded.
-    folded = decision.target.folding(decision.spec, decision.settings) is not None
+    target = decision.target
+    folded = target.folds and target.folding(decision.spec, decision.settings) is not None
     decision = decision.apart()
     compiled = decision.compiled()
     kernel = decision.kernel(layer.read_weight())

@@ -141,7 +141,7 @@ class ConvertedConvTranspose(nn.Sequential):
             else self.form.compile(spec, self.settings)
         )
         size = spatial_size(self.spec, input.shape, output_size)
-        if compiled.weight != self.compiled().weight:
+        if self.settings.fold and compiled.weight != self.compiled().weight:
             return self._folded(input, size)
         conv = self.convolution
         bias = self.bias if self._adds_bias else conv.bias
