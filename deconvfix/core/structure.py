@@ -125,7 +125,7 @@ def _zeros_at_the_ends(weight: Array, axis: int) -> tuple[int, int]:
 def _distance(weight: Array, axis: int, stride: int) -> int:
     """How far planes that are not zero are from each other at least, counted from the first, which is kept.
 
-    What has no common factor with the stride leaves out no phase: a convolution has the taps of zero then.
+    Without a common factor with the stride no phase is left out, and a convolution keeps its taps of zero.
     """
     others = tuple(other for other in range(weight.ndim) if other != axis)
     taken = np.flatnonzero(weight.any(axis=others))

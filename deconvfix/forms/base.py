@@ -53,10 +53,8 @@ KEEP = "keep"
 # many elements on (512 MiB in float32): only strange geometries get there, such as a dilation of 1e5.
 _MOST_GROWTH = 8
 _MOST_ELEMENTS = 2**27
-
-
 # Beyond these a kernel is larger than most feature maps; recipes may be anybody's.
-_MOST_GROWTH = 32
+_LARGEST_GROW = 32
 _LONGEST_REACH = 1024
 
 
@@ -154,11 +152,11 @@ class Settings:
             raise OptionError(
                 "seed", f"the value is {self.seed!r}", "an integer is needed", "Correct `seed`"
             )
-        if type(self.grow) is not int or not 0 <= self.grow <= _MOST_GROWTH:
+        if type(self.grow) is not int or not 0 <= self.grow <= _LARGEST_GROW:
             raise OptionError(
                 "grow",
                 f"the value is {self.grow!r}",
-                f"a number of taps from 0 to {_MOST_GROWTH} is needed",
+                f"a number of taps from 0 to {_LARGEST_GROW} is needed",
                 "Correct `grow`",
             )
         if type(self.reach) is not int or not 1 <= self.reach <= _LONGEST_REACH:

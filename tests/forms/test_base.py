@@ -8,7 +8,7 @@ import pytest
 from deconvfix.core.spec import ConvTransposeSpec
 from deconvfix.errors import Refusal
 from deconvfix.forms import FORMS, form
-from deconvfix.forms.base import Settings
+from deconvfix.forms.base import Settings, too_large
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,12 @@ def test_settings_of_a_form_are_complete_after_settling():
     weight = np.random.default_rng(0).standard_normal(spec.weight_shape)
     settled = form("resize").settle(spec, Settings(), lambda: weight)
     assert settled.settings == replace(Settings(), padding_mode="reflect", init="fit")
+
+
+def test_only_weights_that_grow_much_and_are_large_are_refused():
+    large = 2**27
+    assert too_large(1, large) is None
+    assert too_large(large, 8 * large) is None
+    refusal = too_large(large, 8 * large + 1)
+    assert refusal is not None
+    assert "or 8 times the original" in refusal.needed

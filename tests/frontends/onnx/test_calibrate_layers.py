@@ -30,8 +30,7 @@ def test_a_weight_that_several_layers_share(to, opset, ir_version):
     assert np.abs(one.kernel - two.kernel).max() > 1e-3
     stored = {each.name: onnx.numpy_helper.to_array(each) for each in got.model.graph.initializer}
     floats = [each for each in stored.values() if each.dtype == np.float32]
-    # A folded layer has a kernel for each of its two phases.
-    assert len(floats) == (6 if to == "resize" else 4)
+    assert len(floats) == 4
     assert not any(np.array_equal(each, old) for each in stored.values() for old in W.values())
 
 

@@ -298,8 +298,10 @@ def test_open_sizes_and_a_crop_at_run_time():
     assert MOVED in reason(done)
 
 
-def test_a_folded_convolution_keeps_its_activation(tmp_path):
-    stored = {"v": integers((6, 4, 3, 3), 1), "c": np.array([1, 1, 2, 2], np.float32)}
+@pytest.mark.parametrize(("channels", "convolutions"), [(24, 4), (6, 1)])
+def test_a_folded_convolution_keeps_its_activation(channels, convolutions):
+    """Of few channels all phases come out of one convolution."""
+    stored = {"v": integers((channels, 4, 3, 3), 1), "c": np.array([1, 1, 2, 2], np.float32)}
     resize = node(
         "Resize", "x  c", "u", mode="nearest",
         coordinate_transformation_mode="asymmetric", nearest_mode="floor",
@@ -308,7 +310,8 @@ def test_a_folded_convolution_keeps_its_activation(tmp_path):
     proto = model(nodes, [value("x", FEED["x"].shape)], [Y], stored)
     done = check(proto, FEED, fold=True)
     assert reason(done).endswith("Relu behind it comes before the shuffle")
-    assert operators(done.model).count("Relu") == operators(done.model).count("Conv") == 4
+    assert operators(done.model).count("Relu") == convolutions
+    assert operators(done.model).count("Conv") == convolutions
 
 
 def optimized(proto, path):
