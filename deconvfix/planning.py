@@ -140,25 +140,22 @@ def can_fold(decision: Replaced, settings: Settings) -> bool:
 
 def as_folded(decision: Replaced, settings: Settings) -> Replaced:
     """A decision with settings under which it is folded, if its border can be, and what is told of it."""
+    return _told(decision, replace(settings, fold=True))
+
+
+def not_folded(decision: Replaced) -> Replaced:
+    """A decision with its upsampling and its convolution apart."""
+    return _told(decision, replace(decision.settings, fold=False))
+
+
+def _told(decision: Replaced, settings: Settings) -> Replaced:
+    """A decision with other settings, and what its row says of them: whether it is folded, and the cost."""
     target, spec = decision.target, decision.spec
-    settings = replace(settings, fold=True)
     reason = decision.reason.removesuffix(target.words_of_fold(spec, decision.settings))
     return replace(
         decision,
         settings=settings,
         reason=reason + target.words_of_fold(spec, settings),
-        macs_after=target.compile(spec, settings).macs_per_position,
-    )
-
-
-def not_folded(decision: Replaced) -> Replaced:
-    """A decision with its upsampling and its convolution apart."""
-    target, spec = decision.target, decision.spec
-    settings = replace(decision.settings, fold=False)
-    return replace(
-        decision,
-        settings=settings,
-        reason=decision.reason.removesuffix(target.words_of_fold(spec, decision.settings)),
         macs_after=target.compile(spec, settings).macs_per_position,
     )
 

@@ -68,7 +68,7 @@ def inspection(found: Inspection, *, gradients: bool = False) -> Iterator[Any]:
             + ("." if found.outputs else ", assuming that the layers follow each other.")
         )
         yield from map(escape, _reasons(found))
-        yield "That is about grids. For the same function without these layers: deconvfix convert."
+        yield "The advice is about grids. To replace these layers and keep the function: deconvfix convert."
         yield from map(escape, _tones(found))
         for output in found.outputs:
             yield from map(escape, _output(output))

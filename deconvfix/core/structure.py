@@ -127,10 +127,13 @@ def _distance(weight: Array, axis: int, stride: int) -> int:
 
     Without a common factor with the stride no phase is left out, and a convolution keeps its taps of zero.
     """
-    others = tuple(other for other in range(weight.ndim) if other != axis)
-    taken = np.flatnonzero(weight.any(axis=others))
-    distance = math.gcd(*map(int, taken))
-    # Zero: all taps are in the first plane.
+    distance = 0  # all taps are in the first plane
+    for plane in range(1, weight.shape[axis]):
+        if weight.take(plane, axis).any():
+            distance = math.gcd(distance, plane)
+        # Most weights are told by their second plane, without a look at the others.
+        if distance == 1:
+            break
     return max(1, math.gcd(distance, stride) if distance and stride > 1 else distance)
 
 

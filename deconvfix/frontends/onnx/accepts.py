@@ -122,9 +122,9 @@ def _broken(
         size = int(_attribute(node, "blocksize", 0))
         if profile.block_sizes is not None and size not in profile.block_sizes:
             yield "block_sizes", f"it is a DepthToSpace of block size {size}"
-    if op == "Conv" and profile.conv_pads != "all" and _is_padded(node):
-        forbids = profile.conv_pads == "none" or set(_kernel(node)) <= {1}
-        yield from [("conv_pads", "it is a Conv with pads")] if forbids else []
+    padded = op == "Conv" and profile.conv_pads != "all" and _is_padded(node)
+    if padded and (profile.conv_pads == "none" or set(_kernel(node)) <= {1}):
+        yield "conv_pads", "it is a Conv with pads"
     if op in ("Resize", "Upsample") and profile.resize_ranks is not None:
         rank = None if node.inputs[0] is None else _rank(node.inputs[0], rank_of)
         if rank not in profile.resize_ranks:

@@ -42,7 +42,7 @@ __all__ = ["OLDEST_OPSET", "ExportReport", "export_onnx", "newest_opset"]
 OLDEST_OPSET = 18
 # The newest that onnxscript's converter reaches; past it, it leaves the file as it is.
 _NEWEST_CONVERTED = 25
-# torch.onnx.export captures models with torch.export. That of 2.6 fails on batch normalisation; older traces.
+# From 2.9 on models are captured with torch.export, before it traced: 2.6 fails on batch normalisation.
 _CAPTURES = torch.__version__ >= "2.9"  # versions are compared, not letters
 # Above this many bytes of weights they go into a file of their own: protobuf ends at 2 GiB.
 _EXTERNAL_ABOVE = 2**31 - 2**27

@@ -205,13 +205,11 @@ def _package(name: str) -> Any:
             "it has the code of the model",
             f"Install it with: pip install {package}",
         ) from error
-    except (
-        ImportError,
-        RuntimeError,
-    ) as error:  # torchvision of another build than torch, above all
+    # Above all a torchvision of another build than torch.
+    except (ImportError, RuntimeError) as error:
         raise MissingPackageError(
             "arch",
             f"the package {package} does not import ({type(error).__name__}: {error})",
-            "it, and what it needs, must fit to the torch that is installed",
+            "it and the packages that it needs must match the torch that is installed",
             "Install torch and torchvision of the same build, in one command",
         ) from error
